@@ -1,0 +1,51 @@
+"""Small helpers behind the error messages of `problem/`: what is concrete can be checked, what is traced cannot."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+
+def is_concrete(*values: Any) -> bool:
+    """Whether every leaf of the values is known now, rather than a tracer inside jit, vmap or grad."""
+    return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def as_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
+    """`value` as a floating-point scalar leaf; a `ValueError` that names it when it is an array."""
+    array = as_float(value, name)
+    if array.ndim != 0:
+        raise ValueError(
+            f"{name} must be a scalar, got shape {array.shape}; for several values at once build one object a lane "
+            "under jax.vmap, or hand the values to mirrorjax.sweep"
+        )
+    return array
+
+
+def as_float(value: ArrayLike, name: str) -> Float[Array, "..."]:
+    """`value` as a floating-point array leaf; whole Python numbers are promoted, anything not a number is refused."""
+    try:
+        array = jnp.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}") from error
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        if not jnp.issubdtype(array.dtype, jnp.integer):
+            raise ValueError(f"{name} must be real and floating point, got dtype {array.dtype}")
+        array = array.astype(float)
+    return jnp.asarray(array, dtype=array.dtype)
+
+
+def require_nonnegative(value: Float[Array, "..."], name: str, *, finite: bool) -> None:
+    """Refuse a concrete value that is NaN, negative or (with `finite`) infinite; a traced one passes unread."""
+    if is_concrete(value) and not bool(nonnegative(value, finite=finite)):
+        kind = "finite and non-negative" if finite else "non-negative"
+        raise ValueError(f"{name} must be {kind}, got {value}")
+
+
+def nonnegative(value: Float[Array, "..."], *, finite: bool) -> Bool[Array, ""]:
+    """Whether all entries are >= 0 (NaN fails) and, with `finite`, none is infinite; works under tracing."""
+    good = value >= 0
+    if finite:
+        good &= jnp.isfinite(value)
+    return jnp.all(good)

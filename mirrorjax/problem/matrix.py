@@ -1,0 +1,110 @@
+"""x = g(w) whose coordinates share weights: U U^T, K^T Q, A B and quadratic forms."""
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from ._checks import as_float, is_concrete
+from .reparam import AbstractReparameterization, Weights, check_factors
+
+
+def as_symmetric(value: ArrayLike, name: str) -> Float[Array, "... n n"]:
+    """`value` as a floating-point array of symmetric matrices; a `ValueError` when it is not one."""
+    array = as_float(value, name)
+    if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
+        raise ValueError(f"{name} must be square in its last two axes, got shape {array.shape}")
+    if is_concrete(array):
+        asymmetry = float(jnp.max(jnp.abs(array - jnp.swapaxes(array, -1, -2)), initial=0.0))
+        # Symmetrised inputs differ from their transposes by rounding at most.
+        if not asymmetry <= 8 * jnp.finfo(array.dtype).eps * float(jnp.max(jnp.abs(array), initial=0.0)):
+            raise ValueError(
+                f"{name} must be symmetric, entries differ from their transposes by up to {asymmetry:.3g}; "
+                f"only the symmetric part acts, pass ({name} + {name}^T) / 2"
+            )
+    return array
+
+
+class Gram(AbstractReparameterization):
+    """`X = U U^T`, positive semidefinite n x n.
+
+    Weights: a lone array U (n, r). With h = c |U|_F^2 decay adds the nuclear norm; R_a exists where the sensing
+    matrices commute, on the eigenvalues.
+
+    Source: the paper's Eq. (17), section 5.
+    """
+
+    degree = property(lambda self: 2)
+    elementwise = property(lambda self: False)
+
+    def __call__(self, w: Weights) -> Float[Array, "n n"]:
+        return w @ w.T
+
+    def check(self, w: Weights) -> None:
+        (factor,) = check_factors(w, 1, "Gram", "U (n, r)")
+        if factor.ndim != 2:
+            raise ValueError(f"Gram takes a matrix U (n, r), got shape {factor.shape}")
+
+    def compatible(self, w: Weights) -> Float[Array, ""]:
+        return jnp.sum(w**2)
+
+
+class MatrixProduct(AbstractReparameterization):
+    """`X = K^T Q` (attention; K (r, n), Q (r, m)), or `X = A B` (LoRA; A (n, r), B (r, m)) with `transpose=False`.
+
+    Weights: the tuple of both factors. With h = c (|K|^2 + |Q|^2) and aligned factors the singular values follow the
+    Hadamard form: Frobenius -> nuclear.
+
+    **Arguments:** `transpose`: whether the first factor enters transposed.
+
+    Source: the paper's section 5, Theorem 3.15.
+    """
+
+    transpose: bool = eqx.field(static=True, default=True)  # static: it fixes the shapes of w
+
+    degree = property(lambda self: 2)
+    elementwise = property(lambda self: False)
+
+    def __call__(self, w: Weights) -> Float[Array, "n m"]:
+        first, second = w
+        return first.T @ second if self.transpose else first @ second
+
+    def check(self, w: Weights) -> None:
+        names = "(K, Q) of shapes (r, n), (r, m)" if self.transpose else "(A, B) of shapes (n, r), (r, m)"
+        first, second = check_factors(w, 2, "MatrixProduct", names)
+        inner = 0 if self.transpose else 1
+        if first.ndim != 2 or second.ndim != 2 or first.shape[inner] != second.shape[0]:
+            raise ValueError(f"MatrixProduct takes {names}, got {first.shape} and {second.shape}")
+
+    def compatible(self, w: Weights) -> Float[Array, ""]:
+        return jnp.sum(w[0] ** 2) + jnp.sum(w[1] ** 2)
+
+
+class Quadratic(AbstractReparameterization):
+    """`x_i = w^T G_i w / 2`, i = 1 .. d, with symmetric G_i.
+
+    Weights: a lone array w (D,). R_a exists when the G_i commute pairwise, and with `QuadraticForm(G_0)` when G_0
+    commutes with each of them too.
+
+    **Arguments:** `G` (d, D, D): the symmetric matrices.
+    **Raises:** `ValueError` when G is not an array of symmetric matrices.
+
+    Source: the paper's Theorem 3.15.
+    """
+
+    G: Float[Array, "d D D"]
+
+    def __init__(self, G: ArrayLike):
+        self.G = as_symmetric(G, "G")
+        if self.G.ndim != 3:
+            raise ValueError(f"Quadratic takes G of shape (d, D, D), got {self.G.shape}")
+
+    degree = property(lambda self: 2)
+    elementwise = property(lambda self: False)
+
+    def __call__(self, w: Weights) -> Float[Array, " d"]:
+        return jnp.einsum("i,dij,j->d", w, self.G, w) / 2
+
+    def check(self, w: Weights) -> None:
+        (point,) = check_factors(w, 1, "Quadratic", "w (D,)")
+        if point.shape != self.G.shape[-1:]:
+            raise ValueError(f"Quadratic with G {self.G.shape} takes w of shape {self.G.shape[-1:]}, got {point.shape}")

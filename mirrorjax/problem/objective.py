@@ -1,0 +1,245 @@
+"""f(x): the objectives. Those that depend on x only through linear measurements Z x say so, and keep Z compact."""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Float
+
+from ._checks import as_float, is_concrete
+from .regularizer import check_scalar
+
+Shape = tuple[int, ...]
+
+
+class AbstractObjective(eqx.Module):
+    """`f(x)`, a differentiable scalar function of the parameters.
+
+    A subclass gives `__call__` and `check`; `gradient` where it knows a faster way than autodiff.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, ""]:
+        """`f(x)`."""
+
+    @abc.abstractmethod
+    def check(self, x: jax.ShapeDtypeStruct) -> None:
+        """Raise `ValueError` when f does not accept parameters of this shape and dtype."""
+
+    def gradient(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`grad f(x)`, shaped like x."""
+        return jax.grad(self.__call__)(x)
+
+
+class AbstractMeasured(AbstractObjective):
+    """`f(x) = loss(Z x)`: an objective that sees x only through n linear measurements.
+
+    This is the case in which the end point of the flow is known without integrating: grad R(x) lies in range(Z^T).
+    A subclass gives `measure` (z = Z x), `adjoint` (Z^T r), `loss` and `slope` (its derivative in z).
+
+    Source: the paper's Theorem 3.11.
+    """
+
+    y: eqx.AbstractVar[Float[Array, " n"]]
+
+    @abc.abstractmethod
+    def measure(self, x: Float[Array, "..."]) -> Float[Array, " n"]:
+        """`Z x`."""
+
+    @abc.abstractmethod
+    def adjoint(self, r: Float[Array, " n"]) -> Float[Array, "..."]:
+        """`Z^T r`, shaped like x."""
+
+    @abc.abstractmethod
+    def loss(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        """`f` as a function of the measurements."""
+
+    @abc.abstractmethod
+    def slope(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
+        """`d loss / d z`."""
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, ""]:
+        return self.loss(self.measure(x))
+
+    def gradient(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        return self.adjoint(self.slope(self.measure(x)))
+
+
+def _data(Z: ArrayLike, y: ArrayLike, name: str) -> tuple[Float[Array, "n ..."], Float[Array, " n"]]:
+    Z, y = as_float(Z, name), as_float(y, "y")
+    if y.ndim != 1 or Z.ndim < 2 or Z.shape[0] != y.shape[0] or y.size == 0:
+        raise ValueError(f"{name} and y must share their first, non-empty axis, got shapes {Z.shape} and {y.shape}")
+    if Z.dtype != y.dtype:
+        raise ValueError(f"{name} and y must have one dtype, got {Z.dtype} and {y.dtype}")
+    for array, label in ((Z, name), (y, "y")):
+        if is_concrete(array) and not bool(jnp.all(jnp.isfinite(array))):
+            raise ValueError(f"{label} holds NaN or infinite entries: {int(jnp.sum(~jnp.isfinite(array)))} of them")
+    return Z, y
+
+
+def _check_x(x: jax.ShapeDtypeStruct, shape: Shape, dtype: jnp.dtype, owner: str) -> None:
+    if x.shape != shape:
+        raise ValueError(f"{owner} is built for x of shape {shape}, but g gives x of shape {x.shape}")
+    if x.dtype != dtype:
+        raise ValueError(
+            f"{owner} holds {dtype} data, but g gives x in {x.dtype}: cast the data or the weights, so that they agree"
+        )
+
+
+class LeastSquares(AbstractMeasured):
+    """`f(x) = |Z x - y|^2 / (2n)`.
+
+    **Arguments:** `Z` (n, d): the design; `y` (n,): the targets.
+    **Raises:** `ValueError` when sizes or dtypes disagree or an entry is not finite.
+    """
+
+    Z: Float[Array, "n d"]
+    y: Float[Array, " n"]
+
+    def __init__(self, Z: ArrayLike, y: ArrayLike):
+        self.Z, self.y = _data(Z, y, "Z")
+        if self.Z.ndim != 2:
+            raise ValueError(f"Z must have shape (n, d), got {self.Z.shape}")
+
+    def measure(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
+        return self.Z @ x
+
+    def adjoint(self, r: Float[Array, " n"]) -> Float[Array, " d"]:
+        return self.Z.T @ r
+
+    def loss(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        return jnp.sum((z - self.y) ** 2) / (2 * self.y.size)
+
+    def slope(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
+        return (z - self.y) / self.y.size
+
+    def check(self, x: jax.ShapeDtypeStruct) -> None:
+        _check_x(x, self.Z.shape[1:], self.Z.dtype, "LeastSquares")
+
+
+class Logistic(AbstractMeasured):
+    """`f(x) = 1/n sum log(1 + exp(-y_i (Z x)_i))`.
+
+    **Arguments:** `Z` (n, d): the design; `y` (n,): labels -1 and +1.
+    **Raises:** `ValueError` when sizes or dtypes disagree, an entry is not finite, or a label is neither -1 nor +1.
+    """
+
+    Z: Float[Array, "n d"]
+    y: Float[Array, " n"]
+
+    def __init__(self, Z: ArrayLike, y: ArrayLike):
+        self.Z, self.y = _data(Z, y, "Z")
+        if self.Z.ndim != 2:
+            raise ValueError(f"Z must have shape (n, d), got {self.Z.shape}")
+        if is_concrete(self.y) and not bool(jnp.all(jnp.abs(self.y) == 1)):
+            raise ValueError(f"labels must be -1 or +1, got the values {np.unique(np.asarray(self.y))[:5]}")
+
+    def measure(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
+        return self.Z @ x
+
+    def adjoint(self, r: Float[Array, " n"]) -> Float[Array, " d"]:
+        return self.Z.T @ r
+
+    def loss(self, z: Float[Array, " n"]) -> Float[Array, ""]:
+        return jnp.mean(jnp.logaddexp(0.0, -self.y * z))
+
+    def slope(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
+        return -self.y * jax.nn.sigmoid(-self.y * z) / self.y.size
+
+    def check(self, x: jax.ShapeDtypeStruct) -> None:
+        _check_x(x, self.Z.shape[1:], self.Z.dtype, "Logistic")
+
+
+class MatrixSensing(AbstractMeasured):
+    """`f(X) = sum_i (<A_i, X> - y_i)^2 / (2m)`, `<A, X> = sum_jk A_jk X_jk`.
+
+    Symmetric A_i are kept as their upper triangles, n(n+1)/2 numbers each instead of n^2, and neither they nor the
+    products are ever unpacked: under vmap the work is one (m x n(n+1)/2) matrix product for all lanes.
+
+    **Arguments:** `A` (m, n1, n2): the sensing matrices; `y` (m,): the measurements; `symmetric`: whether all A_i are
+    symmetric, found by looking when `None` (a traced A cannot be looked at and is kept whole).
+    **Raises:** `ValueError` when sizes or dtypes disagree, an entry is not finite, or A is not symmetric as claimed.
+
+    Source: the paper's section 5, Eq. (16).
+    """
+
+    features: Float[Array, "m p"]
+    y: Float[Array, " m"]
+    shape: Shape = eqx.field(static=True)  # static: the shape of x
+    symmetric: bool = eqx.field(static=True)  # static: it decides how features are laid out
+
+    def __init__(self, A: ArrayLike, y: ArrayLike, symmetric: bool | None = None):
+        A, self.y = _data(A, y, "A")
+        if A.ndim != 3:
+            raise ValueError(f"A must have shape (m, n1, n2), got {A.shape}")
+        self.shape = A.shape[1:]
+        looks_symmetric = _is_symmetric(A)
+        if symmetric and looks_symmetric is False:
+            raise ValueError("A was said to be symmetric and is not; pass (A + A^T) / 2 or symmetric=False")
+        self.symmetric = bool(looks_symmetric) if symmetric is None else symmetric
+        if self.symmetric:
+            rows, columns = np.triu_indices(self.shape[0])
+            self.features = A[:, rows, columns]
+        else:
+            self.features = A.reshape(A.shape[0], -1)
+
+    def measure(self, x: Float[Array, "n1 n2"]) -> Float[Array, " m"]:
+        if not self.symmetric:
+            return self.features @ x.reshape(-1)
+        rows, columns = np.triu_indices(self.shape[0])
+        # <A, X> = sum_{j<=k} A_jk (X_jk + X_kj), with the diagonal counted once.
+        twice = (x + x.T)[rows, columns]
+        return self.features @ (twice * np.where(rows == columns, 0.5, 1.0).astype(x.dtype))
+
+    def adjoint(self, r: Float[Array, " m"]) -> Float[Array, "n1 n2"]:
+        packed = r @ self.features
+        if not self.symmetric:
+            return packed.reshape(self.shape)
+        return packed[_triangle_index(self.shape[0])]
+
+    def loss(self, z: Float[Array, " m"]) -> Float[Array, ""]:
+        return jnp.sum((z - self.y) ** 2) / (2 * self.y.size)
+
+    def slope(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
+        return (z - self.y) / self.y.size
+
+    def check(self, x: jax.ShapeDtypeStruct) -> None:
+        _check_x(x, self.shape, self.features.dtype, "MatrixSensing")
+
+
+def _is_symmetric(A: Float[Array, "m n1 n2"]) -> bool | None:
+    """Whether all matrices are symmetric; `None` when they are traced and cannot be looked at."""
+    if A.shape[1] != A.shape[2]:
+        return False
+    return bool(jnp.all(A == jnp.swapaxes(A, 1, 2))) if is_concrete(A) else None
+
+
+def _triangle_index(n: int) -> np.ndarray:
+    """(n, n) positions of the entries (j, k) and (k, j) in the packed upper triangle."""
+    rows, columns = np.triu_indices(n)
+    index = np.empty((n, n), dtype=np.int32)
+    index[rows, columns] = index[columns, rows] = np.arange(rows.size)
+    return index
+
+
+class CustomObjective(AbstractObjective):
+    """`f(x) = fn(x)` for any differentiable scalar function of the parameters.
+
+    **Arguments:** `fn`: x -> scalar.
+    **Raises:** `ValueError` when fn is not callable or does not return one scalar.
+    """
+
+    fn: Callable
+
+    def __check_init__(self):
+        if not callable(self.fn):
+            raise ValueError(f"CustomObjective takes a function of x, got {self.fn!r}")
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, ""]:
+        return self.fn(x)
+
+    def check(self, x: jax.ShapeDtypeStruct) -> None:
+        check_scalar(self.fn, x, "CustomObjective")

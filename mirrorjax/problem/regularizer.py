@@ -1,0 +1,176 @@
+"""h(w): the explicit regularizers."""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float
+
+from ._checks import as_scalar, is_concrete
+from .matrix import as_symmetric
+from .reparam import AbstractReparameterization, Weights
+
+
+def _scale(value: ArrayLike) -> Float[Array, ""]:
+    scale = as_scalar(value, "scale")
+    if is_concrete(scale) and not bool(jnp.isfinite(scale)):
+        raise ValueError(f"scale must be finite, got {scale}")
+    return scale
+
+
+class AbstractRegularizer(eqx.Module):
+    """`h(w)`, a scalar function of the weights.
+
+    A subclass gives `__call__` and `degree`; one that is not differentiable everywhere says `smooth = False` and is
+    refused by every flow but those that take its proximal map.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (2).
+    """
+
+    smooth: eqx.AbstractClassVar[bool]
+
+    @abc.abstractmethod
+    def __call__(self, w: Weights) -> Float[Array, ""]:
+        """`h(w)`."""
+
+    @property
+    @abc.abstractmethod
+    def degree(self) -> int | None:
+        """Degree q of positive homogeneity, `h(r w) = r^q h(w)` for r > 0; `None` where h has none."""
+
+    def check(self, w: Weights) -> None:  # noqa: B027  (most regularizers take any weights)
+        """Raise `ValueError` when h does not accept these weights."""
+
+
+class WeightDecay(AbstractRegularizer):
+    """`h(w) = scale * sum of squares of all weights`. Its gradient is 2 scale w (not scale w: mind optax's convention).
+
+    **Arguments:** `scale`: c, a finite scalar.
+    **Raises:** `ValueError` for a non-finite scale.
+    """
+
+    scale: Float[Array, ""] = eqx.field(converter=_scale, default=1.0)
+
+    smooth = True
+    degree = property(lambda self: 2)
+
+    def __call__(self, w: Weights) -> Float[Array, ""]:
+        squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(w)]
+        return self.scale.astype(squares[0].dtype) * sum(squares[1:], squares[0])
+
+
+class L1(AbstractRegularizer):
+    """`h(w) = scale * sum of absolute values of all weights`.
+
+    Not differentiable at 0: its gradient flow is a differential inclusion. `ProximalDescent` handles it, by
+    `prox(w, s) = sign(w) max(|w| - s scale, 0)`; the flows refuse it rather than smooth it silently.
+
+    **Arguments:** `scale`: c, a finite scalar.
+    **Raises:** `ValueError` for a non-finite scale.
+    """
+
+    scale: Float[Array, ""] = eqx.field(converter=_scale, default=1.0)
+
+    smooth = False
+    degree = property(lambda self: 1)
+
+    def __call__(self, w: Weights) -> Float[Array, ""]:
+        sums = [jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(w)]
+        return self.scale.astype(sums[0].dtype) * sum(sums[1:], sums[0])
+
+    def prox(self, w: Weights, strength: Float[ArrayLike, ""]) -> Weights:
+        """`argmin_z |z - w|^2 / 2 + strength h(z)`, soft thresholding at strength * scale."""
+
+        def shrink(leaf: Float[Array, "..."]) -> Float[Array, "..."]:
+            threshold = jnp.asarray(strength * self.scale, leaf.dtype)
+            return jnp.sign(leaf) * jnp.maximum(jnp.abs(leaf) - threshold, 0)
+
+        return jax.tree.map(shrink, w)
+
+
+class Compatible(AbstractRegularizer):
+    """`h(w) = scale * (g_u(u) + g_v(v))` for `x = g_u(u) - g_v(v)`: the regularizer that commutes with g.
+
+    For Hadamard it is m^2 + w^2, for Square w^2, for Gram and MatrixProduct the squared Frobenius norms.
+
+    **Arguments:** `g`: a reparameterization that has one; `scale`: c, a finite scalar.
+    **Raises:** `ValueError` for a non-finite scale, or, when first evaluated, for a g that has none.
+
+    Source: the paper's Corollary 3.12, Example 3.14.
+    """
+
+    g: AbstractReparameterization
+    scale: Float[Array, ""] = eqx.field(converter=_scale, default=1.0)
+
+    smooth = True
+    degree = property(lambda self: self.g.degree)
+
+    def __call__(self, w: Weights) -> Float[Array, ""]:
+        value = self.g.compatible(w)
+        return self.scale.astype(value.dtype) * value
+
+    def check(self, w: Weights) -> None:
+        self.g.check(w)
+        jax.eval_shape(self.g.compatible, w)
+
+
+class QuadraticForm(AbstractRegularizer):
+    """`h(w) = w^T G_0 w / 2` for a symmetric G_0; contracting when G_0 is positive semidefinite.
+
+    **Arguments:** `G0` (D, D): symmetric.
+    **Raises:** `ValueError` when G0 is not a symmetric matrix.
+
+    Source: the paper's Theorem 3.15.
+    """
+
+    G0: Float[Array, "D D"]
+
+    smooth = True
+    degree = property(lambda self: 2)
+
+    def __init__(self, G0: ArrayLike):
+        self.G0 = as_symmetric(G0, "G0")
+        if self.G0.ndim != 2:
+            raise ValueError(f"QuadraticForm takes one matrix G0 (D, D), got shape {self.G0.shape}")
+
+    def __call__(self, w: Weights) -> Float[Array, ""]:
+        return w @ self.G0 @ w / 2
+
+    def check(self, w: Weights) -> None:
+        if not eqx.is_array(w) or w.shape != self.G0.shape[:1]:
+            got = w.shape if eqx.is_array(w) else type(w).__name__
+            raise ValueError(f"QuadraticForm with G0 {self.G0.shape} takes one array w {self.G0.shape[:1]}, got {got}")
+
+
+class CustomRegularizer(AbstractRegularizer):
+    """`h(w) = fn(w)` for any differentiable scalar function of the weights.
+
+    **Arguments:** `fn`: weights -> scalar; `homogeneity`: q if you know that `fn(r w) = r^q fn(w)` for r > 0, else None.
+    **Raises:** `ValueError` when fn is not callable, or does not return one scalar for the weights.
+    """
+
+    fn: Callable
+    homogeneity: int | None = eqx.field(static=True, default=None)  # static: it decides the flow's coordinates
+
+    smooth = True
+    degree = property(lambda self: self.homogeneity)
+
+    def __check_init__(self):
+        if not callable(self.fn):
+            raise ValueError(f"CustomRegularizer takes a function of the weights, got {self.fn!r}")
+
+    def __call__(self, w: Weights) -> Float[Array, ""]:
+        return self.fn(w)
+
+    def check(self, w: Weights) -> None:
+        check_scalar(self.fn, w, "CustomRegularizer")
+
+
+def check_scalar(fn: Callable, argument: Weights, owner: str) -> None:
+    """Refuse a function that does not return one floating-point scalar for this argument."""
+    value = jax.eval_shape(fn, argument)
+    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"the function of {owner} must return one floating-point scalar, got {value}")

@@ -1,0 +1,269 @@
+"""alpha(t): how strongly the regularizer acts at time t, what it has spent so far, and where it jumps.
+
+A schedule declares its breakpoints, the times where alpha is not smooth; the solver steps exactly to them, and that is
+what makes derivatives with respect to a switch-off time right. All numbers are leaves: a new strength never recompiles.
+"""
+
+import abc
+from collections.abc import Callable, Sequence
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float
+
+from ._checks import as_float, as_scalar, is_concrete, nonnegative, require_nonnegative
+
+Time = Float[ArrayLike, ""]
+
+
+class AbstractSchedule(eqx.Module):
+    """`alpha(t) >= 0`, its exact integral `int_0^t alpha(s) ds = -a_t`, and its breakpoints. Times in units of the flow.
+
+    A subclass gives `__call__`, `integral`, `breakpoints` and `valid`, each for one scalar time t >= 0.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), a_t = -int_0^t alpha.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        """`alpha(t)`; at a jump, the value after it."""
+
+    @abc.abstractmethod
+    def integral(self, t: Time) -> Float[Array, ""]:
+        """`int_0^t alpha(s) ds`, in closed form."""
+
+    @property
+    @abc.abstractmethod
+    def breakpoints(self) -> Float[Array, " breakpoints"]:
+        """Times where alpha or its slope jumps; a fixed number of them, `inf` where one never comes."""
+
+    @abc.abstractmethod
+    def valid(self) -> Bool[Array, ""]:
+        """Whether every number is one a schedule may have; tells lanes with bad values apart under vmap."""
+
+    def check(self, t1: Time) -> None:  # noqa: B027  (most schedules have nothing to refuse)
+        """Raise `ValueError` if the schedule cannot be trusted up to time t1."""
+
+
+def _strength(value: ArrayLike) -> Float[Array, ""]:
+    alpha = as_scalar(value, "alpha")
+    require_nonnegative(alpha, "alpha", finite=True)
+    return alpha
+
+
+def _switch_off_time(value: ArrayLike) -> Float[Array, ""]:
+    t_off = as_scalar(value, "t_off")
+    require_nonnegative(t_off, "t_off", finite=False)
+    return t_off
+
+
+class Constant(AbstractSchedule):
+    """`alpha(t) = alpha` for ever; `integral = alpha t`.
+
+    **Arguments:** `alpha`: the strength, a finite scalar >= 0.
+    **Raises:** `ValueError` for a negative or non-finite strength.
+    """
+
+    alpha: Float[Array, ""] = eqx.field(converter=_strength)
+
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        return self.alpha * jnp.ones_like(t, dtype=self.alpha.dtype)
+
+    def integral(self, t: Time) -> Float[Array, ""]:
+        return self.alpha * t
+
+    @property
+    def breakpoints(self) -> Float[Array, " breakpoints"]:
+        return jnp.zeros(0, self.alpha.dtype)
+
+    def valid(self) -> Bool[Array, ""]:
+        return nonnegative(self.alpha, finite=True)
+
+
+class _SwitchedOff(AbstractSchedule):
+    """What the schedules with one strength and one switch-off time share: two leaves, one breakpoint, one check."""
+
+    alpha: eqx.AbstractVar[Float[Array, ""]]
+    t_off: eqx.AbstractVar[Float[Array, ""]]
+
+    @property
+    def breakpoints(self) -> Float[Array, " breakpoints"]:
+        return self.t_off[None]
+
+    def valid(self) -> Bool[Array, ""]:
+        return nonnegative(self.alpha, finite=True) & nonnegative(self.t_off, finite=False)
+
+    def _fraction(self, t: Time) -> Float[Array, ""]:
+        """`min(t / t_off, 1)`, also for t_off = 0 (always 1) and t_off = inf (always 0), with finite derivatives."""
+        positive = self.t_off > 0
+        ratio = t / jnp.where(positive, self.t_off, 1.0)
+        return jnp.where(positive & (t < self.t_off), ratio, 1.0)
+
+
+class SwitchOff(_SwitchedOff):
+    """`alpha(t) = alpha` for t < t_off, 0 after; `integral = alpha min(t, t_off)`.
+
+    **Arguments:** `alpha`: the strength, finite and >= 0; `t_off`: the switch-off time >= 0, `inf` for never.
+    **Raises:** `ValueError` for a negative or NaN value, or an infinite strength.
+
+    Source: the paper's Theorem 3.10 (alpha switched off at a finite time) and Table 2.
+    """
+
+    alpha: Float[Array, ""] = eqx.field(converter=_strength)
+    t_off: Float[Array, ""] = eqx.field(converter=_switch_off_time)
+
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        return jnp.where(t < self.t_off, self.alpha, 0.0)
+
+    def integral(self, t: Time) -> Float[Array, ""]:
+        return self.alpha * jnp.minimum(t, self.t_off)
+
+
+class LinearDecay(_SwitchedOff):
+    """`alpha(t) = alpha (1 - t/t_off)` for t < t_off, 0 after; the whole integral is `alpha t_off / 2`.
+
+    **Arguments:** `alpha`: the strength at t = 0, finite and >= 0; `t_off`: the time it reaches 0, >= 0.
+    **Raises:** `ValueError` for a negative or NaN value, or an infinite strength.
+
+    Source: the paper's Table 2.
+    """
+
+    alpha: Float[Array, ""] = eqx.field(converter=_strength)
+    t_off: Float[Array, ""] = eqx.field(converter=_switch_off_time)
+
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        return self.alpha * (1 - self._fraction(t))
+
+    def integral(self, t: Time) -> Float[Array, ""]:
+        return self.alpha * jnp.minimum(t, self.t_off) * (1 - self._fraction(t) / 2)
+
+
+class CosineDecay(_SwitchedOff):
+    """`alpha(t) = alpha (1 + cos(pi t/t_off)) / 2` for t < t_off, 0 after; the whole integral is `alpha t_off / 2`.
+
+    **Arguments:** `alpha`: the strength at t = 0, finite and >= 0; `t_off`: the time it reaches 0, >= 0.
+    **Raises:** `ValueError` for a negative or NaN value, or an infinite strength.
+
+    Source: the paper's Table 2.
+    """
+
+    alpha: Float[Array, ""] = eqx.field(converter=_strength)
+    t_off: Float[Array, ""] = eqx.field(converter=_switch_off_time)
+
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        return self.alpha * (1 + jnp.cos(jnp.pi * self._fraction(t))) / 2
+
+    def integral(self, t: Time) -> Float[Array, ""]:
+        # sin(pi s)/(pi s) = sinc(s), which is 1 at s = 0: exact also for t_off = inf, where s stays 0.
+        return self.alpha * jnp.minimum(t, self.t_off) * (1 + jnp.sinc(self._fraction(t))) / 2
+
+
+class Piecewise(AbstractSchedule):
+    """`alpha(t) = values[i]` for `times[i-1] <= t < times[i]`; the last value holds for ever (0 switches off).
+
+    **Arguments:** `times` (k,): breakpoints, increasing, >= 0; `values` (k + 1,): strengths, finite, >= 0.
+    **Raises:** `ValueError` when the sizes disagree, the times do not increase or a value is negative or non-finite.
+    """
+
+    times: Float[Array, " k"]
+    values: Float[Array, " k+1"]
+
+    def __init__(self, times: ArrayLike | Sequence[float], values: ArrayLike | Sequence[float]):
+        self.times, self.values = as_float(jnp.asarray(times), "times"), as_float(jnp.asarray(values), "values")
+        if self.times.ndim != 1 or self.values.shape != (self.times.size + 1,):
+            raise ValueError(
+                f"Piecewise takes k times and k + 1 values, got shapes {self.times.shape} and {self.values.shape}"
+            )
+        require_nonnegative(self.values, "values", finite=True)
+        require_nonnegative(self.times, "times", finite=False)
+        if is_concrete(self.times) and not bool(self.valid()):
+            raise ValueError(f"times must increase, got {self.times}")
+
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        return self.values[jnp.searchsorted(self.times, t, side="right")]
+
+    def integral(self, t: Time) -> Float[Array, ""]:
+        # Each jump contributes (change of strength) x (time since it), so an infinite breakpoint contributes nothing.
+        since = t - jnp.minimum(self.times, t)
+        return self.values[0] * t + jnp.sum(jnp.diff(self.values) * since)
+
+    @property
+    def breakpoints(self) -> Float[Array, " breakpoints"]:
+        return self.times
+
+    def valid(self) -> Bool[Array, ""]:
+        increasing = jnp.all(self.times[1:] >= self.times[:-1])
+        return nonnegative(self.values, finite=True) & nonnegative(self.times, finite=False) & increasing
+
+
+class FromOptax(AbstractSchedule):
+    """`alpha(t) = schedule(t / step_size)`: any optax schedule, read as a function of continuous training time.
+
+    optax counts steps and the flow measures time; one step lasts `step_size`. Between the declared breakpoints the
+    integral is taken by Gauss-Legendre quadrature (8 panels of 16 nodes), exact to rounding for the smooth pieces that
+    optax schedules are made of. A schedule with boundaries (`join_schedules`, `piecewise_constant_schedule`, the end of
+    a decay) must say at which steps they lie: `solve` compares two quadratures and refuses one that does not.
+
+    **Arguments:** `schedule`: step count -> strength, any optax schedule; `step_size`: time units a step takes, > 0;
+    `boundaries`: step counts at which the schedule is not smooth.
+    **Raises:** `ValueError` for a step size that is not positive and finite; from `check` (called by `solve`) for a
+    negative or non-finite strength, or an undeclared boundary.
+    """
+
+    schedule: Callable
+    step_size: Float[Array, ""]
+    boundaries: Float[Array, " breakpoints"]
+
+    def __init__(self, schedule: Callable, step_size: ArrayLike, boundaries: ArrayLike | Sequence[float] = ()):
+        if not callable(schedule):
+            raise ValueError(f"schedule must be a function of the step count, got {schedule!r}")
+        self.schedule = schedule
+        self.step_size = as_scalar(step_size, "step_size")
+        self.boundaries = as_float(jnp.sort(jnp.asarray(boundaries, dtype=float)), "boundaries")
+        require_nonnegative(self.boundaries, "boundaries", finite=False)
+        if is_concrete(self.step_size) and not bool(jnp.isfinite(self.step_size) & (self.step_size > 0)):
+            raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
+
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        return jnp.asarray(self.schedule(t / self.step_size), dtype=self.step_size.dtype)
+
+    def integral(self, t: Time) -> Float[Array, ""]:
+        return self._quadrature(t, panels=8)
+
+    @property
+    def breakpoints(self) -> Float[Array, " breakpoints"]:
+        return self.boundaries * self.step_size
+
+    def valid(self) -> Bool[Array, ""]:
+        return jnp.isfinite(self.step_size) & (self.step_size > 0) & nonnegative(self.boundaries, finite=False)
+
+    def check(self, t1: Time) -> None:
+        if not is_concrete(self.step_size, self.boundaries, t1):
+            return
+        probe = jnp.linspace(0.0, t1, 257)
+        values = jax.vmap(self)(probe)
+        if not bool(nonnegative(values, finite=True)):
+            worst = int(jnp.argmin(jnp.where(jnp.isfinite(values), values, -jnp.inf)))
+            raise ValueError(
+                f"the optax schedule gives the strength {values[worst]} at t = {probe[worst]}; "
+                "strengths must be finite and non-negative"
+            )
+        once, twice = self._quadrature(t1, panels=8), self._quadrature(t1, panels=13)
+        # Smooth pieces agree to rounding, times the 200 or so terms summed; a kink inside a panel is far above that.
+        tolerance = 200 * float(jnp.finfo(twice.dtype).eps) * (float(abs(twice)) + 1e-12) + 1e-8 * float(abs(twice))
+        if abs(float(once - twice)) > tolerance:
+            raise ValueError(
+                f"the integral of the optax schedule up to t1 = {t1} is not resolved ({once} against {twice}): "
+                "name the step counts where it is not smooth, FromOptax(schedule, step_size, boundaries=[...])"
+            )
+
+    def _quadrature(self, t: Time, panels: int) -> Float[Array, ""]:
+        nodes, weights = np.polynomial.legendre.leggauss(16)
+        left = (np.arange(panels)[:, None] + (nodes + 1) / 2).ravel() / panels
+        weights = np.tile(weights / 2, panels) / panels
+        edges = jnp.concatenate([jnp.zeros(1), jnp.minimum(self.breakpoints, t), jnp.reshape(t, (1,))])
+        starts, lengths = edges[:-1], jnp.diff(edges)
+        values = jax.vmap(jax.vmap(self))(starts[:, None] + lengths[:, None] * left)
+        return jnp.sum(lengths * (values @ weights))
