@@ -33,7 +33,12 @@ def as_float(value: ArrayLike, name: str) -> Float[Array, "..."]:
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"{name} must be real and floating point, got dtype {array.dtype}")
         array = array.astype(float)
-    return jnp.asarray(array, dtype=array.dtype)
+    return jnp.asarray(array, dtype=array.dtype)  # drops weak types, which would retrace
+
+
+def as_clock(value: ArrayLike, name: str) -> Float[Array, "..."]:
+    """`value` in the precision of time, the default float type: float64 where enabled, whatever the state's dtype."""
+    return as_float(value, name).astype(float)
 
 
 def require_nonnegative(value: Float[Array, "..."], name: str, *, finite: bool) -> None:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ._checks import as_float, as_scalar, is_concrete, nonnegative, require_nonnegative
+from ._checks import as_clock, as_scalar, is_concrete, nonnegative, require_nonnegative
 
 Time = Float[ArrayLike, ""]
 
@@ -48,13 +48,13 @@ class AbstractSchedule(eqx.Module):
 
 
 def _strength(value: ArrayLike) -> Float[Array, ""]:
-    alpha = as_scalar(value, "alpha")
+    alpha = as_scalar(value, "alpha").astype(float)
     require_nonnegative(alpha, "alpha", finite=True)
     return alpha
 
 
 def _switch_off_time(value: ArrayLike) -> Float[Array, ""]:
-    t_off = as_scalar(value, "t_off")
+    t_off = as_scalar(value, "t_off").astype(float)
     require_nonnegative(t_off, "t_off", finite=False)
     return t_off
 
@@ -171,7 +171,7 @@ class Piecewise(AbstractSchedule):
     values: Float[Array, " k+1"]
 
     def __init__(self, times: ArrayLike | Sequence[float], values: ArrayLike | Sequence[float]):
-        self.times, self.values = as_float(jnp.asarray(times), "times"), as_float(jnp.asarray(values), "values")
+        self.times, self.values = as_clock(jnp.asarray(times), "times"), as_clock(jnp.asarray(values), "values")
         if self.times.ndim != 1 or self.values.shape != (self.times.size + 1,):
             raise ValueError(
                 f"Piecewise takes k times and k + 1 values, got shapes {self.times.shape} and {self.values.shape}"
@@ -220,8 +220,8 @@ class FromOptax(AbstractSchedule):
         if not callable(schedule):
             raise ValueError(f"schedule must be a function of the step count, got {schedule!r}")
         self.schedule = schedule
-        self.step_size = as_scalar(step_size, "step_size")
-        self.boundaries = as_float(jnp.sort(jnp.asarray(boundaries, dtype=float)), "boundaries")
+        self.step_size = as_scalar(step_size, "step_size").astype(float)
+        self.boundaries = jnp.sort(as_clock(jnp.asarray(boundaries, dtype=float), "boundaries"))
         require_nonnegative(self.boundaries, "boundaries", finite=False)
         if is_concrete(self.step_size) and not bool(jnp.isfinite(self.step_size) & (self.step_size > 0)):
             raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
