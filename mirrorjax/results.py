@@ -74,3 +74,10 @@ def status_name(result: RESULTS) -> np.ndarray:
     """The name of each status, `"successful"` or the failure, as a numpy array of strings shaped like `result`."""
     codes = np.stack([np.asarray(result == getattr(RESULTS, name)) for name in NAMES])
     return np.asarray(NAMES)[np.argmax(codes, axis=0)]
+
+
+def first_failure(result: RESULTS) -> RESULTS:
+    """One status for an array of them: the first that is not successful, or successful."""
+    flat = jax.tree.map(jnp.ravel, result)
+    index = jnp.argmax(flat != RESULTS.successful)
+    return jax.tree.map(lambda code: code[index], flat)

@@ -23,8 +23,8 @@ def _scale(value: ArrayLike) -> Float[Array, ""]:
 class AbstractRegularizer(eqx.Module):
     """`h(w)`, a scalar function of the weights.
 
-    A subclass gives `__call__` and `degree`; one that is not differentiable everywhere says `smooth = False` and is
-    refused by every flow but those that take its proximal map.
+    A subclass gives `__call__`, `degree` and `elementwise`; one that is not differentiable everywhere says
+    `smooth = False` and is refused by every flow but those that take its proximal map.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (2).
     """
@@ -39,6 +39,11 @@ class AbstractRegularizer(eqx.Module):
     @abc.abstractmethod
     def degree(self) -> int | None:
         """Degree q of positive homogeneity, `h(r w) = r^q h(w)` for r > 0; `None` where h has none."""
+
+    @property
+    @abc.abstractmethod
+    def elementwise(self) -> bool:
+        """Whether h is a sum over coordinates of functions of that coordinate of each factor."""
 
     def check(self, w: Weights) -> None:  # noqa: B027  (most regularizers take any weights)
         """Raise `ValueError` when h does not accept these weights."""
@@ -55,6 +60,7 @@ class WeightDecay(AbstractRegularizer):
 
     smooth = True
     degree = property(lambda self: 2)
+    elementwise = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, ""]:
         squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(w)]
@@ -75,6 +81,7 @@ class L1(AbstractRegularizer):
 
     smooth = False
     degree = property(lambda self: 1)
+    elementwise = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, ""]:
         sums = [jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(w)]
@@ -106,6 +113,7 @@ class Compatible(AbstractRegularizer):
 
     smooth = True
     degree = property(lambda self: self.g.degree)
+    elementwise = property(lambda self: self.g.elementwise)
 
     def __call__(self, w: Weights) -> Float[Array, ""]:
         value = self.g.compatible(w)
@@ -129,6 +137,7 @@ class QuadraticForm(AbstractRegularizer):
 
     smooth = True
     degree = property(lambda self: 2)
+    elementwise = property(lambda self: False)
 
     def __init__(self, G0: ArrayLike):
         self.G0 = as_symmetric(G0, "G0")
@@ -156,6 +165,7 @@ class CustomRegularizer(AbstractRegularizer):
 
     smooth = True
     degree = property(lambda self: self.homogeneity)
+    elementwise = property(lambda self: False)
 
     def __check_init__(self):
         if not callable(self.fn):

@@ -1,0 +1,106 @@
+"""Coordinates in which the weights are integrated, so that a solver never loses digits to tiny weights.
+
+Decay shrinks weights by e^-25 and more before they grow back; a solver that controls absolute errors of order 1e-8 would
+see zero. For homogeneous g and h the flow is therefore integrated in `w = e^s V`, with V of order one and s the logarithm
+of the scale: the velocity of (s, V) is written with the powers of e^s taken out, so nothing in it over- or underflows,
+uniform decay only moves s (at a constant rate, which costs no step), and float32 follows any amount of decay.
+"""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from ..problem import Problem
+from ..problem.reparam import Weights
+
+Parameters = Float[Array, "..."]
+
+
+class AbstractCoordinates(eqx.Module):
+    """A change of variables y <-> w for the flow `dw/dt = -grad_w [f(g(w)) + alpha h(w)]`. It holds the point itself."""
+
+    @abc.abstractmethod
+    def weights(self) -> Weights:
+        """w at this point."""
+
+    @abc.abstractmethod
+    def parameters(self, problem: Problem) -> Parameters:
+        """`g(w)` at this point."""
+
+    @abc.abstractmethod
+    def velocity(self, problem: Problem, slope: Parameters, alpha: Float[ArrayLike, ""]) -> PyTree:
+        """The time derivative of this point, given `slope = grad f(x)`; of the same class."""
+
+
+class Plain(AbstractCoordinates):
+    """`y = w`: for maps that are not homogeneous, where no scale can be taken out."""
+
+    w: Weights
+
+    def weights(self) -> Weights:
+        return self.w
+
+    def parameters(self, problem: Problem) -> Parameters:
+        return problem.g(self.w)
+
+    def velocity(self, problem: Problem, slope: Parameters, alpha: Float[ArrayLike, ""]) -> "Plain":
+        (pull,) = jax.vjp(problem.g, self.w)[1](slope)
+        decay = jax.grad(problem.h)(self.w)
+        return Plain(jax.tree.map(lambda p, d: -p - alpha * d, pull, decay))
+
+
+class LogScale(AbstractCoordinates):
+    """`w = e^s V`, for g of degree p >= 2 and h of degree q >= 2.
+
+    With `F = -e^{(p-2)s} J(V)^T grad f(x) - alpha e^{(q-2)s} grad h(V)` (that is, e^{-s} dw/dt), the velocity is
+    `ds/dt = <V, F> / <V, V>`, `dV/dt = F - (ds/dt) V`; |V| stays constant. There is one s for each coordinate when g and
+    h act elementwise (the inner product then runs over the factors), one for the whole tree otherwise.
+    """
+
+    direction: Weights
+    log_scale: Float[Array, "..."]
+
+    def weights(self) -> Weights:
+        return jax.tree.map(lambda leaf: jnp.exp(self.log_scale) * leaf, self.direction)
+
+    def parameters(self, problem: Problem) -> Parameters:
+        return jnp.exp(problem.g.degree * self.log_scale) * problem.g(self.direction)
+
+    def velocity(self, problem: Problem, slope: Parameters, alpha: Float[ArrayLike, ""]) -> "LogScale":
+        V, s = self.direction, self.log_scale
+        (pull,) = jax.vjp(problem.g, V)[1](jnp.exp((problem.g.degree - 2) * s) * slope)
+        strength = alpha * jnp.exp((problem.h.degree - 2) * s)
+        decay = jax.grad(problem.h)(V)
+        F = jax.tree.map(lambda p, d: -p - strength * d, pull, decay)
+        growth = _inner(V, F, s.ndim) / _safe(_inner(V, V, s.ndim))
+        return LogScale(jax.tree.map(lambda f, v: f - growth * v, F, V), growth)
+
+
+def choose_coordinates(problem: Problem, w0: Weights) -> AbstractCoordinates:
+    """The start in `LogScale` where g and h are homogeneous of degree >= 2, in `Plain` coordinates otherwise."""
+    p, q = problem.g.degree, problem.h.degree
+    if p is None or q is None or p < 2 or q < 2:
+        return Plain(w0)
+    leaves = jax.tree.leaves(w0)
+    elementwise = problem.g.elementwise and problem.h.elementwise
+    count = len(leaves) if elementwise else sum(leaf.size for leaf in leaves)
+    # Root mean square, so that the entries of V, and not only its norm, are of order one.
+    scale = jnp.sqrt(_inner(w0, w0, leaves[0].ndim if elementwise else 0) / count)
+    scale = _safe(scale)
+    return LogScale(jax.tree.map(lambda leaf: leaf / scale, w0), jnp.log(scale))
+
+
+def _inner(a: Weights, b: Weights, ndim: int) -> Float[Array, "..."]:
+    """Inner product over the leaves, coordinate by coordinate (ndim > 0), or over everything (ndim = 0)."""
+    products = jax.tree.leaves(jax.tree.map(jnp.multiply, a, b))
+    if ndim == 0:
+        products = [jnp.sum(product) for product in products]
+    return sum(products[1:], products[0])
+
+
+def _safe(value: Float[Array, "..."]) -> Float[Array, "..."]:
+    """1 where a block is exactly zero: such weights stay zero for ever, at any scale."""
+    return jnp.where(value == 0, 1.0, value)

@@ -1,0 +1,36 @@
+"""Solution: what a flow returns."""
+
+from typing import Any
+
+import equinox as eqx
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..problem.reparam import Weights
+from ..results import RESULTS
+
+
+class Solution(eqx.Module):
+    """A trajectory of `f(g(w)) + alpha h(w)`, at the times asked for.
+
+    - `ts` (time,): the save times, in units of the flow.
+    - `x` (time, ...), `w` (pytree of (time, ...)), `mu` (time, ...): parameters, weights and dual variable
+      `mu_t = -int_0^t grad f(x_s) ds`. When `metrics` were asked for, only the state at the end is kept: their time axis
+      then has length 1, so that `sol.x[-1]` is the final state either way.
+    - `a` (time,): `a_t = -int_0^t alpha(s) ds`, exact.
+    - `loss` (time,): `f(x_t)`, without the regularizer.
+    - `metrics`: what the metric function returned, each with a leading time axis; `None` if there was none.
+    - `t_end`: the time reached, t1 unless the flow failed. Save times after it hold NaN.
+    - `stats`: number of accepted, rejected and all steps.
+    - `result`: how it ended, a `RESULTS`.
+    """
+
+    ts: Float[Array, " time"]
+    x: Float[Array, "saved ..."]
+    w: Weights
+    mu: Float[Array, "saved ..."]
+    a: Float[Array, " time"]
+    loss: Float[Array, " time"]
+    metrics: PyTree[Any]
+    t_end: Float[Array, ""]
+    stats: dict[str, Int[Array, ""]]
+    result: RESULTS

@@ -1,0 +1,286 @@
+"""solve(): the one place that calls diffrax.
+
+`solve` checks and starts; `integrate` is the traced core that `sweep` shares: no checks on values, no exceptions, a
+status instead. Only this file builds a step-size controller, always from the schedule's breakpoints.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+
+from ..problem import Problem
+from ..problem._checks import as_float, is_concrete
+from ..problem.problem import as_weights
+from ..problem.reparam import Weights
+from ..results import RESULTS
+from .descent import AbstractDescent, DescentSolver
+from .flows import AbstractFlow, Point, PrimalFlow
+from .solution import Solution
+
+Metrics = Callable[[Float[Array, ""], Float[Array, "..."], Weights], PyTree]
+
+
+class Options(eqx.Module):
+    """How to integrate: everything `solve` and `sweep` take besides the problem, checked once. Numbers are leaves."""
+
+    ts: Float[Array, " time"]
+    t1: Float[Array, ""]
+    rtol: Float[Array, ""]
+    atol: Float[Array, ""]
+    flow: AbstractFlow
+    solver: diffrax.AbstractSolver
+    adjoint: diffrax.AbstractAdjoint
+    metrics: Metrics | None
+    max_steps: int = eqx.field(static=True)  # static: diffrax sizes its checkpoints by it
+
+
+def solve(
+    problem: Problem,
+    w0: Weights,
+    *,
+    t1: ArrayLike,
+    saveat: ArrayLike | None = None,
+    metrics: Metrics | None = None,
+    flow: AbstractFlow | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
+    max_steps: int = 100_000,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+    throw: bool = True,
+) -> Solution:
+    """The trajectory of `min f(g(w)) + alpha(t) h(w)` from w0, for t in [0, t1].
+
+    Jit-compiled, and differentiable with respect to every number in the problem, w0 and t1; use it inside your own
+    jit, vmap and grad, or hand many problems to `mirrorjax.sweep`.
+
+    **Arguments:**
+
+    - `problem`: a `Problem`.
+    - `w0`: initial weights, a pytree that `problem.g` accepts.
+    - `t1`: the end, in units of the flow (gradient descent with step eta advances eta a step).
+    - `saveat`: increasing times in [0, t1] to save at; `None` for the final state only.
+    - `metrics`: a function of `(t, x, w)`, saved at those times instead of the whole state.
+    - `flow`: `PrimalFlow()` unless told otherwise; also `MirrorFlow()`, `RiemannianFlow()`, `Descent(..)`,
+      `ProximalDescent(..)`.
+    - `solver`: any explicit or implicit diffrax solver; `diffrax.Tsit5()` unless told otherwise. Descents bring their own.
+    - `rtol`, `atol`: error per step, relative and absolute, in the flow's coordinates, which are of order one. Unless
+      told otherwise 1e-6 in float64 and 1e-4 in float32, and a hundredth of that.
+    - `max_steps`: give up after so many steps, accepted or not.
+    - `adjoint`: any diffrax adjoint; reverse mode (`diffrax.RecursiveCheckpointAdjoint()`) unless told otherwise, for
+      `jax.jvp` and `jax.jacfwd` pass `diffrax.ForwardMode()`.
+    - `throw`: raise when the result is not successful; otherwise look at `sol.result`.
+
+    **Returns:** a `Solution`.
+
+    **Raises:** `ValueError` for arguments that do not fit, with the value and the remedy; `EquinoxRuntimeError` with the
+    advice of `RESULTS` when the flow fails and `throw` is set.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
+    """
+    w0 = as_weights(w0)
+    problem.check(w0, t1)
+    options = make_options(
+        w0,
+        t1=t1,
+        saveat=saveat,
+        metrics=metrics,
+        flow=flow,
+        solver=solver,
+        rtol=rtol,
+        atol=atol,
+        max_steps=max_steps,
+        adjoint=adjoint,
+    )
+    context, state = options.flow.start(problem, w0)
+    solution = eqx.filter_jit(integrate)(problem, context, state, options)
+    if throw:
+        return solution.result.error_if(solution, solution.result != RESULTS.successful)
+    return solution
+
+
+def make_options(
+    w0: Weights,
+    *,
+    t1: ArrayLike,
+    saveat: ArrayLike | None = None,
+    metrics: Metrics | None = None,
+    flow: AbstractFlow | None = None,
+    solver: diffrax.AbstractSolver | None = None,
+    rtol: ArrayLike | None = None,
+    atol: ArrayLike | None = None,
+    max_steps: int = 100_000,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+) -> Options:
+    """The arguments of `solve` as leaves, with defaults filled in for the dtype of w0 and bad ones refused."""
+    flow = PrimalFlow() if flow is None else flow
+    if not isinstance(flow, AbstractFlow):
+        raise ValueError(f"flow must be a flow such as PrimalFlow() or Descent(optimizer, step_size), got {flow!r}")
+    if isinstance(flow, AbstractDescent):
+        if solver is not None:
+            raise ValueError(f"{type(flow).__name__} makes its own steps; leave out solver={solver!r}")
+        solver = DescentSolver(flow)
+    if not isinstance(max_steps, int) or max_steps < 1:
+        raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
+    if metrics is not None and not callable(metrics):
+        raise ValueError(f"metrics must be a function of (t, x, w), got {metrics!r}")
+    t1 = _clock(t1, "t1")
+    if is_concrete(t1) and not bool((t1 > 0) & jnp.isfinite(t1)):
+        raise ValueError(f"t1 must be positive and finite, got {t1}")
+    single = jnp.finfo(jnp.result_type(*jax.tree.leaves(w0))).bits < 64
+    rtol = _clock((1e-4 if single else 1e-6) if rtol is None else rtol, "rtol")
+    atol = rtol / 100 if atol is None else _clock(atol, "atol")
+    for tolerance, name in ((rtol, "rtol"), (atol, "atol")):
+        if is_concrete(tolerance) and not bool((tolerance > 0) & jnp.isfinite(tolerance)):
+            raise ValueError(f"{name} must be positive and finite, got {tolerance}")
+    return Options(
+        ts=_save_times(saveat, t1),
+        t1=t1,
+        rtol=rtol,
+        atol=atol,
+        flow=flow,
+        solver=diffrax.Tsit5() if solver is None else solver,
+        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        metrics=metrics,
+        max_steps=max_steps,
+    )
+
+
+def integrate(problem: Problem, context: Any, state: PyTree, options: Options) -> Solution:
+    """The traced core: integrate a started flow. Never raises on values; a lane that fails says so in `result`."""
+    # TF32 products on a GPU cost an adaptive solver ten times the steps.
+    with jax.default_matmul_precision("highest"):
+        valid = _input_status(problem, context, state, options)
+        raw = _diffeqsolve(problem, context, state, options, valid == RESULTS.successful)
+        return _solution(problem, context, raw, options, valid)
+
+
+def _diffeqsolve(
+    problem: Problem, context: Any, state: PyTree, options: Options, valid: Bool[Array, ""]
+) -> diffrax.Solution:
+    flow = options.flow
+
+    def velocity(t, y, args):
+        flow, context = args
+        return flow.velocity(t, y, context)
+
+    def save(t, y, args):
+        flow, context = args
+        point = flow.read(t, y, context)
+        kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
+        return kept, point.loss
+
+    def save_last(t, y, args):
+        flow, context = args
+        return flow.read(t, y, context), y
+
+    # A lane with bad input is not integrated: it waits at t = 0 for the others.
+    end = jnp.where(valid, options.t1, jnp.finfo(options.t1.dtype).tiny)
+    descent = isinstance(flow, AbstractDescent)
+    return diffrax.diffeqsolve(
+        diffrax.ODETerm(velocity),
+        options.solver,
+        t0=jnp.zeros_like(end),
+        t1=end,
+        dt0=flow.step_size if descent else None,
+        y0=state,
+        args=(flow, context),
+        saveat=diffrax.SaveAt(
+            subs=[
+                diffrax.SubSaveAt(ts=jnp.minimum(options.ts, end), fn=save),
+                diffrax.SubSaveAt(t1=True, fn=save_last),
+            ]
+        ),
+        stepsize_controller=diffrax.ConstantStepSize() if descent else _controller(problem, options),
+        adjoint=options.adjoint,
+        max_steps=options.max_steps,
+        throw=False,
+    )
+
+
+def _controller(problem: Problem, options: Options) -> diffrax.AbstractStepSizeController:
+    """Error control that stops at every breakpoint and gives up, rather than creeps, where the flow blows up."""
+    # Below the spacing of floats near t1 a step makes no progress; a thousandth of it leaves room for steps cut short
+    # by a breakpoint just ahead.
+    smallest = 1e-3 * jnp.finfo(options.t1.dtype).eps * options.t1
+    control = diffrax.PIDController(rtol=options.rtol, atol=options.atol, dtmin=smallest, force_dtmin=False)
+    breakpoints = problem.alpha.breakpoints
+    if breakpoints.size == 0:
+        return control
+    return diffrax.ClipStepSizeController(control, jump_ts=breakpoints)
+
+
+def _input_status(problem: Problem, context: Any, state: PyTree, options: Options) -> RESULTS:
+    """Whether the numbers a lane was given can be integrated at all."""
+    t0 = jnp.zeros_like(options.t1)
+    point = options.flow.read(t0, state, context)
+    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((point.x, point.w, point.loss))])
+    status = RESULTS.where(jnp.all(finite), RESULTS.successful, RESULTS.invalid_weights)
+    return RESULTS.where(problem.alpha.valid(), status, RESULTS.invalid_schedule)
+
+
+def _solution(problem: Problem, context: Any, raw: diffrax.Solution, options: Options, valid: RESULTS) -> Solution:
+    (kept, loss), (last, state) = raw.ys
+    t_end = raw.ts[1][0]
+    final = jax.tree.map(lambda leaf: leaf[0], state)
+    flow_status = options.flow.status(t_end, options.t1, final, context)
+    result = _combine(valid, raw.result, flow_status)
+    t_end = jnp.where(valid == RESULTS.successful, t_end, 0.0)
+    reached = (options.ts <= t_end) & (valid == RESULTS.successful)
+    kept, loss = jax.tree.map(lambda leaf: _missing(leaf, reached), (kept, loss))
+    point: Point = kept if options.metrics is None else last
+    stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
+    return Solution(
+        ts=options.ts,
+        x=point.x,
+        w=point.w,
+        mu=point.mu,
+        a=jax.vmap(problem.accumulated)(options.ts),
+        loss=loss,
+        metrics=None if options.metrics is None else kept,
+        t_end=t_end,
+        stats=stats,
+        result=result,
+    )
+
+
+def _combine(valid: RESULTS, raw: Any, flow_status: RESULTS) -> RESULTS:
+    """One status out of three: bad input first, then what the flow says of its state, then what the solver says."""
+    R, D = RESULTS, diffrax.RESULTS
+    solver = R.where(raw == D.successful, R.successful, R.step_size_underflow)
+    solver = R.where(raw == D.max_steps_reached, R.max_steps_reached, solver)
+    status = R.where(flow_status == R.successful, solver, flow_status)
+    return R.where(valid == R.successful, status, valid)
+
+
+def _missing(leaf: Array, reached: Bool[Array, " time"]) -> Array:
+    """NaN at the save times that were never reached; metrics that are whole numbers become floating point."""
+    leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(float)
+    return jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan)
+
+
+def _clock(value: ArrayLike, name: str) -> Float[Array, ""]:
+    """A scalar in the precision of time: float64 where it is enabled, whatever the dtype of the state."""
+    array = as_float(value, name)
+    if array.ndim != 0:
+        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
+    return array.astype(float)
+
+
+def _save_times(saveat: ArrayLike | None, t1: Float[Array, ""]) -> Float[Array, " time"]:
+    if saveat is None:
+        return t1[None]
+    ts = as_float(saveat, "saveat").astype(float)
+    if ts.ndim != 1 or ts.size == 0:
+        raise ValueError(f"saveat must be a non-empty one-dimensional array of times, got shape {ts.shape}")
+    if is_concrete(ts) and not bool(jnp.all(jnp.diff(ts) > 0)):
+        raise ValueError(f"saveat must be increasing without repeats, got {np.asarray(ts)}")
+    if is_concrete(ts, t1) and not bool((ts[0] >= 0) & (ts[-1] <= t1)):
+        raise ValueError(f"saveat must lie in [0, t1] = [0, {t1}], got times from {ts[0]} to {ts[-1]}")
+    return ts
