@@ -16,15 +16,16 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..problem import Problem
-from ..problem._checks import as_scalar, is_concrete
+from ..problem._checks import as_scalar, refuted
 from ..problem.reparam import Weights
 from ..results import RESULTS
-from .flows import AbstractFlow, Point, Time, finite_status, refuse_nonsmooth
+from .flows import AbstractFlow, Time, finite_status, refuse_nonsmooth
+from .solution import Point
 
 
 def _step_size(value: ArrayLike) -> Float[Array, ""]:
     step = as_scalar(value, "step_size").astype(float)
-    if is_concrete(step) and not bool(jnp.isfinite(step) & (step > 0)):
+    if refuted(lambda: jnp.isfinite(step) & (step > 0), step):
         raise ValueError(f"step_size must be positive and finite, got {step}")
     return step
 
@@ -139,9 +140,7 @@ class ProximalDescent(AbstractDescent):
 
 
 class DescentSolver(diffrax.AbstractSolver):
-    """A diffrax solver whose step from t0 to t1 is one update of a descent, with eta = t1 - t0."""
-
-    descent: AbstractDescent
+    """A diffrax solver whose step from t0 to t1 is one update, eta = t1 - t0, of the descent that comes with `args`."""
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., diffrax.LocalLinearInterpolation]] = diffrax.LocalLinearInterpolation
@@ -150,10 +149,12 @@ class DescentSolver(diffrax.AbstractSolver):
         return 1
 
     def init(self, terms: PyTree, t0: Any, t1: Any, y0: DescentState, args: Any) -> PyTree:
-        return self.descent.optimizer_state(y0)
+        descent, _ = args
+        return descent.optimizer_state(y0)
 
     def step(self, terms: PyTree, t0: Any, t1: Any, y0: DescentState, args: Any, solver_state: PyTree, made_jump: Any):
-        y1, memory = self.descent.update(t0, t1 - t0, y0, solver_state, args)
+        descent, context = args
+        y1, memory = descent.update(t0, t1 - t0, y0, solver_state, context)
         return y1, None, {"y0": y0, "y1": y1}, memory, diffrax.RESULTS.successful
 
     def func(self, terms: PyTree, t0: Any, y0: DescentState, args: Any) -> PyTree:

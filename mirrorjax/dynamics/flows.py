@@ -13,21 +13,13 @@ from jaxtyping import Array, Float, PyTree
 
 from ..geometry.legendre import AbstractLegendre, legendre
 from ..problem import Problem
-from ..problem._checks import is_concrete
+from ..problem._checks import refuted
 from ..problem.reparam import Weights
 from ..results import RESULTS, first_failure
 from .coordinates import AbstractCoordinates, choose_coordinates
+from .solution import Point
 
 Time = Float[Array, ""]
-
-
-class Point(eqx.Module):
-    """One moment of a trajectory: `x = g(w)`, the weights w, the dual variable mu and the loss f(x)."""
-
-    x: Float[Array, "..."]
-    w: Weights
-    mu: Float[Array, "..."]
-    loss: Float[Array, ""]
 
 
 class AbstractFlow(eqx.Module):
@@ -111,7 +103,7 @@ def _geometry(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> Abst
         return legendre(problem.g, problem.h, w0)
     x0 = problem.g(w0)
     start = R.primal(jnp.zeros_like(x0), jnp.zeros((), x0.dtype)).value
-    if is_concrete(start, x0) and not bool(jnp.allclose(start, x0, rtol=1e-4, atol=1e-6)):
+    if refuted(lambda: jnp.allclose(start, x0, rtol=1e-4, atol=1e-6), start, x0):
         raise ValueError(f"the given R starts at x = {start}, the weights at g(w0) = {x0}; build R from the same w0")
     return R
 

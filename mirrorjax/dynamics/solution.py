@@ -9,6 +9,15 @@ from ..problem.reparam import Weights
 from ..results import RESULTS
 
 
+class Point(eqx.Module):
+    """One moment of a trajectory: `x = g(w)`, the weights w, the dual variable mu and the loss f(x)."""
+
+    x: Float[Array, "..."]
+    w: Weights
+    mu: Float[Array, "..."]
+    loss: Float[Array, ""]
+
+
 class Solution(eqx.Module):
     """A trajectory of `f(g(w)) + alpha h(w)`, at the times asked for.
 
@@ -19,7 +28,7 @@ class Solution(eqx.Module):
     - `a` (time,): `a_t = -int_0^t alpha(s) ds`, exact.
     - `loss` (time,): `f(x_t)`, without the regularizer.
     - `metrics`: what the metric function returned, each with a leading time axis; `None` if there was none.
-    - `t_end`: the time reached, t1 unless the flow failed. Save times after it hold NaN.
+    - `last`: the `Point` at `t_end`, the time reached: t1 unless the flow failed. Save times after it hold NaN.
     - `stats`: number of accepted, rejected and all steps.
     - `result`: how it ended, a `RESULTS`.
     """
@@ -31,6 +40,7 @@ class Solution(eqx.Module):
     a: Float[Array, " time"]
     loss: Float[Array, " time"]
     metrics: PyTree[Any]
+    last: Point
     t_end: Float[Array, ""]
     stats: dict[str, Int[Array, ""]]
     result: RESULTS

@@ -15,13 +15,14 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..problem import Problem
-from ..problem._checks import as_float, is_concrete
+from ..problem._checks import as_float, refuted
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS
+from .controller import GiveUp
 from .descent import AbstractDescent, DescentSolver
-from .flows import AbstractFlow, Point, PrimalFlow
-from .solution import Solution
+from .flows import AbstractFlow, PrimalFlow
+from .solution import Point, Solution
 
 Metrics = Callable[[Float[Array, ""], Float[Array, "..."], Weights], PyTree]
 
@@ -125,19 +126,19 @@ def make_options(
     if isinstance(flow, AbstractDescent):
         if solver is not None:
             raise ValueError(f"{type(flow).__name__} makes its own steps; leave out solver={solver!r}")
-        solver = DescentSolver(flow)
+        solver = DescentSolver()
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
     if metrics is not None and not callable(metrics):
         raise ValueError(f"metrics must be a function of (t, x, w), got {metrics!r}")
     t1 = _clock(t1, "t1")
-    if is_concrete(t1) and not bool((t1 > 0) & jnp.isfinite(t1)):
+    if refuted(lambda: (t1 > 0) & jnp.isfinite(t1), t1):
         raise ValueError(f"t1 must be positive and finite, got {t1}")
     single = jnp.finfo(jnp.result_type(*jax.tree.leaves(w0))).bits < 64
     rtol = _clock((1e-4 if single else 1e-6) if rtol is None else rtol, "rtol")
     atol = rtol / 100 if atol is None else _clock(atol, "atol")
     for tolerance, name in ((rtol, "rtol"), (atol, "atol")):
-        if is_concrete(tolerance) and not bool((tolerance > 0) & jnp.isfinite(tolerance)):
+        if refuted(lambda tolerance=tolerance: (tolerance > 0) & jnp.isfinite(tolerance), tolerance):
             raise ValueError(f"{name} must be positive and finite, got {tolerance}")
     return Options(
         ts=_save_times(saveat, t1),
@@ -176,9 +177,6 @@ def _diffeqsolve(
         kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
         return kept, point.loss
 
-    def save_last(t, y, args):
-        flow, context = args
-        return flow.read(t, y, context), y
 
     # A lane with bad input is not integrated: it waits at t = 0 for the others.
     end = jnp.where(valid, options.t1, jnp.finfo(options.t1.dtype).tiny)
@@ -194,7 +192,7 @@ def _diffeqsolve(
         saveat=diffrax.SaveAt(
             subs=[
                 diffrax.SubSaveAt(ts=jnp.minimum(options.ts, end), fn=save),
-                diffrax.SubSaveAt(t1=True, fn=save_last),
+                diffrax.SubSaveAt(t1=True),
             ]
         ),
         stepsize_controller=diffrax.ConstantStepSize() if descent else _controller(problem, options),
@@ -206,10 +204,7 @@ def _diffeqsolve(
 
 def _controller(problem: Problem, options: Options) -> diffrax.AbstractStepSizeController:
     """Error control that stops at every breakpoint and gives up, rather than creeps, where the flow blows up."""
-    # Below the spacing of floats near t1 a step makes no progress; a thousandth of it leaves room for steps cut short
-    # by a breakpoint just ahead.
-    smallest = 1e-3 * jnp.finfo(options.t1.dtype).eps * options.t1
-    control = diffrax.PIDController(rtol=options.rtol, atol=options.atol, dtmin=smallest, force_dtmin=False)
+    control = GiveUp(diffrax.PIDController(rtol=options.rtol, atol=options.atol))
     breakpoints = problem.alpha.breakpoints
     if breakpoints.size == 0:
         return control
@@ -226,15 +221,14 @@ def _input_status(problem: Problem, context: Any, state: PyTree, options: Option
 
 
 def _solution(problem: Problem, context: Any, raw: diffrax.Solution, options: Options, valid: RESULTS) -> Solution:
-    (kept, loss), (last, state) = raw.ys
-    t_end = raw.ts[1][0]
-    final = jax.tree.map(lambda leaf: leaf[0], state)
-    flow_status = options.flow.status(t_end, options.t1, final, context)
-    result = _combine(valid, raw.result, flow_status)
-    t_end = jnp.where(valid == RESULTS.successful, t_end, 0.0)
+    (kept, loss), final = raw.ys
+    state = jax.tree.map(lambda leaf: leaf[0], final)
+    t_end = jnp.where(valid == RESULTS.successful, raw.ts[1][0], 0.0)
+    last = options.flow.read(t_end, state, context)
+    result = _combine(valid, raw.result, options.flow.status(t_end, options.t1, state, context))
     reached = (options.ts <= t_end) & (valid == RESULTS.successful)
     kept, loss = jax.tree.map(lambda leaf: _missing(leaf, reached), (kept, loss))
-    point: Point = kept if options.metrics is None else last
+    point: Point = kept if options.metrics is None else jax.tree.map(lambda leaf: leaf[None], last)
     stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
     return Solution(
         ts=options.ts,
@@ -244,6 +238,7 @@ def _solution(problem: Problem, context: Any, raw: diffrax.Solution, options: Op
         a=jax.vmap(problem.accumulated)(options.ts),
         loss=loss,
         metrics=None if options.metrics is None else kept,
+        last=last,
         t_end=t_end,
         stats=stats,
         result=result,
@@ -279,8 +274,8 @@ def _save_times(saveat: ArrayLike | None, t1: Float[Array, ""]) -> Float[Array, 
     ts = as_float(saveat, "saveat").astype(float)
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(f"saveat must be a non-empty one-dimensional array of times, got shape {ts.shape}")
-    if is_concrete(ts) and not bool(jnp.all(jnp.diff(ts) > 0)):
+    if refuted(lambda: jnp.all(jnp.diff(ts) > 0), ts):
         raise ValueError(f"saveat must be increasing without repeats, got {np.asarray(ts)}")
-    if is_concrete(ts, t1) and not bool((ts[0] >= 0) & (ts[-1] <= t1)):
-        raise ValueError(f"saveat must lie in [0, t1] = [0, {t1}], got times from {ts[0]} to {ts[-1]}")
+    if refuted(lambda: (ts[0] >= 0) & (ts[-1] <= t1), ts, t1):
+        raise ValueError(f"saveat must lie in [0, t1] = [0, {t1}], got {np.asarray(ts)}")
     return ts

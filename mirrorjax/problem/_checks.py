@@ -1,5 +1,6 @@
 """Small helpers behind the error messages of `problem/`: what is concrete can be checked, what is traced cannot."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,17 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 def is_concrete(*values: Any) -> bool:
     """Whether every leaf of the values is known now, rather than a tracer inside jit, vmap or grad."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
+
+
+def refuted(condition: Callable[[], Bool[Array, ""]], *values: Any) -> bool:
+    """Whether the values are known and the condition on them is false. Traced values refute nothing: they get a status.
+
+    Evaluated at once also under an outer jit, where operations on known arrays would otherwise be staged.
+    """
+    if not is_concrete(*values):
+        return False
+    with jax.ensure_compile_time_eval():
+        return not bool(condition())
 
 
 def as_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
@@ -43,7 +55,7 @@ def as_clock(value: ArrayLike, name: str) -> Float[Array, "..."]:
 
 def require_nonnegative(value: Float[Array, "..."], name: str, *, finite: bool) -> None:
     """Refuse a concrete value that is NaN, negative or (with `finite`) infinite; a traced one passes unread."""
-    if is_concrete(value) and not bool(nonnegative(value, finite=finite)):
+    if refuted(lambda: nonnegative(value, finite=finite), value):
         kind = "finite and non-negative" if finite else "non-negative"
         raise ValueError(f"{name} must be {kind}, got {value}")
 

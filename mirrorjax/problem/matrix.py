@@ -2,6 +2,7 @@
 
 import equinox as eqx
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ._checks import as_float, is_concrete
@@ -14,9 +15,10 @@ def as_symmetric(value: ArrayLike, name: str) -> Float[Array, "... n n"]:
     if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
         raise ValueError(f"{name} must be square in its last two axes, got shape {array.shape}")
     if is_concrete(array):
-        asymmetry = float(jnp.max(jnp.abs(array - jnp.swapaxes(array, -1, -2)), initial=0.0))
+        known = np.asarray(array)
+        asymmetry = np.max(np.abs(known - np.swapaxes(known, -1, -2)), initial=0.0)
         # Symmetrised inputs differ from their transposes by rounding at most.
-        if not asymmetry <= 8 * jnp.finfo(array.dtype).eps * float(jnp.max(jnp.abs(array), initial=0.0)):
+        if not asymmetry <= 8 * np.finfo(known.dtype).eps * np.max(np.abs(known), initial=0.0):
             raise ValueError(
                 f"{name} must be symmetric, entries differ from their transposes by up to {asymmetry:.3g}; "
                 f"only the symmetric part acts, pass ({name} + {name}^T) / 2"

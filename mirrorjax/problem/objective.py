@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import as_float, is_concrete
+from ._checks import as_float, is_concrete, refuted
 from .regularizer import check_scalar
 
 Shape = tuple[int, ...]
@@ -75,8 +75,8 @@ def _data(Z: ArrayLike, y: ArrayLike, name: str) -> tuple[Float[Array, "n ..."],
     if Z.dtype != y.dtype:
         raise ValueError(f"{name} and y must have one dtype, got {Z.dtype} and {y.dtype}")
     for array, label in ((Z, name), (y, "y")):
-        if is_concrete(array) and not bool(jnp.all(jnp.isfinite(array))):
-            raise ValueError(f"{label} holds NaN or infinite entries: {int(jnp.sum(~jnp.isfinite(array)))} of them")
+        if refuted(lambda array=array: jnp.all(jnp.isfinite(array)), array):
+            raise ValueError(f"{label} holds NaN or infinite entries: {int(np.sum(~np.isfinite(np.asarray(array))))} of them")
     return Z, y
 
 
@@ -134,7 +134,7 @@ class Logistic(AbstractMeasured):
         self.Z, self.y = _data(Z, y, "Z")
         if self.Z.ndim != 2:
             raise ValueError(f"Z must have shape (n, d), got {self.Z.shape}")
-        if is_concrete(self.y) and not bool(jnp.all(jnp.abs(self.y) == 1)):
+        if refuted(lambda: jnp.all(jnp.abs(self.y) == 1), self.y):
             raise ValueError(f"labels must be -1 or +1, got the values {np.unique(np.asarray(self.y))[:5]}")
 
     def measure(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
@@ -214,7 +214,9 @@ def _is_symmetric(A: Float[Array, "m n1 n2"]) -> bool | None:
     """Whether all matrices are symmetric; `None` when they are traced and cannot be looked at."""
     if A.shape[1] != A.shape[2]:
         return False
-    return bool(jnp.all(A == jnp.swapaxes(A, 1, 2))) if is_concrete(A) else None
+    if not is_concrete(A):
+        return None
+    return not refuted(lambda: jnp.all(A == jnp.swapaxes(A, 1, 2)), A)
 
 
 def _triangle_index(n: int) -> np.ndarray:

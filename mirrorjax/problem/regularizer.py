@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import as_scalar, is_concrete
+from ._checks import as_scalar, refuted
 from .matrix import as_symmetric
 from .reparam import AbstractReparameterization, Weights
 
 
 def _scale(value: ArrayLike) -> Float[Array, ""]:
     scale = as_scalar(value, "scale")
-    if is_concrete(scale) and not bool(jnp.isfinite(scale)):
+    if refuted(lambda: jnp.isfinite(scale), scale):
         raise ValueError(f"scale must be finite, got {scale}")
     return scale
 

@@ -12,7 +12,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
+
+from ._checks import refuted
 
 Weights = PyTree[Float[Array, "..."]]
 
@@ -231,8 +234,8 @@ class LogDifference(AbstractDifference):
         factors = check_factors(w, 2, "LogDifference", "(u, v)")
         check_same_shape(factors, "LogDifference")
         for name, factor in zip("uv", factors, strict=True):
-            if not isinstance(factor, jax.core.Tracer) and not bool(jnp.all(factor > 0)):
-                raise ValueError(f"LogDifference needs {name} > 0, its smallest entry is {jnp.min(factor)}")
+            if refuted(lambda factor=factor: jnp.all(factor > 0), factor):
+                raise ValueError(f"LogDifference needs {name} > 0, its smallest entry is {np.min(np.asarray(factor))}")
 
 
 class ExpDifference(AbstractDifference):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ._checks import as_clock, as_scalar, is_concrete, nonnegative, require_nonnegative
+from ._checks import as_clock, as_scalar, is_concrete, nonnegative, refuted, require_nonnegative
 
 Time = Float[ArrayLike, ""]
 
@@ -178,7 +178,7 @@ class Piecewise(AbstractSchedule):
             )
         require_nonnegative(self.values, "values", finite=True)
         require_nonnegative(self.times, "times", finite=False)
-        if is_concrete(self.times) and not bool(self.valid()):
+        if refuted(self.valid, self.times, self.values):
             raise ValueError(f"times must increase, got {self.times}")
 
     def __call__(self, t: Time) -> Float[Array, ""]:
@@ -223,7 +223,7 @@ class FromOptax(AbstractSchedule):
         self.step_size = as_scalar(step_size, "step_size").astype(float)
         self.boundaries = jnp.sort(as_clock(jnp.asarray(boundaries, dtype=float), "boundaries"))
         require_nonnegative(self.boundaries, "boundaries", finite=False)
-        if is_concrete(self.step_size) and not bool(jnp.isfinite(self.step_size) & (self.step_size > 0)):
+        if refuted(lambda: jnp.isfinite(self.step_size) & (self.step_size > 0), self.step_size):
             raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
 
     def __call__(self, t: Time) -> Float[Array, ""]:
@@ -242,6 +242,11 @@ class FromOptax(AbstractSchedule):
     def check(self, t1: Time) -> None:
         if not is_concrete(self.step_size, self.boundaries, t1):
             return
+        with jax.ensure_compile_time_eval():
+            self._check_strengths(t1)
+            self._check_quadrature(t1)
+
+    def _check_strengths(self, t1: Time) -> None:
         probe = jnp.linspace(0.0, t1, 257)
         values = jax.vmap(self)(probe)
         if not bool(nonnegative(values, finite=True)):
@@ -250,6 +255,8 @@ class FromOptax(AbstractSchedule):
                 f"the optax schedule gives the strength {values[worst]} at t = {probe[worst]}; "
                 "strengths must be finite and non-negative"
             )
+
+    def _check_quadrature(self, t1: Time) -> None:
         once, twice = self._quadrature(t1, panels=8), self._quadrature(t1, panels=13)
         # Smooth pieces agree to rounding, times the 200 or so terms summed; a kink inside a panel is far above that.
         tolerance = 200 * float(jnp.finfo(twice.dtype).eps) * (float(abs(twice)) + 1e-12) + 1e-8 * float(abs(twice))
