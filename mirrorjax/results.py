@@ -28,7 +28,7 @@ class RESULTS(eqx.Enumeration):
     )
     invalid_schedule = (
         "The schedule has a strength that is negative, NaN or infinite, or a time that is negative or NaN. Strengths "
-        "must be finite and >= 0, times >= 0."
+        "must be finite and >= 0, times >= 0 and increasing, and an optax schedule must declare its boundaries."
     )
     invalid_weights = "The initial weights hold NaN or infinite entries, or lie where f(g(w)) is not finite."
     outside_range = (

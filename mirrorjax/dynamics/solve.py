@@ -217,7 +217,7 @@ def _input_status(problem: Problem, context: Any, state: PyTree, options: Option
     point = options.flow.read(t0, state, context)
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((point.x, point.w, point.loss))])
     status = RESULTS.where(jnp.all(finite), RESULTS.successful, RESULTS.invalid_weights)
-    return RESULTS.where(problem.alpha.valid(), status, RESULTS.invalid_schedule)
+    return RESULTS.where(problem.alpha.valid(options.t1), status, RESULTS.invalid_schedule)
 
 
 def _solution(problem: Problem, context: Any, raw: diffrax.Solution, options: Options, valid: RESULTS) -> Solution:

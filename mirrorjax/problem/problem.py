@@ -62,7 +62,7 @@ class Problem(eqx.Module):
 
     def accumulated(self, t: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """`a_t = -int_0^t alpha(s) ds <= 0`, the regularization spent by time t."""
-        return -self.alpha.integral(t)
+        return 0.0 - self.alpha.integral(t)  # not -0.0 before anything is spent
 
     def loss(self, w: Weights) -> Float[Array, ""]:
         """`f(g(w))`, without the regularizer."""

@@ -40,8 +40,8 @@ class AbstractSchedule(eqx.Module):
         """Times where alpha or its slope jumps; a fixed number of them, `inf` where one never comes."""
 
     @abc.abstractmethod
-    def valid(self) -> Bool[Array, ""]:
-        """Whether every number is one a schedule may have; tells lanes with bad values apart under vmap."""
+    def valid(self, t1: Time) -> Bool[Array, ""]:
+        """Whether alpha is finite, >= 0 and rightly integrated on [0, t1]; works under tracing, so each lane gets its own."""
 
     def check(self, t1: Time) -> None:  # noqa: B027  (most schedules have nothing to refuse)
         """Raise `ValueError` if the schedule cannot be trusted up to time t1."""
@@ -78,7 +78,7 @@ class Constant(AbstractSchedule):
     def breakpoints(self) -> Float[Array, " breakpoints"]:
         return jnp.zeros(0, self.alpha.dtype)
 
-    def valid(self) -> Bool[Array, ""]:
+    def valid(self, t1: Time) -> Bool[Array, ""]:
         return nonnegative(self.alpha, finite=True)
 
 
@@ -92,7 +92,7 @@ class _SwitchedOff(AbstractSchedule):
     def breakpoints(self) -> Float[Array, " breakpoints"]:
         return self.t_off[None]
 
-    def valid(self) -> Bool[Array, ""]:
+    def valid(self, t1: Time) -> Bool[Array, ""]:
         return nonnegative(self.alpha, finite=True) & nonnegative(self.t_off, finite=False)
 
     def _fraction(self, t: Time) -> Float[Array, ""]:
@@ -178,7 +178,7 @@ class Piecewise(AbstractSchedule):
             )
         require_nonnegative(self.values, "values", finite=True)
         require_nonnegative(self.times, "times", finite=False)
-        if refuted(self.valid, self.times, self.values):
+        if refuted(lambda: jnp.all(jnp.diff(self.times) >= 0), self.times):
             raise ValueError(f"times must increase, got {self.times}")
 
     def __call__(self, t: Time) -> Float[Array, ""]:
@@ -193,7 +193,7 @@ class Piecewise(AbstractSchedule):
     def breakpoints(self) -> Float[Array, " breakpoints"]:
         return self.times
 
-    def valid(self) -> Bool[Array, ""]:
+    def valid(self, t1: Time) -> Bool[Array, ""]:
         increasing = jnp.all(self.times[1:] >= self.times[:-1])
         return nonnegative(self.values, finite=True) & nonnegative(self.times, finite=False) & increasing
 
@@ -236,35 +236,37 @@ class FromOptax(AbstractSchedule):
     def breakpoints(self) -> Float[Array, " breakpoints"]:
         return self.boundaries * self.step_size
 
-    def valid(self) -> Bool[Array, ""]:
-        return jnp.isfinite(self.step_size) & (self.step_size > 0) & nonnegative(self.boundaries, finite=False)
+    def valid(self, t1: Time) -> Bool[Array, ""]:
+        numbers = jnp.isfinite(self.step_size) & (self.step_size > 0) & nonnegative(self.boundaries, finite=False)
+        _, values = self._probe(t1)
+        return numbers & nonnegative(values, finite=True) & self._resolved(t1)
 
     def check(self, t1: Time) -> None:
         if not is_concrete(self.step_size, self.boundaries, t1):
             return
         with jax.ensure_compile_time_eval():
-            self._check_strengths(t1)
-            self._check_quadrature(t1)
+            times, values = self._probe(t1)
+            if not bool(nonnegative(values, finite=True)):
+                worst = int(jnp.argmin(jnp.where(jnp.isfinite(values), values, -jnp.inf)))
+                raise ValueError(
+                    f"the optax schedule gives the strength {values[worst]} at t = {times[worst]}; "
+                    "strengths must be finite and non-negative"
+                )
+            if not bool(self._resolved(t1)):
+                raise ValueError(
+                    f"the integral of the optax schedule up to t1 = {t1} is not resolved: name the step counts where "
+                    "it is not smooth, FromOptax(schedule, step_size, boundaries=[...])"
+                )
 
-    def _check_strengths(self, t1: Time) -> None:
-        probe = jnp.linspace(0.0, t1, 257)
-        values = jax.vmap(self)(probe)
-        if not bool(nonnegative(values, finite=True)):
-            worst = int(jnp.argmin(jnp.where(jnp.isfinite(values), values, -jnp.inf)))
-            raise ValueError(
-                f"the optax schedule gives the strength {values[worst]} at t = {probe[worst]}; "
-                "strengths must be finite and non-negative"
-            )
+    def _probe(self, t1: Time) -> tuple[Float[Array, " probes"], Float[Array, " probes"]]:
+        times = jnp.linspace(0.0, t1, 257)
+        return times, jax.vmap(self)(times)
 
-    def _check_quadrature(self, t1: Time) -> None:
+    def _resolved(self, t1: Time) -> Bool[Array, ""]:
+        """Whether two quadratures agree up to t1, as they do unless a boundary was not declared."""
         once, twice = self._quadrature(t1, panels=8), self._quadrature(t1, panels=13)
         # Smooth pieces agree to rounding, times the 200 or so terms summed; a kink inside a panel is far above that.
-        tolerance = 200 * float(jnp.finfo(twice.dtype).eps) * (float(abs(twice)) + 1e-12) + 1e-8 * float(abs(twice))
-        if abs(float(once - twice)) > tolerance:
-            raise ValueError(
-                f"the integral of the optax schedule up to t1 = {t1} is not resolved ({once} against {twice}): "
-                "name the step counts where it is not smooth, FromOptax(schedule, step_size, boundaries=[...])"
-            )
+        return jnp.abs(once - twice) <= jnp.maximum(200 * jnp.finfo(twice.dtype).eps, 1e-8) * jnp.abs(twice) + 1e-30
 
     def _quadrature(self, t: Time, panels: int) -> Float[Array, ""]:
         nodes, weights = np.polynomial.legendre.leggauss(16)
