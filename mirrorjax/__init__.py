@@ -4,6 +4,13 @@ The flat public namespace. Importing it computes nothing and sets no global flag
 call `jax.config.update("jax_enable_x64", True)` first.
 """
 
+from .dynamics import Descent as Descent
+from .dynamics import MirrorFlow as MirrorFlow
+from .dynamics import PrimalFlow as PrimalFlow
+from .dynamics import ProximalDescent as ProximalDescent
+from .dynamics import RiemannianFlow as RiemannianFlow
+from .dynamics import Solution as Solution
+from .dynamics import solve as solve
 from .problem import L1 as L1
 from .problem import Compatible as Compatible
 from .problem import Constant as Constant
@@ -29,7 +36,10 @@ from .problem import Quadratic as Quadratic
 from .problem import QuadraticForm as QuadraticForm
 from .problem import Separable as Separable
 from .problem import Square as Square
+from .problem import Sum as Sum
 from .problem import SwitchOff as SwitchOff
 from .problem import WeightDecay as WeightDecay
 from .results import RESULTS as RESULTS
 from .results import status_name as status_name
+from .sweep import Zip as Zip
+from .sweep import sweep as sweep

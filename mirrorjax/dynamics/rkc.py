@@ -1,4 +1,4 @@
-"""RKC: the stabilized explicit solver for gradient flows, whose linearization has real non-positive eigenvalues."""
+"""RKC: the stabilized explicit solver for flows whose Jacobian has real, mostly negative eigenvalues."""
 
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -11,43 +11,86 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Real
 
+from ..problem._checks import as_scalar, is_concrete
 from .rkc_coefficients import Method, Stage, first_stage, later_stage, stages_needed
 
 Time = Real[ArrayLike, ""]
 Scalar = Float[Array, ""]
+Count = Int[Array, ""]
 Field = Callable[[Any, PyTree], PyTree]
 
-# The power iteration starts cold once a solve; after that one product a step, and a few after a jump, keep it warm.
-_COLD_ITERATIONS = 50
-_COLD_TOLERANCE = 0.01
-# A share of all directions in the iterate, so that an eigenvector that overtakes the largest is found from 1%, not from
-# rounding errors; it changes the estimate by 1e-4 at most.
+# A cold power iteration, at the start of a solve, may use this many Jacobian-vector products, and stops once a product
+# changes the estimate by no more than this share of it. After a jump it starts warm, and one to three products do.
+_MAX_PRODUCTS = 50
+_SETTLED = 0.005
+# The share of random directions kept in the iterate: an eigenvector that overtakes the largest then grows from 1%, not
+# from rounding errors. It lowers the estimate by 1e-4 of itself at most.
 _MIXING = 0.01
 
 
 class RKCState(eqx.Module):
-    """What RKC carries from step to step; `sol.solver_state` when saved by `SaveAt(solver_state=True)`.
+    """What `RKC` carries from step to step; `SaveAt(solver_state=True)` returns it as `sol.solver_state`.
 
-    `num_evaluations` counts vector-field values and `num_products` Jacobian-vector products, each about one more value;
-    both in accepted steps only, as diffrax keeps no state of rejected ones.
+    `f` is the vector field at the current point; `vector` the iterate of the power iteration, shaped like y; `radius`
+    the estimate of the Jacobian's spectral radius there, 1/time. `num_evaluations` counts vector-field values and
+    `num_products` Jacobian-vector products (each costs about one more value), from the start of the solve, in accepted
+    steps: diffrax drops the state of rejected ones, of which `sol.stats["num_rejected_steps"]` is the number.
     """
 
     f: PyTree
-    direction: PyTree
+    vector: PyTree
     radius: Scalar
-    num_evaluations: Int[Array, ""]
-    num_products: Int[Array, ""]
+    num_evaluations: Count
+    num_products: Count
 
 
 class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
-    term_structure: ClassVar = diffrax.AbstractTerm
-    interpolation_cls: ClassVar[Callable[..., diffrax.ThirdOrderHermitePolynomialInterpolation]] = (
+    """`P_s(z) = a_s + b_s T_s(w_0 + w_1 z)`: the second-order Runge-Kutta-Chebyshev method, of s >= 2 stages a step.
+
+    For `dy/dt = f(t, y)` whose Jacobian has real eigenvalues that are mostly negative, such as gradient flows near their
+    end, where the step of Tsit5 is limited by stability and not by accuracy. s stages are stable for `-beta(s) <= h
+    lambda <= 0` with `beta(s) = 0.653 (s^2 - 1)`, so a step of size h costs about `sqrt(1.54 h rho)` evaluations. In
+    each step s is the least number for which `beta(s) >= safety h rho`; rho, the spectral radius of the Jacobian, comes
+    from a power iteration by Jacobian-vector products, one a step, carried along. Growing modes and eigenvalues of small
+    imaginary part are allowed; the error estimate `0.8 (y_n - y_{n+1}) + 0.4 h (f_n + f_{n+1})` limits the step there.
+
+    A step that needs more than `max_stages` is not tried: its error is reported as infinite, so that an adaptive
+    controller repeats it with a fifth of the size. Where the step cannot shrink (`ConstantStepSize`, `dtmin` with
+    `force_dtmin`) the solve ends with `diffrax.RESULTS.dt_min_reached`. So does one whose Jacobian is NaN or infinite.
+
+    In float32 rounding errors of relative size `0.3 s^2 eps` enter the error estimate; the controller then holds s to
+    about `sqrt(3 rtol / eps)` by itself, 50 stages at rtol 1e-4.
+
+    Differentiable in forward and reverse mode under any adjoint that differentiates the steps
+    (`RecursiveCheckpointAdjoint`, `DirectAdjoint`, `ForwardMode`); s and rho are taken as constants. A vector field must
+    itself be differentiable in forward mode. Only a lone `diffrax.ODETerm` of real numbers is accepted.
+
+    **Arguments:**
+
+    - `max_stages`: the largest number of stages in one step.
+    - `safety`: the factor on the spectral radius, at least 1. The power iteration finds it from below, to within a few
+      percent once warm; a Jacobian that grows in a step needs some room as well.
+
+    **Raises:** `ValueError` when `max_stages` is below 2 or `safety` below 1.
+
+    Source: Sommeijer, Shampine, Verwer, "RKC: an explicit solver for parabolic PDEs", J. Comput. Appl. Math. 88 (1998).
+    """
+
+    max_stages: int = eqx.field(static=True)  # static: reverse mode sizes its loop over the stages by it
+    safety: Scalar
+
+    term_structure: ClassVar = diffrax.ODETerm
+    interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
         diffrax.ThirdOrderHermitePolynomialInterpolation
     )
 
-    max_stages: int = eqx.field(static=True, default=256)  # static: reverse mode sizes its checkpoints by it
-    kind: str = eqx.field(static=True, default="bounded")
-    safety: float = eqx.field(static=True, default=1.2)
+    def __init__(self, max_stages: int = 256, safety: ArrayLike = 1.2):
+        if not isinstance(max_stages, int) or max_stages < 2:
+            raise ValueError(f"max_stages must be a whole number, at least 2, got {max_stages!r}")
+        self.max_stages = max_stages
+        self.safety = as_scalar(safety, "safety")
+        if is_concrete(self.safety) and not 1 <= float(self.safety) < float("inf"):
+            raise ValueError(f"safety must be at least 1 and finite, got {self.safety}: below 1 steps are unstable")
 
     def order(self, terms: PyTree) -> int:
         return 2
@@ -59,127 +102,168 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
         return terms.vf(t0, y0, args)
 
     def init(self, terms: Any, t0: Time, t1: Time, y0: PyTree, args: PyTree) -> RKCState:
-        zero = jnp.zeros((), jnp.result_type(t0))
-        blank = RKCState(None, _noise(y0), zero, jnp.array(0), jnp.array(0))
-        return _restart(_convert(terms, t0, y0, args), t0, y0, blank)
+        field = _close(terms, t0, y0, args)
+        nothing = jnp.zeros((), jnp.result_type(t0)), jnp.array(0), jnp.array(0)
+        return _renew(field, t0, y0, RKCState(y0, _noise(y0), *nothing))
 
-    def step(self, terms: Any, t0: Time, t1: Time, y0: PyTree, args: PyTree, solver_state: RKCState, made_jump):
-        field = _convert(terms, t0, y0, args)
+    def step(
+        self,
+        terms: Any,
+        t0: Time,
+        t1: Time,
+        y0: PyTree,
+        args: PyTree,
+        solver_state: RKCState,
+        made_jump: Bool[ArrayLike, ""],
+    ) -> tuple[PyTree, PyTree, dict[str, PyTree], RKCState, diffrax.RESULTS]:
+        field = _close(terms, t0, y0, args)
         state = _after_jump(field, t0, y0, solver_state, made_jump)
-        control = terms.contr(t0, t1)
-        h = t1 - t0
-        k0 = terms.prod(state.f, control)
-        needed = stages_needed(self.safety * state.radius * h)
-        within = needed <= self.max_stages  # False for a radius that is NaN
-        s = jnp.where(within, needed, 2).astype(int)
-
-        def increment(t, y):
-            return terms.prod(field(t, y), control)
-
-        move = self._advance(increment, t0, h, y0, k0, s)
+        needed = stages_needed(self.safety.astype(state.radius.dtype) * state.radius * (t1 - t0))
+        possible = needed <= self.max_stages  # False also where the radius is NaN
+        s = jnp.where(possible, needed, 2).astype(int)
+        # A step that is not possible is replaced by one of size 0, which can overflow neither here nor in a gradient.
+        h = jnp.where(possible, terms.contr(t0, t1), 0)
+        move = _move(field, t0, jnp.where(possible, t1 - t0, 0), h, y0, state.f, s, max_stages=self.max_stages)
         y1 = jax.tree.map(jnp.add, y0, move)
-        f1, slope = jax.jvp(lambda y: field(t1, y), (y1,), (state.direction,))
-        k1 = terms.prod(f1, control)
-        y_error = jax.tree.map(lambda m, k, l: jnp.where(within, 0.4 * (k + l) - 0.8 * m, jnp.inf), move, k0, k1)
-        direction, rate = _power_step(terms.prod(slope, control), state.direction, h.dtype)
-        radius = jnp.where(h > 0, rate / h, state.radius)
-        new = RKCState(
-            f1,
-            lax.stop_gradient(direction),
-            lax.stop_gradient(radius),
-            state.num_evaluations + s,
-            state.num_products + 1,
-        )
-        dense = dict(y0=y0, y1=y1, k0=k0, k1=k1)
-        result = diffrax.RESULTS.where(within, diffrax.RESULTS.successful, diffrax.RESULTS.dt_min_reached)
-        return y1, y_error, dense, new, result
-
-    def _advance(self, increment, t0, h, y0, k0, s):
-        method = Method(s, h.dtype)
-        first = first_stage(method)
-        move = jax.tree.map(lambda k: (first.b * method.w1).astype(k.dtype) * k, k0)
-        stop = eqxi.unvmap_max(s)
-
-        def body(carry):
-            j, stage, b_before, older, newer = carry
-            k = increment(t0 + stage.c * h, jax.tree.map(jnp.add, y0, newer))
-            new = later_stage(j, method)
-            active = j <= s
-            scale = new.b / stage.b
-            mu = jnp.where(active, 2 * method.w0 * scale, 1)
-            nu = jnp.where(active, -new.b / b_before, 0)
-            mu_k = jnp.where(active, 2 * method.w1 * scale, 0)
-            gamma_k = -stage.a * mu_k
-            move = jax.tree.map(
-                lambda p, q, k, l: mu.astype(p.dtype) * p
-                + nu.astype(p.dtype) * q
-                + mu_k.astype(p.dtype) * k
-                + gamma_k.astype(p.dtype) * l,
-                newer,
-                older,
-                k,
-                k0,
-            )
-            return j + 1, new, stage.b, newer, move
-
-        carry = (jnp.array(2), first, first.b, jax.tree.map(jnp.zeros_like, move), move)
-        kw = dict(max_steps=self.max_stages) if self.kind == "bounded" else {}
-        return eqxi.while_loop(lambda c: c[0] <= stop, body, carry, kind=self.kind, **kw)[-1]
+        f1, product = jax.jvp(lambda y: field(t1, y), (y1,), (state.vector,))
+        k0, k1 = _scale(h, state.f), _scale(h, f1)
+        error = jax.tree.map(lambda m, a, b: jnp.where(possible, 0.4 * (a + b) - 0.8 * m, jnp.inf), move, k0, k1)
+        vector, radius = lax.stop_gradient(_power_iterate(product, state.vector, state.radius.dtype))
+        new_state = RKCState(f1, vector, radius, state.num_evaluations + s, state.num_products + 1)
+        result = diffrax.RESULTS.where(possible, diffrax.RESULTS.successful, diffrax.RESULTS.dt_min_reached)
+        return y1, error, dict(y0=y0, y1=y1, k0=k0, k1=k1), new_state, result
 
 
-def _convert(terms, t0, y0, args) -> Field:
-    return eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t0, y0)
+def _close(terms: Any, t: Time, y: PyTree, args: PyTree) -> Field:
+    """The vector field as a function of (t, y) that holds all it closes over as leaves, as custom derivatives need."""
+    return eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t, y)
 
 
-def _norm(tree, dtype):
-    return jnp.sqrt(sum(jnp.sum(jnp.square(x)).astype(dtype) for x in jax.tree.leaves(tree)))
+@eqx.filter_custom_jvp
+def _move(
+    field: Field, t0: Time, duration: Scalar, h: Scalar, y0: PyTree, f0: PyTree, s: Count, *, max_stages: int
+) -> PyTree:
+    """`y_{n+1} - y_n` after s stages. `h` is `duration`, negative where diffrax integrates back in time."""
+    return _stages(field, t0, duration, h, y0, f0, s, kind="lax", max_stages=max_stages)
 
 
-def _noise(y):
-    leaves, treedef = jax.tree.flatten(y)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    noise = [jax.random.normal(k, jnp.shape(x), x.dtype) for k, x in zip(keys, leaves)]
-    return jax.tree.unflatten(treedef, noise)
+@_move.def_jvp
+def _move_jvp(primals: tuple, tangents: tuple, *, max_stages: int) -> tuple[PyTree, PyTree]:
+    """A plain loop is the fastest but cannot be transposed; one of bounded length can, and serves both modes."""
+
+    def bounded(*primals: Any) -> PyTree:
+        return _stages(*primals, kind="bounded", max_stages=max_stages)
+
+    return eqx.filter_jvp(bounded, primals, tangents)
 
 
-def _power_step(product, direction, dtype):
-    size = _norm(product, dtype)
-    rate = size / _norm(direction, dtype)
-    scale = 1 / jnp.maximum(size, jnp.finfo(dtype).tiny)
-    noise = _noise(direction)
-    weight = _MIXING / _norm(noise, dtype)
-    mixed = jax.tree.map(lambda p, n: scale.astype(p.dtype) * p + weight.astype(p.dtype) * n, product, noise)
-    return mixed, rate
+def _stages(
+    field: Field,
+    t0: Time,
+    duration: Scalar,
+    h: Scalar,
+    y0: PyTree,
+    f0: PyTree,
+    s: Count,
+    *,
+    kind: Any,
+    max_stages: int,
+) -> PyTree:
+    """The recurrence of the stages, for the differences `d_j = Y_j - y_n`, which round to less than the Y_j:
+
+    `d_0 = 0`, `d_1 = mu~_1 h f_0`, `d_j = mu_j d_{j-1} + nu_j d_{j-2} + mu~_j h f(t_n + c_{j-1} h, y_n + d_{j-1}) +
+    gamma~_j h f_0`. Lanes of a batch that need fewer stages than others keep `d_s` by `mu = 1` and zeros, which
+    costs no copy of the state, as a loop that masks its carry would.
+    """
+    method = Method(s, duration.dtype)
+    start = first_stage(method)
+    last = eqxi.unvmap_max(s)
+
+    def body(carry: tuple) -> tuple:
+        j, stage, b_before, older, newer = carry
+        f = field(t0 + stage.c * duration, jax.tree.map(jnp.add, y0, newer))
+        new = later_stage(j, method)
+        weights = _weights(new, stage, b_before, method, h)
+        kept = (1.0, 0.0, 0.0, 0.0)
+        weights = tuple(jnp.where(j <= s, weight, keep) for weight, keep in zip(weights, kept, strict=True))
+        return j + 1, new, stage.b, newer, _combine(weights, (newer, older, f, f0))
+
+    zeros = jax.tree.map(jnp.zeros_like, y0)
+    carry = (jnp.array(2), start, start.b, zeros, _scale(start.b * method.w1 * h, f0))
+    return eqxi.while_loop(lambda carry: carry[0] <= last, body, carry, kind=kind, max_steps=max_stages)[-1]
 
 
-def _after_jump(field, t, y, state, made_jump):
-    if made_jump is False:
+def _weights(
+    new: Stage, stage: Stage, b_before: Scalar, method: Method, h: Scalar
+) -> tuple[Scalar, Scalar, Scalar, Scalar]:
+    """`mu_j = 2 w_0 b_j / b_{j-1}`, `nu_j = -b_j / b_{j-2}`, `mu~_j h = 2 w_1 h b_j / b_{j-1}`, `gamma~_j = -a_{j-1}
+    mu~_j`."""
+    ratio = new.b / stage.b
+    mu_tilde = 2 * method.w1 * ratio * h
+    return 2 * method.w0 * ratio, -new.b / b_before, mu_tilde, -stage.a * mu_tilde
+
+
+def _combine(weights: tuple[Scalar, ...], trees: tuple[PyTree, ...]) -> PyTree:
+    """The sum of weight times tree, each leaf in its own precision."""
+
+    def leaf(*leaves: Array) -> Array:
+        return sum(weight.astype(x.dtype) * x for weight, x in zip(weights, leaves, strict=True))  # pyright: ignore
+
+    return jax.tree.map(leaf, *trees)
+
+
+def _scale(factor: Scalar, tree: PyTree) -> PyTree:
+    return _combine((factor,), (tree,))
+
+
+def _after_jump(field: Field, t: Time, y: PyTree, state: RKCState, made_jump: Bool[ArrayLike, ""]) -> RKCState:
+    """The state with f and the radius renewed where the vector field has just jumped."""
+    if made_jump is False:  # known when tracing, in solves that declare no jumps
         return state
     made_jump = jnp.asarray(made_jump)
-    restarted = lax.cond(
-        eqxi.unvmap_any(made_jump), lambda: _restart(field, t, y, state), lambda: state
-    )
-    return jax.tree.map(lambda a, b: jnp.where(made_jump, a, b), restarted, state)
+    renewed = lax.cond(eqxi.unvmap_any(made_jump), lambda: _renew(field, t, y, state), lambda: state)
+    return jax.tree.map(lambda new, old: jnp.where(made_jump, new, old), renewed, state)
 
 
-def _restart(field, t, y, state):
-    f = field(t, y)
-    frozen_field, frozen_t, frozen_y = jax.tree.map(
-        lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, (field, t, y)
-    )
+def _renew(field: Field, t: Time, y: PyTree, state: RKCState) -> RKCState:
+    """f at (t, y), and power iterations there, from the state's vector, until the estimate of the radius settles."""
     dtype = state.radius.dtype
-    _, product = jax.linearize(lambda y: frozen_field(frozen_t, y), frozen_y)
+    # Frozen before and not after the loop, which could not be transposed if anything in it were differentiated.
+    frozen, t_frozen, y_frozen, vector, before = _freeze((field, t, y, state.vector, state.radius))
+    _, multiply = jax.linearize(lambda y: frozen(t_frozen, y), y_frozen)
 
-    def unsettled(carry):
-        i, _, radius, before = carry
-        return (i < _COLD_ITERATIONS) & ~(jnp.abs(radius - before) <= _COLD_TOLERANCE * radius)
+    def unsettled(carry: tuple) -> Bool[Array, ""]:
+        count, _, radius, before = carry
+        return (count < _MAX_PRODUCTS) & (jnp.abs(radius - before) > _SETTLED * radius)
 
-    def iterate(carry):
-        i, direction, radius, _ = carry
-        direction, new = _power_step(product(direction), direction, dtype)
-        return i + 1, direction, new, radius
+    def iterate(carry: tuple) -> tuple:
+        count, vector, radius, _ = carry
+        return count + 1, *_power_iterate(multiply(vector), vector, dtype), radius
 
-    radius0 = lax.stop_gradient(state.radius)
-    first = iterate((jnp.array(0), lax.stop_gradient(state.direction), radius0, radius0))
-    i, direction, radius, _ = lax.while_loop(unsettled, iterate, first)
-    return RKCState(f, direction, radius, state.num_evaluations + 1, state.num_products + i)
+    count, vector, radius, _ = lax.while_loop(unsettled, iterate, iterate((jnp.array(0), vector, before, before)))
+    return RKCState(field(t, y), vector, radius, state.num_evaluations + 1, state.num_products + count)
+
+
+def _power_iterate(product: PyTree, vector: PyTree, dtype: jnp.dtype) -> tuple[PyTree, Scalar]:
+    """`(J v / |J v| + noise, |J v| / |v|)`: the next vector of the power iteration, and its estimate of the radius."""
+    size, noise = _norm(product, dtype), _noise(vector)
+    shrink = 1 / jnp.maximum(size, jnp.finfo(dtype).tiny)  # a product of 0 leaves the noise alone
+    mixed = _combine((shrink, _MIXING / _norm(noise, dtype)), (product, noise))
+    return mixed, size / _norm(vector, dtype)
+
+
+def _noise(y: PyTree) -> PyTree:
+    """Fixed normal numbers shaped like y: the same in every step, lane and solve."""
+    leaves, structure = jax.tree.flatten(y)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+    noise = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, noise)
+
+
+def _norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
+    squares = [jnp.sum(jnp.square(x)).astype(dtype) for x in jax.tree.leaves(tree)]
+    return jnp.sqrt(jnp.sum(jnp.stack(squares)))
+
+
+def _freeze(tree: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

@@ -32,4 +32,5 @@ from .schedule import CosineDecay as CosineDecay
 from .schedule import FromOptax as FromOptax
 from .schedule import LinearDecay as LinearDecay
 from .schedule import Piecewise as Piecewise
+from .schedule import Sum as Sum
 from .schedule import SwitchOff as SwitchOff

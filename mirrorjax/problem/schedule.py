@@ -198,6 +198,38 @@ class Piecewise(AbstractSchedule):
         return nonnegative(self.values, finite=True) & nonnegative(self.times, finite=False) & increasing
 
 
+class Sum(AbstractSchedule):
+    """`alpha(t) = sum of alpha_k(t)`: several schedules at once; with zero strengths, one class for different shapes.
+
+    **Arguments:** `parts`: schedules.
+    **Raises:** `ValueError` when there are none, or one is not a schedule.
+    """
+
+    parts: tuple[AbstractSchedule, ...]
+
+    def __init__(self, *parts: AbstractSchedule):
+        if not parts or not all(isinstance(part, AbstractSchedule) for part in parts):
+            raise ValueError(f"Sum takes one or more schedules, got {parts!r}")
+        self.parts = parts
+
+    def __call__(self, t: Time) -> Float[Array, ""]:
+        return jnp.sum(jnp.stack([part(t) for part in self.parts]))
+
+    def integral(self, t: Time) -> Float[Array, ""]:
+        return jnp.sum(jnp.stack([part.integral(t) for part in self.parts]))
+
+    @property
+    def breakpoints(self) -> Float[Array, " breakpoints"]:
+        return jnp.concatenate([part.breakpoints for part in self.parts])
+
+    def valid(self, t1: Time) -> Bool[Array, ""]:
+        return jnp.all(jnp.stack([part.valid(t1) for part in self.parts]))
+
+    def check(self, t1: Time) -> None:
+        for part in self.parts:
+            part.check(t1)
+
+
 class FromOptax(AbstractSchedule):
     """`alpha(t) = schedule(t / step_size)`: any optax schedule, read as a function of continuous training time.
 

@@ -1,0 +1,110 @@
+"""Figures from arrays and datasets; the one door to matplotlib.
+
+Functions return a `matplotlib.figure.Figure` and touch no global state (no pyplot), so they work in scripts, notebooks
+and threads alike. Labels, units and titles are arguments: a figure without them is not finished.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+WIDTH = 4.2  # inches a panel: readable at half a page
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: x and y values, its label in the legend, and how it is drawn."""
+
+    x: np.ndarray
+    y: np.ndarray
+    label: str = ""
+    style: str = "-"
+    color: str | None = None
+    marker: tuple[float, float] | None = None  # a point to mark on it
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes: its curves, its labels, and times at which something happens (vertical lines)."""
+
+    lines: Sequence[Line]
+    title: str
+    x_label: str
+    y_label: str
+    x_log: bool = False
+    y_log: bool = False
+    events: Sequence[float] = field(default_factory=tuple)
+    level: float | None = None
+
+
+def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = None) -> Figure:
+    """Panels side by side with one legend to their right, for curves that share their labels.
+
+    **Arguments:** `panels`: what to draw; `title`: over all of them; `legend_title`: what the labels mean.
+    """
+    figure = Figure(figsize=(WIDTH * len(panels) + 2.0, 3.4), layout="constrained")
+    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(panels))))
+    for axis, panel in zip(axes, panels, strict=True):
+        _draw_panel(axis, panel)
+    handles, labels = axes[0].get_legend_handles_labels()
+    if labels:
+        figure.legend(handles, labels, title=legend_title, loc="outside right upper", frameon=False)
+    figure.suptitle(title)
+    return figure
+
+
+def _draw_panel(axis: Axes, panel: Panel) -> None:
+    colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(len(panel.lines), 2)))
+    for line, color in zip(panel.lines, colors, strict=False):
+        chosen = line.color or color
+        axis.plot(line.x, line.y, line.style, color=chosen, label=line.label, linewidth=1.6)
+        if line.marker is not None:
+            axis.plot(*line.marker, "o", color=chosen, markersize=5)
+    for time in panel.events:
+        axis.axvline(time, color="0.7", linestyle=":", linewidth=1)
+    if panel.level is not None:
+        axis.axhline(panel.level, color="0.5", linestyle="--", linewidth=1)
+    if panel.x_log:
+        axis.set_xscale("log")
+    if panel.y_log:
+        axis.set_yscale("log")
+    axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def heat_map(
+    values: Float[np.ndarray, "rows columns"],
+    rows: Float[np.ndarray, " rows"],
+    columns: Float[np.ndarray, " columns"],
+    *,
+    title: str,
+    row_label: str,
+    column_label: str,
+    value_label: str,
+) -> Figure:
+    """Positive values over two logarithmic axes, on a logarithmic colour scale; missing ones are hatched, not coloured.
+
+    **Arguments:** `values` (rows, columns); `rows`, `columns`: their positive coordinates.
+    """
+    figure = Figure(figsize=(5.6, 4.2), layout="constrained")
+    axis = figure.subplots()
+    axis.set_facecolor("white")
+    axis.patch.set(hatch="///", edgecolor="0.7")
+    mesh = axis.pcolormesh(columns, rows, np.ma.masked_invalid(values), norm=LogNorm(), cmap="viridis", shading="nearest")
+    axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
+    figure.colorbar(mesh, ax=axis, label=value_label)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG at 150 dots per inch and return the path."""
+    figure.savefig(path, dpi=150)
+    return path
