@@ -4,42 +4,44 @@ The flat public namespace. Importing it computes nothing and sets no global flag
 call `jax.config.update("jax_enable_x64", True)` first.
 """
 
-from .dynamics import Descent as Descent
-from .dynamics import MirrorFlow as MirrorFlow
-from .dynamics import PrimalFlow as PrimalFlow
-from .dynamics import ProximalDescent as ProximalDescent
-from .dynamics import RiemannianFlow as RiemannianFlow
-from .dynamics import Solution as Solution
-from .dynamics import solve as solve
-from .problem import L1 as L1
-from .problem import Compatible as Compatible
-from .problem import Constant as Constant
-from .problem import CosineDecay as CosineDecay
-from .problem import Custom as Custom
-from .problem import CustomObjective as CustomObjective
-from .problem import CustomRegularizer as CustomRegularizer
-from .problem import ExpDifference as ExpDifference
-from .problem import FromOptax as FromOptax
-from .problem import Gram as Gram
-from .problem import Hadamard as Hadamard
-from .problem import LeastSquares as LeastSquares
-from .problem import Linear as Linear
-from .problem import LinearDecay as LinearDecay
-from .problem import LogDifference as LogDifference
-from .problem import Logistic as Logistic
-from .problem import MatrixProduct as MatrixProduct
-from .problem import MatrixSensing as MatrixSensing
-from .problem import Piecewise as Piecewise
-from .problem import PowerDifference as PowerDifference
-from .problem import Problem as Problem
-from .problem import Quadratic as Quadratic
-from .problem import QuadraticForm as QuadraticForm
-from .problem import Separable as Separable
-from .problem import Square as Square
-from .problem import Sum as Sum
-from .problem import SwitchOff as SwitchOff
-from .problem import WeightDecay as WeightDecay
-from .results import RESULTS as RESULTS
-from .results import status_name as status_name
-from .sweep import Zip as Zip
-from .sweep import sweep as sweep
+from .dynamics import (
+    Descent as Descent,
+    MirrorFlow as MirrorFlow,
+    PrimalFlow as PrimalFlow,
+    ProximalDescent as ProximalDescent,
+    RiemannianFlow as RiemannianFlow,
+    Solution as Solution,
+    solve as solve,
+)
+from .problem import (
+    L1 as L1,
+    Compatible as Compatible,
+    Constant as Constant,
+    CosineDecay as CosineDecay,
+    Custom as Custom,
+    CustomObjective as CustomObjective,
+    CustomRegularizer as CustomRegularizer,
+    ExpDifference as ExpDifference,
+    FromOptax as FromOptax,
+    Gram as Gram,
+    Hadamard as Hadamard,
+    LeastSquares as LeastSquares,
+    Linear as Linear,
+    LinearDecay as LinearDecay,
+    LogDifference as LogDifference,
+    Logistic as Logistic,
+    MatrixProduct as MatrixProduct,
+    MatrixSensing as MatrixSensing,
+    Piecewise as Piecewise,
+    PowerDifference as PowerDifference,
+    Problem as Problem,
+    Quadratic as Quadratic,
+    QuadraticForm as QuadraticForm,
+    Separable as Separable,
+    Square as Square,
+    Sum as Sum,
+    SwitchOff as SwitchOff,
+    WeightDecay as WeightDecay,
+)
+from .results import RESULTS as RESULTS, status_name as status_name
+from .sweep import Zip as Zip, sweep as sweep

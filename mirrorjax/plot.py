@@ -42,6 +42,7 @@ class Panel:
     y_log: bool = False
     events: Sequence[float] = field(default_factory=tuple)
     level: float | None = None
+    floor: float | None = None  # the y axis ends here: below it there is only the solver's tolerance
 
 
 def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = None) -> Figure:
@@ -75,6 +76,8 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         axis.set_xscale("log")
     if panel.y_log:
         axis.set_yscale("log")
+    if panel.floor is not None:
+        axis.set_ylim(bottom=panel.floor)
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
@@ -89,19 +92,34 @@ def heat_map(
     row_label: str,
     column_label: str,
     value_label: str,
+    floor: float | None = None,
+    contour: Line | None = None,
 ) -> Figure:
     """Positive values over two logarithmic axes, on a logarithmic colour scale; missing ones are hatched, not coloured.
 
-    **Arguments:** `values` (rows, columns); `rows`, `columns`: their positive coordinates.
+    **Arguments:** `values` (rows, columns); `rows`, `columns`: their positive coordinates, increasing; `floor`: where
+    the colour scale ends; `contour`: a curve to draw on top.
     """
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axis = figure.subplots()
     axis.set_facecolor("white")
     axis.patch.set(hatch="///", edgecolor="0.7")
-    mesh = axis.pcolormesh(columns, rows, np.ma.masked_invalid(values), norm=LogNorm(), cmap="viridis", shading="nearest")
+    masked = np.ma.masked_invalid(values)
+    mesh = axis.pcolormesh(_log_edges(columns), _log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
+    if contour is not None:
+        axis.plot(contour.x, contour.y, contour.style, color="white", label=contour.label, linewidth=1.6)
+        axis.legend(loc="lower left", facecolor="0.3", labelcolor="white", framealpha=0.8)
     axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
+    axis.set(xlim=_log_edges(columns)[[0, -1]], ylim=_log_edges(rows)[[0, -1]])
     figure.colorbar(mesh, ax=axis, label=value_label)
     return figure
+
+
+def _log_edges(centers: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n+1"]:
+    """Cell edges halfway between neighbours on a logarithmic axis."""
+    logs = np.log(centers)
+    middle = (logs[1:] + logs[:-1]) / 2
+    return np.exp(np.concatenate([[2 * logs[0] - middle[0]], middle, [2 * logs[-1] - middle[-1]]]))
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -1,4 +1,4 @@
-"""RESULTS: how a computation ended, with advice. It stands below every room, since geometry and dynamics both use it."""
+"""RESULTS: how a computation ended, with advice. It stands below every room: geometry and dynamics both use it."""
 
 import equinox as eqx
 import jax

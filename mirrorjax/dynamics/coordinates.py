@@ -1,9 +1,10 @@
 """Coordinates in which the weights are integrated, so that a solver never loses digits to tiny weights.
 
-Decay shrinks weights by e^-25 and more before they grow back; a solver that controls absolute errors of order 1e-8 would
-see zero. For homogeneous g and h the flow is therefore integrated in `w = e^s V`, with V of order one and s the logarithm
-of the scale: the velocity of (s, V) is written with the powers of e^s taken out, so nothing in it over- or underflows,
-uniform decay only moves s (at a constant rate, which costs no step), and float32 follows any amount of decay.
+Decay shrinks weights by e^-25 and more before they grow back; a solver that controls absolute errors of order 1e-8
+would see zero. For homogeneous g and h the flow is therefore integrated in `w = e^s V`, with V of order one and s the
+logarithm of the scale: the velocity of (s, V) is written with the powers of e^s taken out, so nothing in it over- or
+underflows, uniform decay only moves s (at a constant rate, which costs no step), and float32 follows any amount of
+decay.
 """
 
 import abc
@@ -20,7 +21,7 @@ Parameters = Float[Array, "..."]
 
 
 class AbstractCoordinates(eqx.Module):
-    """A change of variables y <-> w for the flow `dw/dt = -grad_w [f(g(w)) + alpha h(w)]`. It holds the point itself."""
+    """A point, in variables y <-> w chosen for the flow `dw/dt = -grad_w [f(g(w)) + alpha h(w)]`."""
 
     @abc.abstractmethod
     def weights(self) -> Weights:
@@ -56,8 +57,8 @@ class LogScale(AbstractCoordinates):
     """`w = e^s V`, for g of degree p >= 2 and h of degree q >= 2.
 
     With `F = -e^{(p-2)s} J(V)^T grad f(x) - alpha e^{(q-2)s} grad h(V)` (that is, e^{-s} dw/dt), the velocity is
-    `ds/dt = <V, F> / <V, V>`, `dV/dt = F - (ds/dt) V`; |V| stays constant. There is one s for each coordinate when g and
-    h act elementwise (the inner product then runs over the factors), one for the whole tree otherwise.
+    `ds/dt = <V, F> / <V, V>`, `dV/dt = F - (ds/dt) V`; |V| stays constant. There is one s for each coordinate when g
+    and h act elementwise (the inner product then runs over the factors), one for the whole tree otherwise.
     """
 
     direction: Weights

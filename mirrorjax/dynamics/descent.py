@@ -70,9 +70,9 @@ class Descent(AbstractDescent):
     """`w <- w + eta * optimizer(grad)`: gradient descent by any optax optimizer, `t <- t + eta`.
 
     **Arguments:** `optimizer`: an optax transformation at unit learning rate, e.g. `optax.sgd(1.0)`,
-    `optax.sgd(1.0, momentum=0.9)`, `optax.adam(1.0)`; `step_size`: eta > 0, its learning rate and the time a step takes;
-    `decay`: `"coupled"`: the optimizer sees `grad f + alpha grad h` (L2 regularization), `"decoupled"`: it sees `grad f`
-    and `eta alpha grad h` is subtracted beside it (AdamW).
+    `optax.sgd(1.0, momentum=0.9)`, `optax.adam(1.0)`; `step_size`: eta > 0, its learning rate and the time a step
+    takes; `decay`: `"coupled"`: the optimizer sees `grad f + alpha grad h` (L2 regularization), `"decoupled"`: it sees
+    `grad f` and `eta alpha grad h` is subtracted beside it (AdamW).
     **Raises:** `ValueError` for a step size that is not positive and finite, another `decay`, or an optimizer that is
     not an optax transformation.
 
@@ -87,7 +87,9 @@ class Descent(AbstractDescent):
         if self.decay not in ("coupled", "decoupled"):
             raise ValueError(f'decay must be "coupled" or "decoupled", got {self.decay!r}')
         if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise ValueError(f"optimizer must be an optax transformation such as optax.sgd(1.0), got {self.optimizer!r}")
+            raise ValueError(
+                f"optimizer must be an optax transformation such as optax.sgd(1.0), got {self.optimizer!r}"
+            )
 
     def start(self, problem: Problem, w0: Weights) -> tuple[Problem, DescentState]:
         refuse_nonsmooth(problem)

@@ -1,6 +1,7 @@
 """The three flows that must agree: state, velocity and read-out of each. They know nothing of solvers.
 
-A flow is told the problem once, in `start`, which returns a context (whatever the velocity needs) and the initial state.
+A flow is told the problem once, in `start`, which returns a context (whatever the velocity needs) and the initial
+state.
 """
 
 import abc
@@ -11,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..geometry.legendre import AbstractLegendre, legendre
+from ..geometry.choose import legendre
+from ..geometry.legendre import AbstractLegendre
 from ..problem import Problem
 from ..problem._checks import refuted
 from ..problem.reparam import Weights

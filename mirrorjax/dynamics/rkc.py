@@ -9,12 +9,11 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree, Real
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..problem._checks import as_scalar, is_concrete
 from .rkc_coefficients import Method, Stage, first_stage, later_stage, stages_needed
 
-Time = Real[ArrayLike, ""]
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
 Field = Callable[[Any, PyTree], PyTree]
@@ -47,23 +46,20 @@ class RKCState(eqx.Module):
 class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
     """`P_s(z) = a_s + b_s T_s(w_0 + w_1 z)`: the second-order Runge-Kutta-Chebyshev method, of s >= 2 stages a step.
 
-    For `dy/dt = f(t, y)` whose Jacobian has real eigenvalues that are mostly negative, such as gradient flows near their
-    end, where the step of Tsit5 is limited by stability and not by accuracy. s stages are stable for `-beta(s) <= h
-    lambda <= 0` with `beta(s) = 0.653 (s^2 - 1)`, so a step of size h costs about `sqrt(1.54 h rho)` evaluations. In
-    each step s is the least number for which `beta(s) >= safety h rho`; rho, the spectral radius of the Jacobian, comes
-    from a power iteration by Jacobian-vector products, one a step, carried along. Growing modes and eigenvalues of small
-    imaginary part are allowed; the error estimate `0.8 (y_n - y_{n+1}) + 0.4 h (f_n + f_{n+1})` limits the step there.
+    For `dy/dt = f(t, y)` whose Jacobian has real, mostly negative eigenvalues, such as gradient flows after their first
+    moments, where the step of Tsit5 is limited by stability and not by accuracy. s stages are stable for `-beta(s) <= h
+    lambda <= 0` with `beta(s) = 0.653 (s^2 - 1)`, so a step of size h costs about `sqrt(1.54 h rho)` evaluations. Each
+    step takes the least s for which `beta(s) >= safety h rho`; rho, the spectral radius of the Jacobian, comes from a
+    power iteration by Jacobian-vector products, one a step, carried along. Growing modes and eigenvalues of small
+    imaginary part are allowed; there the error estimate `0.8 (y_n - y_{n+1}) + 0.4 h (f_n + f_{n+1})` limits the step.
 
     A step that needs more than `max_stages` is not tried: its error is reported as infinite, so that an adaptive
     controller repeats it with a fifth of the size. Where the step cannot shrink (`ConstantStepSize`, `dtmin` with
     `force_dtmin`) the solve ends with `diffrax.RESULTS.dt_min_reached`. So does one whose Jacobian is NaN or infinite.
 
-    In float32 rounding errors of relative size `0.3 s^2 eps` enter the error estimate; the controller then holds s to
-    about `sqrt(3 rtol / eps)` by itself, 50 stages at rtol 1e-4.
-
     Differentiable in forward and reverse mode under any adjoint that differentiates the steps
-    (`RecursiveCheckpointAdjoint`, `DirectAdjoint`, `ForwardMode`); s and rho are taken as constants. A vector field must
-    itself be differentiable in forward mode. Only a lone `diffrax.ODETerm` of real numbers is accepted.
+    (`RecursiveCheckpointAdjoint`, `DirectAdjoint`, `ForwardMode`); s and rho are taken as constants. The vector field
+    must itself be differentiable in forward mode. Only a lone `diffrax.ODETerm` of real numbers is accepted.
 
     **Arguments:**
 
@@ -98,10 +94,10 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
     def error_order(self, terms: PyTree) -> int:
         return 3
 
-    def func(self, terms: Any, t0: Time, y0: PyTree, args: PyTree) -> PyTree:
+    def func(self, terms: Any, t0: Scalar, y0: PyTree, args: PyTree) -> PyTree:
         return terms.vf(t0, y0, args)
 
-    def init(self, terms: Any, t0: Time, t1: Time, y0: PyTree, args: PyTree) -> RKCState:
+    def init(self, terms: Any, t0: Scalar, t1: Scalar, y0: PyTree, args: PyTree) -> RKCState:
         field = _close(terms, t0, y0, args)
         nothing = jnp.zeros((), jnp.result_type(t0)), jnp.array(0), jnp.array(0)
         return _renew(field, t0, y0, RKCState(y0, _noise(y0), *nothing))
@@ -109,8 +105,8 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
     def step(
         self,
         terms: Any,
-        t0: Time,
-        t1: Time,
+        t0: Scalar,
+        t1: Scalar,
         y0: PyTree,
         args: PyTree,
         solver_state: RKCState,
@@ -131,17 +127,17 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
         vector, radius = lax.stop_gradient(_power_iterate(product, state.vector, state.radius.dtype))
         new_state = RKCState(f1, vector, radius, state.num_evaluations + s, state.num_products + 1)
         result = diffrax.RESULTS.where(possible, diffrax.RESULTS.successful, diffrax.RESULTS.dt_min_reached)
-        return y1, error, dict(y0=y0, y1=y1, k0=k0, k1=k1), new_state, result
+        return y1, error, {"y0": y0, "y1": y1, "k0": k0, "k1": k1}, new_state, result
 
 
-def _close(terms: Any, t: Time, y: PyTree, args: PyTree) -> Field:
+def _close(terms: Any, t: Scalar, y: PyTree, args: PyTree) -> Field:
     """The vector field as a function of (t, y) that holds all it closes over as leaves, as custom derivatives need."""
     return eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t, y)
 
 
 @eqx.filter_custom_jvp
 def _move(
-    field: Field, t0: Time, duration: Scalar, h: Scalar, y0: PyTree, f0: PyTree, s: Count, *, max_stages: int
+    field: Field, t0: Scalar, duration: Scalar, h: Scalar, y0: PyTree, f0: PyTree, s: Count, *, max_stages: int
 ) -> PyTree:
     """`y_{n+1} - y_n` after s stages. `h` is `duration`, negative where diffrax integrates back in time."""
     return _stages(field, t0, duration, h, y0, f0, s, kind="lax", max_stages=max_stages)
@@ -159,7 +155,7 @@ def _move_jvp(primals: tuple, tangents: tuple, *, max_stages: int) -> tuple[PyTr
 
 def _stages(
     field: Field,
-    t0: Time,
+    t0: Scalar,
     duration: Scalar,
     h: Scalar,
     y0: PyTree,
@@ -216,7 +212,7 @@ def _scale(factor: Scalar, tree: PyTree) -> PyTree:
     return _combine((factor,), (tree,))
 
 
-def _after_jump(field: Field, t: Time, y: PyTree, state: RKCState, made_jump: Bool[ArrayLike, ""]) -> RKCState:
+def _after_jump(field: Field, t: Scalar, y: PyTree, state: RKCState, made_jump: Bool[ArrayLike, ""]) -> RKCState:
     """The state with f and the radius renewed where the vector field has just jumped."""
     if made_jump is False:  # known when tracing, in solves that declare no jumps
         return state
@@ -225,7 +221,7 @@ def _after_jump(field: Field, t: Time, y: PyTree, state: RKCState, made_jump: Bo
     return jax.tree.map(lambda new, old: jnp.where(made_jump, new, old), renewed, state)
 
 
-def _renew(field: Field, t: Time, y: PyTree, state: RKCState) -> RKCState:
+def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState) -> RKCState:
     """f at (t, y), and power iterations there, from the state's vector, until the estimate of the radius settles."""
     dtype = state.radius.dtype
     # Frozen before and not after the loop, which could not be transposed if anything in it were differentiated.

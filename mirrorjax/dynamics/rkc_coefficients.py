@@ -84,9 +84,9 @@ def _curvature(j: Scalar, shift: Scalar) -> Scalar:
 def _series(j: Scalar, shift: Scalar, derivative: int) -> Scalar:
     """The `derivative`-th derivative of T_j at 1 + shift over its value at 1.
 
-    Taylor's series about 1, where `T_j^{(m)}(1) = prod_{i<m} (j^2 - i^2) / (2i + 1)`. It ends by itself at the degree of
-    the polynomial and has no negative term, so no digit is lost: hyperbolic functions of j arccosh(w_0) would lose them
-    all to cancellation in float32, as would the three-term recurrence.
+    Taylor's series about 1, where `T_j^{(m)}(1) = prod_{i<m} (j^2 - i^2) / (2i + 1)`. It ends by itself at the degree
+    of the polynomial and has no negative term, so no digit is lost: hyperbolic functions of j arccosh(w_0) would lose
+    them all to cancellation in float32, as would the three-term recurrence.
     """
     term = total = jnp.ones_like(shift)
     for k in range(1, _SERIES_TERMS + 1):

@@ -23,8 +23,8 @@ class Solution(eqx.Module):
 
     - `ts` (time,): the save times, in units of the flow.
     - `x` (time, ...), `w` (pytree of (time, ...)), `mu` (time, ...): parameters, weights and dual variable
-      `mu_t = -int_0^t grad f(x_s) ds`. When `metrics` were asked for, only the state at the end is kept: their time axis
-      then has length 1, so that `sol.x[-1]` is the final state either way.
+      `mu_t = -int_0^t grad f(x_s) ds`. When `metrics` were asked for, only the state at the end is kept: their time
+      axis then has length 1, so that `sol.x[-1]` is the final state either way.
     - `a` (time,): `a_t = -int_0^t alpha(s) ds`, exact.
     - `loss` (time,): `f(x_t)`, without the regularizer.
     - `metrics`: what the metric function returned, each with a leading time axis; `None` if there was none.

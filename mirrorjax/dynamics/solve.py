@@ -43,7 +43,7 @@ class Options(eqx.Module):
 
 def solve(
     problem: Problem,
-    w0: Weights,
+    w0: PyTree,
     *,
     t1: ArrayLike,
     saveat: ArrayLike | None = None,
@@ -70,7 +70,8 @@ def solve(
     - `metrics`: a function of `(t, x, w)`, saved at those times instead of the whole state.
     - `flow`: `PrimalFlow()` unless told otherwise; also `MirrorFlow()`, `RiemannianFlow()`, `Descent(..)`,
       `ProximalDescent(..)`.
-    - `solver`: any explicit or implicit diffrax solver; `diffrax.Tsit5()` unless told otherwise. Descents bring their own.
+    - `solver`: any explicit or implicit diffrax solver; `diffrax.Tsit5()` unless told otherwise. Descents bring their
+      own.
     - `rtol`, `atol`: error per step, relative and absolute, in the flow's coordinates, which are of order one. Unless
       told otherwise 1e-6 in float64 and 1e-4 in float32, and a hundredth of that.
     - `max_steps`: give up after so many steps, accepted or not.
@@ -80,8 +81,8 @@ def solve(
 
     **Returns:** a `Solution`.
 
-    **Raises:** `ValueError` for arguments that do not fit, with the value and the remedy; `EquinoxRuntimeError` with the
-    advice of `RESULTS` when the flow fails and `throw` is set.
+    **Raises:** `ValueError` for arguments that do not fit, with the value and the remedy; `EquinoxRuntimeError` with
+    the advice of `RESULTS` when the flow fails and `throw` is set.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
     """
@@ -107,7 +108,7 @@ def solve(
 
 
 def make_options(
-    w0: Weights,
+    w0: PyTree,
     *,
     t1: ArrayLike,
     saveat: ArrayLike | None = None,
@@ -176,7 +177,6 @@ def _diffeqsolve(
         point = flow.read(t, y, context)
         kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
         return kept, point.loss
-
 
     # A lane with bad input is not integrated: it waits at t = 0 for the others.
     end = jnp.where(valid, options.t1, jnp.finfo(options.t1.dtype).tiny)

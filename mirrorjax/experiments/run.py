@@ -1,4 +1,4 @@
-"""What every experiment shares: a registry entry, and a run folder whose files are complete as soon as they are there."""
+"""What every experiment shares: a registry entry, and a run folder whose files are whole as soon as they are there."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import xarray as xr
 from matplotlib.figure import Figure
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -67,9 +68,9 @@ class RunFolder:
 
     def show(self, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
         """Print rows as a table; `columns` maps keys to headings."""
-        table = Table(title=title, title_justify="left")
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
         for key, heading in columns.items():
-            table.add_column(heading, justify="left" if isinstance(rows[0][key], str) else "right")
+            table.add_column(heading, justify="left" if isinstance(rows[0][key], str) else "right", no_wrap=True)
         for row in rows:
             table.add_row(*(_text(row[key]) for key in columns))
         self.console.print(table)
@@ -86,14 +87,15 @@ def _text(value: Any) -> str:
     if value is None or value != value:
         return "-"
     size = abs(value)
-    return f"{value:.2e}" if 0 < size < 1e-3 else f"{value:.5g}"
+    return f"{value:.1e}" if 0 < size < 1e-2 else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One entry of the registry: a name, one line of help, and the function that runs it in a folder."""
+    """One entry of the registry: a name, one line of help, the function that runs it in a folder, its usual seed."""
 
     name: str
     summary: str
     run: Callable[[RunFolder, Setting], None]
+    seed: int = 0
     presets: tuple[str, ...] = ("paper", "quick")

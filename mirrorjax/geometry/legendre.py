@@ -11,9 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
-from ..problem import AbstractRegularizer, AbstractReparameterization
 from ..problem.reparam import Weights
-from ..results import RESULTS, select
+from ..results import RESULTS
 
 Scalar = Float[ArrayLike, ""]
 
@@ -106,15 +105,3 @@ def _raise_unless_ok(recovered: Recovered) -> Float[Array, "..."]:
     bad = jnp.logical_not(recovered.ok).reshape(-1)
     first = jax.tree.map(lambda code: code.reshape(-1)[jnp.argmax(bad)], recovered.result)
     return first.error_if(recovered.value, jnp.any(bad))
-
-
-def legendre(
-    g: AbstractReparameterization,
-    h: AbstractRegularizer,
-    w0: Weights,
-    *,
-    method: str = "auto",
-    unchecked: bool = False,
-) -> AbstractLegendre:
-    """PLACEHOLDER"""
-    raise NotImplementedError

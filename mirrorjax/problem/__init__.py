@@ -1,36 +1,42 @@
 """What is being solved: g, h, alpha and f, pure functions of one point."""
 
-from .matrix import Gram as Gram
-from .matrix import MatrixProduct as MatrixProduct
-from .matrix import Quadratic as Quadratic
-from .objective import AbstractMeasured as AbstractMeasured
-from .objective import AbstractObjective as AbstractObjective
-from .objective import CustomObjective as CustomObjective
-from .objective import LeastSquares as LeastSquares
-from .objective import Logistic as Logistic
-from .objective import MatrixSensing as MatrixSensing
+from .matrix import Gram as Gram, MatrixProduct as MatrixProduct, Quadratic as Quadratic
+from .objective import (
+    AbstractMeasured as AbstractMeasured,
+    AbstractObjective as AbstractObjective,
+    CustomObjective as CustomObjective,
+    LeastSquares as LeastSquares,
+    Logistic as Logistic,
+    MatrixSensing as MatrixSensing,
+)
 from .problem import Problem as Problem
-from .regularizer import L1 as L1
-from .regularizer import AbstractRegularizer as AbstractRegularizer
-from .regularizer import Compatible as Compatible
-from .regularizer import CustomRegularizer as CustomRegularizer
-from .regularizer import QuadraticForm as QuadraticForm
-from .regularizer import WeightDecay as WeightDecay
-from .reparam import AbstractDifference as AbstractDifference
-from .reparam import AbstractReparameterization as AbstractReparameterization
-from .reparam import Custom as Custom
-from .reparam import ExpDifference as ExpDifference
-from .reparam import Hadamard as Hadamard
-from .reparam import Linear as Linear
-from .reparam import LogDifference as LogDifference
-from .reparam import PowerDifference as PowerDifference
-from .reparam import Separable as Separable
-from .reparam import Square as Square
-from .schedule import AbstractSchedule as AbstractSchedule
-from .schedule import Constant as Constant
-from .schedule import CosineDecay as CosineDecay
-from .schedule import FromOptax as FromOptax
-from .schedule import LinearDecay as LinearDecay
-from .schedule import Piecewise as Piecewise
-from .schedule import Sum as Sum
-from .schedule import SwitchOff as SwitchOff
+from .regularizer import (
+    L1 as L1,
+    AbstractRegularizer as AbstractRegularizer,
+    Compatible as Compatible,
+    CustomRegularizer as CustomRegularizer,
+    QuadraticForm as QuadraticForm,
+    WeightDecay as WeightDecay,
+)
+from .reparam import (
+    AbstractDifference as AbstractDifference,
+    AbstractReparameterization as AbstractReparameterization,
+    Custom as Custom,
+    ExpDifference as ExpDifference,
+    Hadamard as Hadamard,
+    Linear as Linear,
+    LogDifference as LogDifference,
+    PowerDifference as PowerDifference,
+    Separable as Separable,
+    Square as Square,
+)
+from .schedule import (
+    AbstractSchedule as AbstractSchedule,
+    Constant as Constant,
+    CosineDecay as CosineDecay,
+    FromOptax as FromOptax,
+    LinearDecay as LinearDecay,
+    Piecewise as Piecewise,
+    Sum as Sum,
+    SwitchOff as SwitchOff,
+)

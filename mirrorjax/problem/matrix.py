@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._checks import as_float, is_concrete
 from .reparam import AbstractReparameterization, Weights, check_factors
@@ -41,7 +41,7 @@ class Gram(AbstractReparameterization):
     def __call__(self, w: Weights) -> Float[Array, "n n"]:
         return w @ w.T
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         (factor,) = check_factors(w, 1, "Gram", "U (n, r)")
         if factor.ndim != 2:
             raise ValueError(f"Gram takes a matrix U (n, r), got shape {factor.shape}")
@@ -70,7 +70,7 @@ class MatrixProduct(AbstractReparameterization):
         first, second = w
         return first.T @ second if self.transpose else first @ second
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         names = "(K, Q) of shapes (r, n), (r, m)" if self.transpose else "(A, B) of shapes (n, r), (r, m)"
         first, second = check_factors(w, 2, "MatrixProduct", names)
         inner = 0 if self.transpose else 1
@@ -106,7 +106,9 @@ class Quadratic(AbstractReparameterization):
     def __call__(self, w: Weights) -> Float[Array, " d"]:
         return jnp.einsum("i,dij,j->d", w, self.G, w) / 2
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         (point,) = check_factors(w, 1, "Quadratic", "w (D,)")
         if point.shape != self.G.shape[-1:]:
             raise ValueError(f"Quadratic with G {self.G.shape} takes w of shape {self.G.shape[-1:]}, got {point.shape}")
+        if point.dtype != self.G.dtype:
+            raise ValueError(f"Quadratic holds G in {self.G.dtype}, got w in {point.dtype}: cast one of them")

@@ -76,7 +76,9 @@ def _data(Z: ArrayLike, y: ArrayLike, name: str) -> tuple[Float[Array, "n ..."],
         raise ValueError(f"{name} and y must have one dtype, got {Z.dtype} and {y.dtype}")
     for array, label in ((Z, name), (y, "y")):
         if refuted(lambda array=array: jnp.all(jnp.isfinite(array)), array):
-            raise ValueError(f"{label} holds NaN or infinite entries: {int(np.sum(~np.isfinite(np.asarray(array))))} of them")
+            raise ValueError(
+                f"{label} holds NaN or infinite entries: {int(np.sum(~np.isfinite(np.asarray(array))))} of them"
+            )
     return Z, y
 
 
@@ -216,7 +218,7 @@ def _is_symmetric(A: Float[Array, "m n1 n2"]) -> bool | None:
         return False
     if not is_concrete(A):
         return None
-    return not refuted(lambda: jnp.all(A == jnp.swapaxes(A, 1, 2)), A)
+    return not refuted(lambda: jnp.all(jnp.swapaxes(A, 1, 2) == A), A)
 
 
 def _triangle_index(n: int) -> np.ndarray:

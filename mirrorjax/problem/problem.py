@@ -3,7 +3,7 @@
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from .objective import AbstractObjective
 from .regularizer import AbstractRegularizer
@@ -11,7 +11,7 @@ from .reparam import AbstractReparameterization, Weights
 from .schedule import AbstractSchedule, Constant
 
 
-def as_weights(w: Weights) -> Weights:
+def as_weights(w: PyTree) -> PyTree:
     """Weights with every leaf an array: Python floats and numpy arrays are taken as they are, nothing is cast."""
     return jax.tree.map(jnp.asarray, w)
 
@@ -42,14 +42,18 @@ class Problem(eqx.Module):
         parts = {
             "g": (g, AbstractReparameterization, "a reparameterization such as Hadamard(), or Custom(fn)"),
             "h": (h, AbstractRegularizer, "a regularizer such as WeightDecay(), or CustomRegularizer(fn)"),
-            "objective": (objective, AbstractObjective, "an objective such as LeastSquares(Z, y), or CustomObjective(fn)"),
+            "objective": (
+                objective,
+                AbstractObjective,
+                "an objective such as LeastSquares(Z, y), or CustomObjective(fn)",
+            ),
         }
         for name, (part, kind, advice) in parts.items():
             if not isinstance(part, kind):
                 raise ValueError(f"{name} must be {advice}; got {part!r}")
         self.g, self.h, self.alpha, self.objective = g, h, schedule, objective
 
-    def check(self, w0: Weights, t1: Float[ArrayLike, ""]) -> None:
+    def check(self, w0: PyTree, t1: Float[ArrayLike, ""]) -> None:
         """Raise `ValueError`, naming the value and the remedy, unless the parts fit these weights up to time t1."""
         self.g.check(w0)
         self.h.check(w0)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ._checks import as_scalar, refuted
 from .matrix import as_symmetric
-from .reparam import AbstractReparameterization, Weights
+from .reparam import AbstractReparameterization, Weights, check_degree
 
 
 def _scale(value: ArrayLike) -> Float[Array, ""]:
@@ -45,7 +45,7 @@ class AbstractRegularizer(eqx.Module):
     def elementwise(self) -> bool:
         """Whether h is a sum over coordinates of functions of that coordinate of each factor."""
 
-    def check(self, w: Weights) -> None:  # noqa: B027  (most regularizers take any weights)
+    def check(self, w: PyTree) -> None:
         """Raise `ValueError` when h does not accept these weights."""
 
 
@@ -119,7 +119,7 @@ class Compatible(AbstractRegularizer):
         value = self.g.compatible(w)
         return self.scale.astype(value.dtype) * value
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         self.g.check(w)
         jax.eval_shape(self.g.compatible, w)
 
@@ -147,17 +147,21 @@ class QuadraticForm(AbstractRegularizer):
     def __call__(self, w: Weights) -> Float[Array, ""]:
         return w @ self.G0 @ w / 2
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         if not eqx.is_array(w) or w.shape != self.G0.shape[:1]:
             got = w.shape if eqx.is_array(w) else type(w).__name__
             raise ValueError(f"QuadraticForm with G0 {self.G0.shape} takes one array w {self.G0.shape[:1]}, got {got}")
+        if w.dtype != self.G0.dtype:
+            raise ValueError(f"QuadraticForm holds G0 in {self.G0.dtype}, got w in {w.dtype}: cast one of them")
 
 
 class CustomRegularizer(AbstractRegularizer):
     """`h(w) = fn(w)` for any differentiable scalar function of the weights.
 
-    **Arguments:** `fn`: weights -> scalar; `homogeneity`: q if you know that `fn(r w) = r^q fn(w)` for r > 0, else None.
-    **Raises:** `ValueError` when fn is not callable, or does not return one scalar for the weights.
+    **Arguments:** `fn`: weights -> scalar; `homogeneity`: q if you know that `fn(r w) = r^q fn(w)` for r > 0, else
+    None.
+    **Raises:** `ValueError` when fn is not callable; from `check` when it does not return one scalar for the weights,
+    or is not homogeneous of the degree given.
     """
 
     fn: Callable
@@ -174,11 +178,12 @@ class CustomRegularizer(AbstractRegularizer):
     def __call__(self, w: Weights) -> Float[Array, ""]:
         return self.fn(w)
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         check_scalar(self.fn, w, "CustomRegularizer")
+        check_degree(self.fn, w, self.homogeneity, "CustomRegularizer")
 
 
-def check_scalar(fn: Callable, argument: Weights, owner: str) -> None:
+def check_scalar(fn: Callable, argument: PyTree, owner: str) -> None:
     """Refuse a function that does not return one floating-point scalar for this argument."""
     value = jax.eval_shape(fn, argument)
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)

@@ -43,7 +43,7 @@ class AbstractReparameterization(eqx.Module):
         """Whether coordinate i of x depends on coordinate i of each factor only."""
 
     @abc.abstractmethod
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         """Raise `ValueError` naming what is wrong when w is not a point that g accepts."""
 
     def compatible(self, w: Weights) -> Float[Array, ""]:
@@ -62,7 +62,7 @@ def check_factors(w: Any, n: int, family: str, names: str) -> tuple[Array, ...]:
     elif isinstance(w, tuple | list) and len(w) == n:
         factors = tuple(w)
     else:
-        got = f"{type(w).__name__} of length {len(w)}" if isinstance(w, tuple | list) else type(w).__name__
+        got = f"{type(w).__name__} of length {len(w)}" if isinstance(w, tuple | list) else _kind(w)
         raise ValueError(f"{expected}: a tuple of {n} arrays, got {got}")
     for factor in factors:
         if not eqx.is_array(factor):
@@ -74,11 +74,32 @@ def check_factors(w: Any, n: int, family: str, names: str) -> tuple[Array, ...]:
     return factors
 
 
+def _kind(w: Any) -> str:
+    return f"one array of shape {w.shape}" if eqx.is_array(w) else type(w).__name__
+
+
 def check_same_shape(factors: tuple[Array, ...], family: str) -> None:
     """Refuse factors of an elementwise family whose shapes differ: broadcasting would change the flow."""
     if len({factor.shape for factor in factors}) > 1:
         shapes = ", ".join(str(factor.shape) for factor in factors)
         raise ValueError(f"{family} multiplies or subtracts coordinate by coordinate: shapes must agree, got {shapes}")
+
+
+def check_degree(fn: Callable, w: PyTree, degree: int | None, owner: str) -> None:
+    """Refuse a claimed degree p unless `fn(w) = 2^p fn(w / 2)`: the flow follows the scale of w by it."""
+    if degree is None:
+        return
+
+    def holds():
+        value, halved = fn(w), 2.0**degree * fn(jax.tree.map(lambda leaf: leaf / 2, w))
+        # Halving is exact, so what differs is rounding inside fn; a wrong degree is off by a factor of 2.
+        return jnp.max(jnp.abs(value - halved), initial=0.0) <= 0.01 * jnp.max(jnp.abs(value), initial=0.0)
+
+    if refuted(holds, fn, w):
+        raise ValueError(
+            f"the function of {owner} is not homogeneous of the degree given, homogeneity={degree}, at these weights; "
+            "give the right degree, or leave it out"
+        )
 
 
 class Linear(AbstractReparameterization):
@@ -95,7 +116,7 @@ class Linear(AbstractReparameterization):
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         return w
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         check_factors(w, 1, "Linear", "w")
 
 
@@ -126,7 +147,7 @@ class Hadamard(AbstractReparameterization):
             product = product * factor
         return product
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         names = "(m, w)" if self.depth == 2 else f"(w1, .., w{self.depth})"
         check_same_shape(check_factors(w, self.depth, f"Hadamard(depth={self.depth})", names), "Hadamard")
 
@@ -152,7 +173,7 @@ class Square(AbstractReparameterization):
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         return w**2
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         check_factors(w, 1, "Square", "w")
 
     def compatible(self, w: Weights) -> Float[Array, ""]:
@@ -180,7 +201,7 @@ class AbstractDifference(AbstractReparameterization):
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         return self.plus(w[0]) - self.minus(w[1])
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         check_same_shape(check_factors(w, 2, type(self).__name__, "(u, v)"), type(self).__name__)
 
     def compatible(self, w: Weights) -> Float[Array, ""]:
@@ -230,7 +251,7 @@ class LogDifference(AbstractDifference):
     def minus(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.log(v)
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         factors = check_factors(w, 2, "LogDifference", "(u, v)")
         check_same_shape(factors, "LogDifference")
         for name, factor in zip("uv", factors, strict=True):
@@ -288,7 +309,8 @@ class Custom(AbstractReparameterization):
 
     **Arguments:** `fn`: weights -> one array; `homogeneity`: p if you know that `fn(r w) = r^p fn(w)` for r > 0, which
     lets the flow follow tiny weights without losing digits, otherwise `None`.
-    **Raises:** `ValueError` when fn is not callable; from `check` when fn does not return one floating-point array.
+    **Raises:** `ValueError` when fn is not callable; from `check` when fn does not return one floating-point array, or
+    is not homogeneous of the degree given.
     """
 
     fn: Callable
@@ -304,7 +326,7 @@ class Custom(AbstractReparameterization):
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         return self.fn(w)
 
-    def check(self, w: Weights) -> None:
+    def check(self, w: PyTree) -> None:
         leaves = jax.tree.leaves(w)
         if not leaves:
             raise ValueError("Custom takes a pytree of arrays, got one without leaves")
@@ -313,3 +335,4 @@ class Custom(AbstractReparameterization):
         x = jax.eval_shape(self.fn, w)
         if not isinstance(x, jax.ShapeDtypeStruct) or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"the function of Custom must return one floating-point array, got {x}")
+        check_degree(self.fn, w, self.homogeneity, "Custom")

@@ -19,7 +19,8 @@ Time = Float[ArrayLike, ""]
 
 
 class AbstractSchedule(eqx.Module):
-    """`alpha(t) >= 0`, its exact integral `int_0^t alpha(s) ds = -a_t`, and its breakpoints. Times in units of the flow.
+    """`alpha(t) >= 0`, its exact integral `int_0^t alpha(s) ds = -a_t`, and its breakpoints. Times in units of the
+    flow.
 
     A subclass gives `__call__`, `integral`, `breakpoints` and `valid`, each for one scalar time t >= 0.
 
@@ -41,9 +42,9 @@ class AbstractSchedule(eqx.Module):
 
     @abc.abstractmethod
     def valid(self, t1: Time) -> Bool[Array, ""]:
-        """Whether alpha is finite, >= 0 and rightly integrated on [0, t1]; works under tracing, so each lane gets its own."""
+        """Whether alpha is finite, >= 0 and rightly integrated on [0, t1], also under tracing: each lane its own."""
 
-    def check(self, t1: Time) -> None:  # noqa: B027  (most schedules have nothing to refuse)
+    def check(self, t1: Time) -> None:
         """Raise `ValueError` if the schedule cannot be trusted up to time t1."""
 
 

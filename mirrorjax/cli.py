@@ -1,0 +1,158 @@
+"""The command line: `mirrorjax reproduce`, `list`, `explain`. It chooses; the rooms below do the work.
+
+float64 unless told otherwise: set here, before anything is computed, and nowhere else in the package.
+"""
+
+import importlib.metadata
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import jax
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .experiments import EXPERIMENTS, Experiment, RunFolder, Setting
+from .experiments.explain import FAMILIES, SCHEDULES, explain_bias
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule.",
+)
+console = Console()
+errors = Console(stderr=True)
+INTERRUPTED = 130  # the shell's convention for Ctrl-C
+
+
+class Preset(StrEnum):
+    paper = "paper"
+    quick = "quick"
+
+
+def main() -> None:
+    """Entry point of the `mirrorjax` command: bad input ends with one line and status 2, Ctrl-C with 130."""
+    try:
+        app(standalone_mode=True)
+    except ValueError as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    errors.print(f"[red]Error:[/red] {message}", highlight=False, soft_wrap=True)
+    raise SystemExit(2)
+
+
+def _version(requested: bool) -> None:
+    if requested:
+        console.print(f"mirrorjax {importlib.metadata.version('mirrorjax')}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule."""
+
+
+@app.command("list")
+def list_experiments() -> None:
+    """List the experiments that `mirrorjax reproduce NAME` knows."""
+    table = Table("experiment", "presets", "what it shows", title="mirrorjax reproduce NAME", title_justify="left")
+    for experiment in EXPERIMENTS.values():
+        table.add_row(experiment.name, ", ".join(experiment.presets), experiment.summary)
+    console.print(table)
+
+
+@app.command()
+def reproduce(
+    name: Annotated[str, typer.Argument(help="An experiment of `mirrorjax list`.", show_default=False)],
+    preset: Annotated[Preset, typer.Option(help="paper: the paper's size. quick: seconds, smaller.")] = Preset.paper,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="A new folder for the results [default: runs/NAME-PRESET-TIME].", show_default=False),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the random data [default: the experiment's].", show_default=False)
+    ] = None,
+    float32: Annotated[bool, typer.Option("--float32", help="Single precision instead of double.")] = False,
+) -> None:
+    """Reproduce an experiment of the paper: tables, figures and data in one folder.
+
+    Every number stands beside the paper's. Ctrl-C keeps what was finished.
+    """
+    experiment = _find(name)
+    _set_precision(float32)
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
+    setting = Setting(str(preset), experiment.seed if seed is None else seed, 32 if float32 else 64)
+    try:
+        folder = RunFolder(path, name, setting, console)
+    except FileExistsError:
+        _fail(f"the folder {path} exists and results are never overwritten; choose another with --out, or remove it")
+    except OSError as error:
+        _fail(f"the folder {path} cannot be made: {error.strerror}; choose another with --out")
+    try:
+        experiment.run(folder, setting)
+    except KeyboardInterrupt:
+        folder.finish("interrupted")
+        errors.print(f"Interrupted. What was finished is in {path}", highlight=False, soft_wrap=True)
+        raise SystemExit(INTERRUPTED) from None
+    folder.finish("finished")
+    console.print(f"Results are in {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
+def explain(
+    family: Annotated[str, typer.Argument(help=f"One of: {', '.join(FAMILIES)}.", show_default=False)],
+    init: Annotated[
+        list[float], typer.Option("--init", "-i", help="Initial weights, one number a factor: -i 1 -i 0.1")
+    ],
+    schedule: Annotated[str, typer.Option(help=f"One of: {', '.join(SCHEDULES)}.")] = "switch-off",
+    alpha: Annotated[float, typer.Option(help="Strength of the regularizer (at t = 0).")] = 0.2,
+    t_off: Annotated[float, typer.Option(help="Time it is switched off.")] = 62.5,
+    t1: Annotated[
+        float | None, typer.Option(help="Last time of the table [default: 2 t_off].", show_default=False)
+    ] = None,
+    scale: Annotated[float, typer.Option(help="x at which the local exponent is read.")] = 1.0,
+    times: Annotated[int, typer.Option(min=2, max=1000, help="Rows of the table.")] = 9,
+    out: Annotated[Path | None, typer.Option(help="Where to draw R_a, a PNG file [default: no picture].")] = None,
+) -> None:
+    """What does this schedule do to my implicit bias?
+
+    Prints, over time, the regularization spent a, where R_a has its minimum (positional bias), and its local exponent
+    at a scale (2 is L2-like, 1 is L1-like), for one coordinate x = g(w) with the regularizer that fits the family.
+
+    Example: mirrorjax explain hadamard -i 1 -i 0 --alpha 0.2 --t-off 62.5 --out R.png
+    """
+    _set_precision(False)
+    if out is not None and out.exists():
+        _fail(f"the file {out} exists and is not overwritten; choose another with --out")
+    explain_bias(
+        family,
+        init,
+        schedule,
+        alpha,
+        t_off,
+        t1=2 * t_off if t1 is None else t1,
+        scale=scale,
+        times=times,
+        out=out,
+        console=console,
+    )
+
+
+def _find(name: str) -> Experiment:
+    if name not in EXPERIMENTS:
+        _fail(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def _set_precision(float32: bool) -> None:
+    jax.config.update("jax_enable_x64", not float32)

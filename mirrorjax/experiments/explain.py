@@ -1,0 +1,120 @@
+"""mirrorjax explain: what a schedule does to the implicit bias of one coordinate x = g(w)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from rich.console import Console
+
+from .. import plot
+from ..geometry.choose import legendre
+from ..geometry.effects import Explanation, explain
+from ..geometry.legendre import AbstractLegendre
+from ..problem import (
+    AbstractReparameterization,
+    AbstractSchedule,
+    Compatible,
+    Constant,
+    CosineDecay,
+    ExpDifference,
+    Hadamard,
+    LinearDecay,
+    LogDifference,
+    PowerDifference,
+    Square,
+    SwitchOff,
+)
+from ..results import RESULTS, status_name
+
+Maker = TypeVar("Maker")
+
+FAMILIES: dict[str, Callable[[], AbstractReparameterization]] = {
+    "hadamard": Hadamard,
+    "square": Square,
+    "square-difference": PowerDifference,
+    "power-difference-2": lambda: PowerDifference(2),
+    "power-difference-3": lambda: PowerDifference(3),
+    "log-difference": LogDifference,
+    "exp-difference": ExpDifference,
+}
+SCHEDULES: dict[str, Callable[[float, float], AbstractSchedule]] = {
+    "constant": lambda alpha, t_off: Constant(alpha),
+    "switch-off": SwitchOff,
+    "linear": LinearDecay,
+    "cosine": CosineDecay,
+}
+
+
+def explain_bias(
+    family: str,
+    init: Sequence[float],
+    schedule: str,
+    alpha: float,
+    t_off: float,
+    *,
+    t1: float,
+    scale: float,
+    times: int,
+    out: Path | None,
+    console: Console,
+) -> None:
+    """Print the table of a, argmin R_a and the local exponent over time, and draw R_a to `out` if it is given.
+
+    **Arguments:** `family`, `schedule`: names in `FAMILIES`, `SCHEDULES`; `init`: one number a factor; `alpha`,
+    `t_off`: of the schedule; `t1`: the last time; `scale`: distance from the minimum at which the exponent is read.
+    **Raises:** `ValueError` for an unknown name, weights that have no R_a, or a bad number.
+    """
+    g = _named(family, FAMILIES, "family")()
+    alpha_t = _named(schedule, SCHEDULES, "schedule")(alpha, t_off)
+    if not t1 > 0 or not np.isfinite(t1):
+        raise ValueError(f"the last time must be positive and finite, got {t1}; choose it with --t1")
+    factors = tuple(jnp.asarray([value], float) for value in init)
+    w0 = factors[0] if len(factors) == 1 else factors
+    R = legendre(g, Compatible(g), w0)
+    ts = np.linspace(0.0, t1, times)
+    explanation = explain(R, alpha_t, ts, scale)
+    console.print(f"{family}, compatible regularizer at scale 1; {schedule}: alpha = {alpha:g}, t_off = {t_off:g}")
+    console.print(explanation.table())
+    for status in np.unique(status_name(explanation.effects.result)):
+        if status != "successful":
+            console.print(f"{status}: {RESULTS[getattr(RESULTS, status)]}", soft_wrap=True)
+    console.print(f"local exponent at a distance of {scale:g} from the minimum: 2 is L2-like, 1 is L1-like")
+    if out is not None:
+        plot.save(legendre_figure(R, explanation, scale), out)
+        console.print(f"R_a is drawn in {out}", soft_wrap=True, highlight=False)
+
+
+def legendre_figure(R: AbstractLegendre, explanation: Explanation, scale: float) -> Any:
+    """R_a(x) - min R_a of one coordinate for several a, each divided by its largest value shown, minimum marked."""
+    a = np.asarray(explanation.effects.a)[np.asarray(explanation.effects.ok)]
+    # Few curves, close together where most of the change is: at the start.
+    chosen = np.unique(np.concatenate([[0.0], np.min(a) * np.geomspace(0.01, 1.0, 4)]))[::-1]
+    lines = []
+    for value in chosen:
+        minimizer = float(R.primal(jnp.zeros(1), jnp.asarray(value)).value[0])
+        x = np.linspace(-3 * scale, 3 * scale, 301)
+        excess = _excess(R, jnp.asarray(x), minimizer, float(value))
+        height = np.nanmax(excess) if np.any(np.isfinite(excess)) else 1.0
+        lines.append(plot.Line(x, excess / height, f"a = {value:.3g}", marker=(minimizer, 0.0)))
+    panel = plot.Panel(lines, "Dots: argmin of each", "x", r"$R_a(x) - \min R_a$, scaled to 1")
+    return plot.line_panels([panel], "R_a as regularization is spent", "spent")
+
+
+def _excess(R: AbstractLegendre, x: jax.Array, minimizer: float, a: float) -> np.ndarray:
+    """R_a(x) - R_a(minimizer), NaN (not drawn) outside the range."""
+
+    def one(point: jax.Array) -> jax.Array:
+        recovered = R.dual(point[None], jnp.asarray(a))
+        inside = jnp.where(recovered.ok, point, minimizer)
+        return jnp.where(recovered.ok[0], R.bregman(inside, jnp.asarray([minimizer]), jnp.asarray(a)), jnp.nan)
+
+    return np.asarray(jax.vmap(one)(x))
+
+
+def _named(name: str, table: dict[str, Maker], kind: str) -> Maker:
+    if name not in table:
+        raise ValueError(f"there is no {kind} {name!r}; there are: {', '.join(table)}")
+    return table[name]

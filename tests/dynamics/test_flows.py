@@ -1,0 +1,110 @@
+"""The three flows: primal against scipy for every family, mirror and Riemannian against primal where R_a exists."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from registry import FAMILIES, hadamard_problem, objective_for, reference, with_legendre
+
+from mirrorjax.dynamics import MirrorFlow, PrimalFlow, RiemannianFlow, solve
+from mirrorjax.problem import L1, Constant, CosineDecay, Hadamard, LinearDecay, Piecewise, Problem, SwitchOff
+
+N = 3
+# c a stays above -0.07 (c = 0.7), where every family still has range; the last lane is never switched off.
+ALPHAS, T_OFFS = jnp.array([0.1, 0.0, 0.04]), jnp.array([1.0, 0.5, jnp.inf])
+TS = np.array([0.0, 0.4, 1.0, 1.7, 2.5])
+
+
+def parts(name):
+    family = FAMILIES[name]
+    g = family.build(N)
+    objective = objective_for(g, family.sample(jax.random.key(7), N))
+    return g, family.regularizer(g, N), objective, family.sample(jax.random.key(8), N)
+
+
+@functools.cache
+def trajectories(name, flow):
+    """Lanes over (alpha, t_off), by one vmap."""
+    g, h, objective, w0 = parts(name)
+
+    @eqx.filter_vmap
+    def lanes(alpha, t_off):
+        problem = Problem(g, h, SwitchOff(alpha, t_off), objective)
+        return solve(problem, w0, t1=2.5, saveat=TS, flow=flow, rtol=1e-9, atol=1e-11)
+
+    return lanes(ALPHAS, T_OFFS)
+
+
+def close(actual, expected, tolerance):
+    for leaf, other in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(leaf, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_primal_against_scipy(name):
+    g, h, objective, w0 = parts(name)
+    sol = trajectories(name, PrimalFlow())
+    for i, (alpha, t_off) in enumerate(zip(ALPHAS, T_OFFS, strict=True)):
+        problem = Problem(g, h, SwitchOff(alpha, t_off), objective)
+        w, mu = reference(problem, w0, TS, kinks=(float(t_off),))
+        lane = jax.tree.map(lambda leaf, i=i: leaf[i], (sol.w, sol.x, sol.mu, sol.loss))
+        x = jax.vmap(g)(w)
+        # Errors of 1e-9 a step over some hundred steps, contracted or at worst added up.
+        close(lane, (w, x, mu, jax.vmap(objective)(x)), 2e-7)
+        np.testing.assert_allclose(sol.a[i], -alpha * np.minimum(TS, t_off), rtol=1e-14)
+
+
+@pytest.mark.parametrize("flow", [MirrorFlow(), RiemannianFlow()], ids=["mirror", "riemannian"])
+@pytest.mark.parametrize("name", with_legendre())
+def test_flows_agree(name, flow):
+    """Before, at and after a switch-off, without decay, and with decay for ever; in x, w, mu and loss."""
+    primal, other = trajectories(name, PrimalFlow()), trajectories(name, flow)
+    # Two solves of 1e-9 a step each.
+    close((other.x, other.w, other.mu, other.loss), (primal.x, primal.w, primal.mu, primal.loss), 1e-6)
+
+
+@pytest.mark.parametrize("schedule", [Constant(0.3), LinearDecay(0.6, 1.3), CosineDecay(0.6, 1.3), Piecewise([0.3, 1.0], [1.0, 0.0, 0.2])])
+def test_identity_of_the_dual_variable(schedule):
+    """`grad R_a(x) = mu` for x = m w with the hyperbolic entropy written out: A = |u0 v0| e^{4a}, l = log |u0/v0|."""
+    problem, w0 = hadamard_problem(schedule)
+    sol = solve(problem, w0, t1=3.0, saveat=np.linspace(0, 3, 7), rtol=1e-10, atol=1e-12)
+    u0, v0 = (w0[0] + w0[1]) / np.sqrt(2), (w0[0] - w0[1]) / np.sqrt(2)
+    A = jnp.abs(u0 * v0) * jnp.exp(4 * sol.a[:, None])
+    expected = (jnp.arcsinh(sol.x / A) - jnp.log(jnp.abs(u0 / v0))) / 2
+    # Errors of 1e-10 a step, divided by 2 sqrt(x^2 + A^2), which stays above 0.02.
+    np.testing.assert_allclose(sol.mu, expected, atol=1e-7)
+
+
+@pytest.mark.parametrize("flow", [PrimalFlow(), MirrorFlow(), RiemannianFlow()])
+def test_nonsmooth_regularizers_are_refused_with_advice(flow):
+    problem, w0 = hadamard_problem(0.1)
+    with pytest.raises(ValueError, match="L1 is not differentiable at 0.*ProximalDescent"):
+        solve(Problem(problem.g, L1(), 0.1, problem.objective), w0, t1=1.0, flow=flow)
+
+
+@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.exists and name != "linear"])
+def test_mirror_flow_is_refused_where_there_is_no_legendre_function(name):
+    g, h, objective, w0 = parts(name)
+    with pytest.raises(ValueError, match=type(g).__name__):
+        solve(Problem(g, h, 0.1, objective), w0, t1=1.0, flow=MirrorFlow())
+
+
+def test_weights_of_a_list_are_kept_as_one():
+    problem, w0 = hadamard_problem(0.1)
+    as_list, as_tuple = solve(problem, list(w0), t1=1.0), solve(problem, w0, t1=1.0)
+    assert isinstance(as_list.w, list)
+    np.testing.assert_array_equal(ravel_pytree(as_list.w)[0], ravel_pytree(as_tuple.w)[0])
+
+
+def test_deeper_products_shrink_to_nothing_without_a_failure():
+    """x = m w v under decay alone: w = w0 e^{-2 alpha t}, followed to e^{-80} and beyond."""
+    problem, _ = hadamard_problem(20.0)
+    problem = Problem(Hadamard(3), problem.h, problem.alpha, problem.objective)
+    w0 = (jnp.ones(4), jnp.full(4, 1e-3), jnp.full(4, 1e-3))
+    sol = solve(problem, w0, t1=2.0)
+    # The loss pulls by at most |grad f| |w|^2 ~ 1e-5 before the weights are gone.
+    np.testing.assert_allclose(jnp.log(sol.w[0][-1]), -80.0, atol=1e-4)

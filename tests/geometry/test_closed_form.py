@@ -1,0 +1,412 @@
+"""Every closed form against the parameter flow itself, and the identities a Legendre pair obeys."""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import solve_ivp
+
+import mirrorjax.problem as mj
+from mirrorjax.geometry.closed_form import closed_form
+from mirrorjax.geometry.legendre import AbstractLegendre
+from mirrorjax.results import RESULTS, status_name
+
+U = jnp.array([1.3, 0.9, 1.1, 0.8])
+MIXED = jnp.array([1.0, 0.5, -0.3, 2.0])
+V = jnp.array([0.8, 1.2, 1.1, 0.95])
+_rng = np.random.default_rng(3)
+_basis = np.linalg.qr(_rng.normal(size=(5, 5)))[0]
+_stack = np.einsum("ij,kj,lj->kil", _basis, _rng.uniform(-1, 1, size=(5, 5)), _basis)
+_stack = jnp.asarray((_stack + np.swapaxes(_stack, 1, 2)) / 2)
+G, G0 = _stack[:4], _stack[4] @ _stack[4]
+W5 = jnp.asarray(_rng.uniform(0.5, 1.0, size=5))
+
+
+class Case(NamedTuple):
+    g: mj.AbstractReparameterization
+    h: mj.AbstractRegularizer
+    w0: Any
+
+    def legendre(self) -> AbstractLegendre:
+        R = closed_form(self.g, self.h, self.w0)
+        assert R is not None
+        return R
+
+
+def compatible(g: mj.AbstractReparameterization, w0: Any) -> Case:
+    return Case(g, mj.Compatible(g, 0.7), w0)
+
+
+SEPARABLE = {
+    "hadamard": Case(
+        mj.Hadamard(), mj.WeightDecay(0.7), (jnp.array([1.0, 0.5, -0.3, 2.0]), jnp.array([0, -0.9, 0.4, 0.1]))
+    ),
+    "square": Case(mj.Square(), mj.WeightDecay(0.7), U),
+    "square_difference": Case(mj.PowerDifference(), mj.WeightDecay(1.3), (U, V)),
+    "power_2": compatible(mj.PowerDifference(2), (U, V)),
+    "power_5": compatible(mj.PowerDifference(5), (U, V)),
+    "log": compatible(mj.LogDifference(), (U + 1, V + 1)),
+    "exp": compatible(mj.ExpDifference(), (U - 1, V - 1)),
+    "without_decay": Case(mj.PowerDifference(2), mj.WeightDecay(0.0), (U, V)),
+}
+CASES = {
+    **SEPARABLE,
+    "quadratic": Case(mj.Quadratic(G), mj.QuadraticForm(G0), W5),
+    "quadratic_decay": Case(mj.Quadratic(G), mj.WeightDecay(0.7), W5),
+}
+SCHEDULES = {
+    "constant": mj.Constant(0.4),
+    "switched_off": mj.SwitchOff(0.9, 0.5),
+    "cosine": mj.CosineDecay(1.0, 0.8),
+}
+# A point of each case well inside the dual interval, different in every coordinate and 0 in one.
+MU, A = jnp.array([0.03, -0.02, 0.0, 0.01]), -0.3
+
+cases = pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+separable = pytest.mark.parametrize("case", SEPARABLE.values(), ids=SEPARABLE.keys())
+
+
+@functools.cache
+def parameter_field(name: str) -> tuple[Callable, Callable]:
+    """(w, mu) flattened, its velocity as a function of (alpha, flat), and the way back; f is a small least squares."""
+    case, rng = CASES[name], np.random.default_rng(0)
+    Z, y = jnp.asarray(rng.normal(size=(3, 4))), jnp.asarray(rng.normal(size=3))
+    _, unravel = ravel_pytree((case.w0, jnp.zeros_like(case.g(case.w0))))
+
+    @jax.jit
+    def field(alpha, flat):
+        w, _ = unravel(flat)
+        x, pull = jax.vjp(case.g, w)
+        slope = Z.T @ (Z @ x - y) / 3
+        dw = jax.tree.map(lambda f, h: -f - alpha * h, pull(slope)[0], jax.grad(case.h)(w))
+        return ravel_pytree((dw, -slope))[0]
+
+    return field, unravel
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES.values(), ids=SCHEDULES.keys())
+@pytest.mark.parametrize("name", CASES)
+def test_identity_with_the_parameter_flow(name, schedule):
+    """grad R_{a_t}(x_t) = -int grad f and psi(mu_t, a_t) = w_t, before and after the switch-off (THEORY, section 2).
+
+    The flow is integrated by SciPy's order-8 method, with mu carried along.
+    """
+    case, strength = CASES[name], jax.jit(schedule)
+    R, (field, unravel) = case.legendre(), parameter_field(name)
+    flat, start = np.asarray(ravel_pytree((case.w0, jnp.zeros(4)))[0]), 0.0
+    for t in (0.2, 0.5, 1.0):  # the jump is one of the times, and no step crosses it or sees the value after it
+        span = (start, np.nextafter(t, 0.0))
+        rhs = lambda t, flat, last=span[1]: field(strength(min(t, last)), flat)
+        flat, start = solve_ivp(rhs, span, flat, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1], t
+        w, mu = unravel(jnp.asarray(flat))
+        a = -schedule.integral(t)
+        # The integrator's 1e-12 a step over some tens of steps, times the condition of grad R (below 1e2 here).
+        np.testing.assert_allclose(R.mirror_map(case.g(w), a), mu, rtol=0, atol=1e-9)
+        for leaf, expected in zip(jax.tree.leaves(R.weights(mu, a)), jax.tree.leaves(w), strict=True):
+            np.testing.assert_allclose(leaf, expected, rtol=0, atol=1e-9)
+
+
+@cases
+def test_the_two_maps_invert_each_other(case):
+    R = case.legendre()
+    x = R.inverse_mirror_map(MU, A)
+    np.testing.assert_allclose(x, case.g(R.weights(MU, A)), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(R.mirror_map(x, A), MU, rtol=0, atol=1e-13)  # rounding times the condition, below 1e2
+    np.testing.assert_allclose(R.value(x, A) + R.potential(MU, A), jnp.sum(MU * x), rtol=0, atol=1e-13)
+
+
+@cases
+def test_start_and_positional_bias(case):
+    R = case.legendre()
+    np.testing.assert_allclose(R.mirror_map(case.g(case.w0), 0.0), jnp.zeros(4), atol=1e-14)
+    np.testing.assert_allclose(R.minimizer(A), R.inverse_mirror_map(jnp.zeros(4), A), rtol=1e-13, atol=1e-14)
+    np.testing.assert_allclose(jax.grad(R.value)(R.minimizer(A), A), jnp.zeros(4), atol=1e-13)
+
+
+@cases
+def test_gradients_are_the_maps(case):
+    R = case.legendre()
+    x = R.inverse_mirror_map(MU, A)
+    np.testing.assert_allclose(jax.grad(R.potential)(MU, A), x, rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(jax.grad(R.value)(x, A), MU, rtol=0, atol=1e-13)
+    # dR/da = -h(psi), dQ/da = h(psi): the envelope theorem, which also fixes the constant of Q_a for every a.
+    h = case.h(R.weights(MU, A))
+    np.testing.assert_allclose(jax.grad(R.value, 1)(x, A), -h, rtol=1e-11, atol=1e-14)
+    np.testing.assert_allclose(jax.grad(R.potential, 1)(MU, A), h, rtol=1e-11, atol=1e-14)
+
+
+@cases
+def test_hessian_is_the_jacobian_of_the_mirror_map_and_the_inverse_metric(case):
+    R = case.legendre()
+    x = R.inverse_mirror_map(MU, A)
+    hessian = R.hessian(x, A)
+    np.testing.assert_allclose(hessian, jax.jacfwd(R.mirror_map)(x, A), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(hessian, jax.jacrev(R.mirror_map)(x, A), rtol=1e-11, atol=1e-12)
+    np.testing.assert_allclose(hessian, jax.hessian(R.value)(x, A), rtol=1e-11, atol=1e-12)
+    metric = jax.vmap(lambda v: R.metric_vector(MU, v, A))(jnp.eye(4))
+    np.testing.assert_allclose(metric @ hessian, jnp.eye(4), atol=1e-11)
+    np.testing.assert_allclose(metric, jax.hessian(R.potential)(MU, A), rtol=1e-11, atol=1e-13)
+    # J J^T at psi, with J by autodiff of g.
+    w, unravel = ravel_pytree(R.weights(MU, A))
+    J = jax.jacobian(lambda w: case.g(unravel(w)))(w)
+    np.testing.assert_allclose(metric, J @ J.T, rtol=1e-11, atol=1e-13)
+
+
+@cases
+def test_derivatives_in_weights_and_a_agree_with_finite_differences(case):
+    def dual(w0, a):
+        R = closed_form(case.g, case.h, w0)
+        assert R is not None
+        return R.dual(x, a).value
+
+    x = case.legendre().inverse_mirror_map(MU, A)
+    flat, unravel = ravel_pytree(case.w0)
+    direction = jnp.asarray(np.random.default_rng(1).normal(size=flat.shape))
+    exact = jax.jvp(lambda s, a: dual(unravel(flat + s * direction), a), (0.0, A), (1.0, 1.0))[1]
+    reverse = jax.jacrev(lambda s: dual(unravel(flat + s * direction), A + s))(0.0)
+    step = 1e-5  # truncation step^2, rounding 1e-15/step: 1e-10 together, times a third derivative of order 1e2
+    plus = dual(unravel(flat + step * direction), A + step)
+    minus = dual(unravel(flat - step * direction), A - step)
+    np.testing.assert_allclose(exact, (plus - minus) / (2 * step), rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(exact, reverse, rtol=1e-11, atol=1e-12)
+
+
+@cases
+def test_under_vmap_and_jit(case):
+    R = case.legendre()
+    strengths = jnp.array([0.0, -0.1, A])
+    points = jax.vmap(R.inverse_mirror_map, (None, 0))(MU, strengths)
+
+    @eqx.filter_jit
+    def everything(R, x, a):
+        mu = R.mirror_map(x, a)
+        return mu, R.value(x, a), R.hessian(x, a), R.metric_vector(mu, mu, a), R.minimizer(a), R.weights(mu, a)
+
+    batched = jax.vmap(everything, (None, 0, 0))(R, points, strengths)
+    for i, a in enumerate(strengths):
+        single = everything(R, points[i], a)
+        for left, right in zip(jax.tree.leaves(batched), jax.tree.leaves(single), strict=True):
+            np.testing.assert_allclose(left[i], right, rtol=1e-12, atol=1e-13)
+
+
+@cases
+def test_built_under_vmap(case):
+    scales = jnp.array([1.0, 1.1])
+    weights = jax.tree.map(lambda leaf: scales.reshape(-1, *[1] * leaf.ndim) * leaf, case.w0)
+
+    def dual(w0):
+        R = closed_form(case.g, case.h, w0)
+        assert R is not None
+        return R.mirror_map(case.g(w0) * 1.01, -0.1)
+
+    batched = jax.vmap(dual)(weights)
+    for i in range(2):
+        single = dual(jax.tree.map(lambda leaf, i=i: leaf[i], weights))
+        np.testing.assert_allclose(batched[i], single, rtol=1e-12, atol=1e-13)
+
+
+@separable
+def test_scale_zero_does_not_depend_on_a(case):
+    R = closed_form(case.g, mj.WeightDecay(0.0), case.w0)
+    assert R is not None
+    x = R.inverse_mirror_map(MU, 0.0)
+    np.testing.assert_array_equal(R.mirror_map(x, 0.0), R.mirror_map(x, -50.0))
+    np.testing.assert_array_equal(R.value(x, 0.0), R.value(x, -50.0))
+
+
+EXTREME = ("hadamard", "square", "square_difference", "power_2", "exp")
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
+@pytest.mark.parametrize("name", EXTREME)
+def test_extremes_are_finite_and_consistent(name, dtype):
+    """a down to -1e4 and |x| up to 1e6 (Log has used up its range by then)."""
+    case = SEPARABLE[name]
+    R = closed_form(case.g, case.h, jax.tree.map(lambda leaf: leaf.astype(dtype), case.w0))
+    assert R is not None
+    x = jnp.array([1e-6, 1.0, 40.0, 1e6], dtype)
+    x = x if name == "square" else x * jnp.array([1, -1, 1, 1], dtype)
+    for a in (0.0, -1.0, -100.0, -1e4):
+        assert jnp.all(R.dual(x, a).ok)
+        mu, slope = R.mirror_map(x, a), jax.grad(R.value)(x, a)
+        assert mu.dtype == dtype
+        np.testing.assert_allclose(slope, mu, rtol=float(8 * jnp.finfo(dtype).eps), atol=0)
+        hessian, metric = R.hessian(x, a), R.metric_vector(mu, jnp.ones_like(x), a)
+        jacobian = jax.jacfwd(R.mirror_map)(x, a)
+        np.testing.assert_allclose(jnp.diag(hessian), jnp.diag(jacobian), rtol=float(200 * jnp.finfo(dtype).eps))
+        for value in (
+            R.value(x, a),
+            jax.grad(R.value, 1)(x, a),
+            jax.grad(lambda a: R.dual(x, a).value.sum())(a),
+            metric,
+        ):
+            assert jnp.all(jnp.isfinite(value))
+
+
+@pytest.mark.parametrize("name", ["hadamard", "square_difference"])
+def test_round_trip_far_along_is_limited_by_the_digits_of_mu_alone(name):
+    R = SEPARABLE[name].legendre()
+    x = jnp.array([1e-3, -1.0, 40.0, 1e6])
+    for a in (-1.0, -100.0, -1e4):
+        mu = R.mirror_map(x, a)
+        # x depends on mu through e^{p mu}: an ulp of an exponent p |mu| + |log A| is that relative change of x.
+        exponent = 16 * (jnp.abs(mu) + abs(a))
+        np.testing.assert_array_less(jnp.abs(R.inverse_mirror_map(mu, a) / x - 1), 1e-15 * (10 + exponent))
+
+
+def test_metric_at_zero_is_finite_where_the_hessian_is_infinite():
+    R = SEPARABLE["hadamard"].legendre()
+    x = jnp.zeros(4)
+    mu = R.mirror_map(x, -1e4)
+    np.testing.assert_array_equal(jnp.diag(R.hessian(x, -1e4)), jnp.inf)
+    np.testing.assert_array_equal(R.metric_vector(mu, jnp.ones(4), -1e4), 0.0)
+    assert not jnp.any(jnp.isnan(R.hessian(x, -1e4)))
+    assert jnp.all(jnp.isfinite(jax.jacfwd(R.mirror_map)(x, -1e4)))
+
+
+@pytest.mark.parametrize(
+    ("name", "mu", "status"),
+    [
+        ("power_2", 1e3, "outside_dual_interval"),
+        ("power_2", -1e3, "outside_dual_interval"),
+        ("log", 1e3, "outside_dual_interval"),
+        ("exp", jnp.nan, "outside_dual_interval"),
+        ("hadamard", jnp.inf, "outside_dual_interval"),
+        ("hadamard", 1e3, "diverged"),
+    ],
+)
+def test_a_bad_mu_gets_a_status_and_spoils_no_neighbour(name, mu, status):
+    R = SEPARABLE[name].legendre()
+    points = MU.at[1].set(mu)
+    recovered = R.primal(points, A)
+    assert list(status_name(recovered.result)) == ["successful", status, "successful", "successful"]
+    assert not jnp.isfinite(recovered.value[1])
+    good = jnp.array([0, 2, 3])
+    np.testing.assert_array_equal(recovered.value[good], R.primal(MU, A).value[good])
+    gradient = jax.grad(lambda mu: jnp.sum(R.primal(mu, A).value[good]))(points)
+    assert jnp.all(jnp.isfinite(gradient))
+    assert not jnp.isfinite(R.potential(points, A))
+    with pytest.raises(eqx.EquinoxRuntimeError):
+        R.inverse_mirror_map(points, A)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, jnp.nan, jnp.inf])
+def test_x_outside_the_range(bad):
+    R = SEPARABLE["square"].legendre()
+    x = jnp.array([1.0, bad, 2.0, 3.0])
+    assert list(status_name(R.dual(x, A).result)) == ["successful", "outside_range", "successful", "successful"]
+    assert jnp.isnan(R.dual(x, A).value[1])
+    gradient = jax.grad(lambda x: R.dual(x, A).value[0])(x)
+    np.testing.assert_allclose(gradient, jnp.array([0.25, 0, 0, 0]))
+    for method in (R.mirror_map, R.value, R.hessian, jax.jit(R.value)):
+        with pytest.raises(eqx.EquinoxRuntimeError):
+            method(x, A)
+
+
+def test_log_difference_runs_out_of_range():
+    u0, v0 = jnp.array([1.0, 2.0]), jnp.array([2.0, 3.0])
+    R = closed_form(mj.LogDifference(), mj.Compatible(mj.LogDifference(), 0.5), (u0, v0))
+    assert R is not None
+    x = jnp.array([0.1, 0.1])
+    assert jnp.all(R.dual(x, -0.999).ok)  # the first coordinate ends at a = -1, the second at -4
+    for a, statuses in ((-1.001, ["range_exhausted", "successful"]), (-4.001, ["range_exhausted"] * 2)):
+        assert list(status_name(R.dual(x, a).result)) == statuses
+        assert list(status_name(R.primal(0 * x, a).result)) == statuses
+    assert jnp.isnan(R.dual(x, -1.001).value[0])
+    gradient = jax.jacfwd(lambda a: R.dual(x, a).value[1])(-1.001)
+    assert jnp.isfinite(gradient)
+
+
+def test_traced_weights_that_cannot_be_read_get_a_status():
+    def dual(m0, w0):
+        R = closed_form(mj.Hadamard(), mj.WeightDecay(), (m0, w0))
+        assert R is not None
+        return R.dual(jnp.ones(2), -0.1)
+
+    m0, w0 = jnp.array([1.0, 1.0]), jnp.array([0.0, -1.0])
+    recovered = jax.jit(dual)(m0, w0)
+    assert list(status_name(recovered.result)) == ["successful", "invalid_weights"]
+    assert jnp.isnan(recovered.value[1])
+    assert jnp.isfinite(jax.grad(lambda m0: dual(m0, w0).value[0])(m0)).all()
+
+
+@pytest.mark.parametrize(
+    ("g", "w0", "message"),
+    [
+        (mj.Hadamard(), (jnp.array([1.0, -1.0]), jnp.array([0.0, 1.0])), r"m0 = -1.0 and w0 = 1.0.*entry \(1,\)"),
+        (mj.Square(), jnp.array([1.0, 0.0]), "w0 > 0, but it is 0.0"),
+        (mj.PowerDifference(), (jnp.ones(2), jnp.array([1.0, -2.0])), "v0 > 0, but it is -2.0"),
+        (mj.PowerDifference(3), (jnp.array([-0.5, 1.0]), jnp.ones(2)), "u0 > 0, but it is -0.5"),
+        (mj.LogDifference(), (jnp.array([-0.5, 1.0]), jnp.ones(2)), "u > 0"),
+        (mj.Hadamard(), (jnp.ones(2),), "tuple of 2"),
+    ],
+)
+def test_weights_that_a_family_does_not_admit(g, w0, message):
+    with pytest.raises(ValueError, match=message):
+        closed_form(g, mj.Compatible(g), w0)
+
+
+@pytest.mark.parametrize(
+    ("g", "h", "w0"),
+    [
+        (mj.Hadamard(3), mj.WeightDecay(), (U, V, V)),
+        (mj.Linear(), mj.WeightDecay(), U),
+        (mj.PowerDifference(2), mj.WeightDecay(), (U, V)),
+        (mj.PowerDifference(2), mj.Compatible(mj.PowerDifference(3)), (U, V)),
+        (mj.LogDifference(), mj.WeightDecay(), (U, V)),
+        (mj.Hadamard(), mj.L1(), (U, V)),
+        (mj.Separable(jnp.exp, jnp.exp), mj.Compatible(mj.Separable(jnp.exp, jnp.exp)), (U, V)),
+        (mj.Gram(), mj.WeightDecay(), jnp.eye(2)),
+    ],
+)
+def test_pairs_without_a_closed_form(g, h, w0):
+    assert closed_form(g, h, w0) is None
+
+
+def test_quadratic_refuses_what_does_not_commute():
+    A, B = jnp.diag(jnp.array([1.0, 2.0])), jnp.array([[0.0, 1.0], [1.0, 0.0]])
+    with pytest.raises(ValueError, match=r"\|AB - BA\| = 0.447 .*A = G\[0\], B = G\[1\]"):
+        closed_form(mj.Quadratic(jnp.stack([A, B])), mj.WeightDecay(), jnp.ones(2))
+    with pytest.raises(ValueError, match=r"A = G\[0\], B = G0"):
+        closed_form(mj.Quadratic(A[None]), mj.QuadraticForm(B), jnp.ones(2))
+    with pytest.raises(ValueError, match="rank 1"):
+        closed_form(mj.Quadratic(jnp.stack([A, A @ A])), mj.WeightDecay(), jnp.array([1.0, 0.0]))
+
+
+def test_quadratic_at_equal_eigenvalues_and_far_along():
+    """A joint eigenspace of dimension 2, and h outside the span of the G_i, at weights over ten orders."""
+    basis = jnp.asarray(np.linalg.qr(np.random.default_rng(5).normal(size=(4, 4)))[0])
+    rates = jnp.array([[1.0, 1.0, 2.0, 0.5], [-1.0, -1.0, 1.0, 3.0]])
+    G = jnp.einsum("ij,kj,lj->kil", basis, rates, basis)
+    G = (G + jnp.swapaxes(G, 1, 2)) / 2
+    w0 = jnp.ones(4)
+    R = closed_form(mj.Quadratic(G), mj.WeightDecay(), w0)
+    assert R is not None
+    for mu, a in ((jnp.array([3.0, -2.0]), -1.0), (jnp.array([-8.0, 6.0]), -3.0), (jnp.array([20.0, 10.0]), -10.0)):
+        exponent = mu[0] * G[0] + mu[1] * G[1] + 2 * a * jnp.eye(4)
+        np.testing.assert_allclose(R.weights(mu, a), jax.scipy.linalg.expm(exponent) @ w0, rtol=1e-9)
+        np.testing.assert_allclose(R.mirror_map(R.inverse_mirror_map(mu, a), a), mu, rtol=1e-9)
+
+
+def test_quadratic_outside_its_cone_does_not_converge():
+    R = closed_form(mj.Quadratic(jnp.eye(2)[None]), mj.WeightDecay(), jnp.ones(2))
+    assert R is not None
+    recovered = R.dual(jnp.array([-1.0]), A)
+    assert recovered.result == RESULTS.not_converged
+    assert jnp.isnan(recovered.value[0])
+
+
+def test_quadratic_is_not_differentiable_in_its_matrices():
+    def weight(G):
+        R = closed_form(mj.Quadratic(G), mj.WeightDecay(), W5)
+        assert R is not None
+        return R.weights(MU, A)[0]
+
+    with pytest.raises(ValueError, match="not differentiable with respect to the matrices"):
+        jax.grad(weight)(G)

@@ -1,0 +1,208 @@
+"""Schedules: strength, exact integral, breakpoints, derivatives, batching, what is refused."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from registry import SCHEDULES
+from scipy.integrate import quad
+
+from mirrorjax.problem import Constant, CosineDecay, FromOptax, LinearDecay, Piecewise, SwitchOff
+
+names = pytest.mark.parametrize("name", SCHEDULES)
+TIMES = (0.0, 0.1, 0.4, 0.5, 0.999, 1.0, 1.2, 1.699, 1.7, 1.9, 3.0, 40.0)
+
+
+@names
+def test_strength(name):
+    entry = SCHEDULES[name]
+    schedule = entry.build(0.3)
+    strengths = jax.vmap(schedule)(jnp.array(TIMES))
+    # One rounding of t / step_size, times slopes of order one.
+    np.testing.assert_allclose(strengths, [0.3 * entry.strength(t) for t in TIMES], rtol=1e-13, atol=1e-15)
+    assert bool(schedule.valid())
+    schedule.check(3.0)
+
+
+@names
+def test_integral_against_quadrature(name):
+    entry = SCHEDULES[name]
+    schedule = entry.build(0.3)
+    integrals = jax.vmap(schedule.integral)(jnp.array(TIMES))
+    for t, value in zip(TIMES, integrals, strict=True):
+        kinks = [k for k in entry.t_kinks if k < t]
+        expected, error = quad(entry.strength, 0.0, t, points=kinks or None, epsabs=1e-13, epsrel=1e-13, limit=200)
+        # At t = 40 the decaying exponential spans 40 half-lives, which 8 panels of 16 nodes resolve to 1e-12.
+        np.testing.assert_allclose(value, 0.3 * expected, rtol=1e-12, atol=1e-14 + 0.3 * error)
+
+
+@names
+def test_breakpoints_are_the_kinks(name):
+    entry = SCHEDULES[name]
+    breakpoints = entry.build(0.3).breakpoints
+    reachable = [float(b) for b in breakpoints if 0 < b < jnp.inf]
+    np.testing.assert_allclose(reachable, entry.t_kinks, rtol=1e-15)
+    assert bool(jnp.all(jnp.diff(breakpoints) >= 0))
+
+
+@names
+def test_integral_is_differentiable_in_every_leaf(name):
+    """Against central differences, at a time before, between and after the kinks."""
+    if name.startswith("optax") or name.endswith(("at_once", "never", "never_off")):
+        pytest.skip("numbers inside the optax schedule are not leaves; at t_off = 0 and inf only finiteness is asked for")
+    schedule = SCHEDULES[name].build(0.3)
+    leaves, treedef = jax.tree.flatten(schedule)
+    for t in (0.2, 1.3, 2.5):
+
+        def integral(leaves, t=t):
+            return jax.tree.unflatten(treedef, leaves).integral(jnp.asarray(t))
+
+        # The integrals are smooth away from the kinks; central differences at 1e-6 are good to 1e-9.
+        jax.test_util.check_grads(integral, (leaves,), order=1, atol=1e-7, rtol=1e-7, eps=1e-6)
+
+
+@names
+@pytest.mark.parametrize("t", [0.0, 1.7, 2.5])
+def test_derivatives_are_finite_everywhere(name, t):
+    schedule = SCHEDULES[name].build(0.3)
+    for function in (type(schedule).__call__, type(schedule).integral):
+        slopes = eqx.filter_grad(lambda st, function=function: function(st[0], st[1]))((schedule, jnp.asarray(t)))
+        assert all(jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(slopes))
+
+
+def test_slope_of_the_integral_is_the_strength():
+    for name, entry in SCHEDULES.items():
+        schedule = entry.build(0.3)
+        for t in (0.2, 1.1, 2.5):
+            slope = jax.grad(schedule.integral)(jnp.asarray(t))
+            np.testing.assert_allclose(slope, 0.3 * entry.strength(t), rtol=1e-10, atol=1e-12, err_msg=name)
+
+
+def test_piecewise_by_hand():
+    schedule = Piecewise([1.0, 3.0, jnp.inf], [2.0, 0.5, 0.0, 7.0])
+    ts = jnp.array([0.0, 0.5, 1.0, 2.0, 3.0, 100.0])
+    np.testing.assert_array_equal(jax.vmap(schedule)(ts), [2.0, 2.0, 0.5, 0.5, 0.0, 0.0])
+    np.testing.assert_allclose(jax.vmap(schedule.integral)(ts), [0.0, 1.0, 2.0, 2.5, 3.0, 3.0], rtol=1e-15)
+
+
+def test_piecewise_without_breakpoints_is_constant():
+    schedule = Piecewise([], [0.4])
+    assert float(schedule(jnp.array(2.0))) == 0.4
+    assert float(schedule.integral(jnp.array(2.0))) == 0.8
+
+
+def test_whole_integrals():
+    for build, share in ((SwitchOff, 1.0), (LinearDecay, 0.5), (CosineDecay, 0.5)):
+        np.testing.assert_allclose(build(20.0, 0.625).integral(jnp.array(1e4)), share * 12.5, rtol=1e-15)
+
+
+@pytest.mark.parametrize("alpha", [-0.1, jnp.nan, jnp.inf])
+@pytest.mark.parametrize("build", [Constant, *(lambda a, b=b: b(a, 1.0) for b in (SwitchOff, LinearDecay, CosineDecay))])
+def test_bad_strengths_are_refused(build, alpha):
+    with pytest.raises(ValueError, match=f"alpha must be finite and non-negative, got {alpha}"):
+        build(alpha)
+
+
+@pytest.mark.parametrize("t_off", [-1.0, jnp.nan])
+@pytest.mark.parametrize("build", [SwitchOff, LinearDecay, CosineDecay])
+def test_bad_times_are_refused(build, t_off):
+    with pytest.raises(ValueError, match=f"t_off must be non-negative, got {t_off}"):
+        build(1.0, t_off)
+
+
+def test_arrays_of_strengths_are_refused_with_advice():
+    with pytest.raises(ValueError, match=r"alpha must be a scalar, got shape \(2,\).*vmap"):
+        Constant(jnp.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("times", "values", "words"),
+    [
+        ([1.0], [1.0], r"k times and k \+ 1 values, got shapes \(1,\) and \(1,\)"),
+        ([2.0, 1.0], [1.0, 0.5, 0.0], r"times must increase, got \[2. 1.\]"),
+        ([-1.0], [1.0, 0.0], r"times must be non-negative, got \[-1.\]"),
+        ([jnp.nan], [1.0, 0.0], r"times must be non-negative, got \[nan\]"),
+        ([1.0], [1.0, -2.0], r"values must be finite and non-negative, got \[ 1. -2.\]"),
+        ([1.0], [1.0, jnp.inf], "values must be finite and non-negative"),
+    ],
+)
+def test_bad_pieces_are_refused(times, values, words):
+    with pytest.raises(ValueError, match=words):
+        Piecewise(times, values)
+
+
+@pytest.mark.parametrize("build", [SwitchOff, LinearDecay, CosineDecay])
+def test_batched_by_vmap(build):
+    """A whole grid, with values that only a status can refuse: those lanes say so, the others are right."""
+    alphas, t_offs = jnp.array([0.5, -1.0, 0.5, jnp.nan, 2.0]), jnp.array([1.0, 1.0, jnp.nan, 1.0, 0.0])
+    batch = jax.vmap(build)(alphas, t_offs)
+    np.testing.assert_array_equal(jax.vmap(lambda s: s.valid())(batch), [True, False, False, False, True])
+    integrals = jax.vmap(lambda s: s.integral(jnp.array(0.7)))(batch)
+    for i in (0, 4):
+        np.testing.assert_array_equal(integrals[i], build(alphas[i], t_offs[i]).integral(jnp.array(0.7)))
+
+
+def test_new_values_do_not_retrace():
+    @eqx.filter_jit
+    @eqx.debug.assert_max_traces(max_traces=1)
+    def spent(schedule, t):
+        return schedule.integral(t)
+
+    for alpha, t_off in ((0.3, 1.0), (2, 5), (np.float32(0.1), jnp.inf), (jnp.array(0.0), 0.0)):
+        spent(SwitchOff(alpha, t_off), jnp.array(2.0))
+
+
+def test_from_optax_counts_steps():
+    schedule = FromOptax(optax.linear_schedule(1.0, 0.0, 100), step_size=0.25, boundaries=[100])
+    np.testing.assert_allclose(schedule(jnp.array(10.0)), 0.6, rtol=1e-15)  # 40 steps
+    np.testing.assert_array_equal(schedule.breakpoints, [25.0])
+    np.testing.assert_allclose(schedule.integral(jnp.array(1000.0)), 12.5, rtol=1e-14)
+
+
+def joined():
+    return optax.join_schedules([optax.constant_schedule(1.0), optax.constant_schedule(0.1)], [10])
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        joined(),
+        optax.piecewise_constant_schedule(1.0, {10: 0.1}),
+        optax.exponential_decay(1.0, 5, 0.5, staircase=True),
+        optax.linear_schedule(1.0, 0.0, 10),
+        optax.cosine_decay_schedule(1.0, 10),
+    ],
+)
+def test_undeclared_boundaries_are_refused(schedule):
+    with pytest.raises(ValueError, match=r"not resolved.*boundaries="):
+        FromOptax(schedule, 0.1).check(3.1)
+
+
+def test_declared_boundaries_are_taken():
+    schedule = FromOptax(joined(), 0.1, boundaries=[10])
+    schedule.check(3.1)
+    np.testing.assert_allclose(schedule.integral(jnp.array(3.1)), 1.0 + 0.21, rtol=1e-14)
+    FromOptax(joined(), 0.1).check(0.9)  # ends before the boundary
+
+
+def test_negative_optax_strengths_are_refused():
+    schedule = FromOptax(optax.linear_schedule(1.0, -1.0, 10), 0.1, boundaries=[10])
+    with pytest.raises(ValueError, match=r"gives the strength -1.0 at t = 1"):
+        schedule.check(3.0)
+    schedule.check(0.5)
+
+
+@pytest.mark.parametrize("step_size", [0.0, -1.0, jnp.nan, jnp.inf])
+def test_bad_step_sizes_are_refused(step_size):
+    with pytest.raises(ValueError, match=f"step_size must be positive and finite, got {step_size}"):
+        FromOptax(optax.constant_schedule(1.0), step_size)
+
+
+def test_from_optax_is_differentiable_in_its_step_size():
+    def spent(step_size):
+        schedule = FromOptax(optax.cosine_decay_schedule(0.3, 17), step_size, boundaries=[17])
+        return schedule.integral(jnp.array(1.2))
+
+    jax.test_util.check_grads(spent, (jnp.array(0.1),), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)
