@@ -5,16 +5,36 @@ call `jax.config.update("jax_enable_x64", True)` first.
 """
 
 from .dynamics import (
+    RKC as RKC,
     Descent as Descent,
     MirrorFlow as MirrorFlow,
+    Point as Point,
     PrimalFlow as PrimalFlow,
     ProximalDescent as ProximalDescent,
     RiemannianFlow as RiemannianFlow,
     Solution as Solution,
     solve as solve,
 )
+from .geometry import (
+    VERDICT as VERDICT,
+    AbstractLegendre as AbstractLegendre,
+    Limit as Limit,
+    Report as Report,
+    check as check,
+    compatible_regularizers as compatible_regularizers,
+    effects as effects,
+    explain as explain,
+    kkt_residual as kkt_residual,
+    legendre as legendre,
+    local_exponent as local_exponent,
+    predict_limit as predict_limit,
+)
 from .problem import (
     L1 as L1,
+    AbstractObjective as AbstractObjective,
+    AbstractRegularizer as AbstractRegularizer,
+    AbstractReparameterization as AbstractReparameterization,
+    AbstractSchedule as AbstractSchedule,
     Compatible as Compatible,
     Constant as Constant,
     CosineDecay as CosineDecay,

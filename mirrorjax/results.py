@@ -73,7 +73,7 @@ def select(condition: Bool[ArrayLike, "..."], result: RESULTS, otherwise: RESULT
 def status_name(result: RESULTS) -> np.ndarray:
     """The name of each status, `"successful"` or the failure, as a numpy array of strings shaped like `result`."""
     codes = np.stack([np.asarray(result == getattr(RESULTS, name)) for name in NAMES])
-    return np.asarray(NAMES)[np.argmax(codes, axis=0)]
+    return np.asarray(np.asarray(NAMES)[np.argmax(codes, axis=0)])
 
 
 def first_failure(result: RESULTS) -> RESULTS:

@@ -44,6 +44,7 @@ from mirrorjax.problem import (
     QuadraticForm,
     Separable,
     Square,
+    Sum,
     SwitchOff,
     WeightDecay,
 )
@@ -249,11 +250,14 @@ SCHEDULES: dict[str, Schedule] = {
     "piecewise": Schedule(
         lambda alpha: Piecewise([0.4, 1.0, 1.9], alpha * jnp.array([2.0, 0.0, 0.5, 1.0])), steps, (0.4, 1.0, 1.9)
     ),
+    "sum": Schedule(
+        lambda alpha: Sum(SwitchOff(alpha, 1.7), LinearDecay(0.5 * alpha, 1.0)),
+        lambda t: float(t < 1.7) + 0.5 * max(1 - t, 0.0),
+        (1.0, 1.7),
+    ),
     "optax_cosine": Schedule(optax_cosine, cosine, (1.7,)),
     "optax_exponential": Schedule(optax_exponential, lambda t: 0.5 ** float(t)),
-    "optax_joined": Schedule(
-        optax_joined, lambda t: min(t / 0.5, 1.0) * float(t < 1.2), (0.5, 1.2)
-    ),
+    "optax_joined": Schedule(optax_joined, lambda t: min(t / 0.5, 1.0) * float(t < 1.2), (0.5, 1.2)),
 }
 
 
@@ -288,7 +292,9 @@ class Objective:
 
 OBJECTIVES: dict[str, Objective] = {
     "least_squares": Objective(LeastSquares, design(7, 4), least_squares, (4,)),
-    "logistic": Objective(lambda Z, y: Logistic(Z, np.sign(y)), (design(7, 4)[0], np.sign(design(7, 4)[1])), logistic, (4,)),
+    "logistic": Objective(
+        lambda Z, y: Logistic(Z, np.sign(y)), (design(7, 4)[0], np.sign(design(7, 4)[1])), logistic, (4,)
+    ),
     "sensing_symmetric": Objective(MatrixSensing, sensing(6, 4, 4, True), least_squares, (4, 4)),
     "sensing_general": Objective(MatrixSensing, sensing(6, 4, 4, False), least_squares, (4, 4)),
     "sensing_rectangular": Objective(MatrixSensing, sensing(6, 3, 5, False), least_squares, (3, 5)),
@@ -317,7 +323,9 @@ def hadamard_problem(schedule: AbstractSchedule | float, d: int = 4, n: int = 3)
     return Problem(Hadamard(), WeightDecay(), schedule, LeastSquares(Z, y)), w0
 
 
-def reference(problem: Problem, w0: Weights, ts: np.ndarray, kinks: tuple[float, ...] = ()) -> tuple[Weights, np.ndarray]:
+def reference(
+    problem: Problem, w0: Weights, ts: np.ndarray, kinks: tuple[float, ...] = ()
+) -> tuple[Weights, np.ndarray]:
     """Weights and `mu = -int grad f` at the times `ts` (from 0 on), by scipy on the flow as Eq. (3) writes it.
 
     One solve for each piece between kinks; nothing is shared with the library but the functions g, h, alpha and f.

@@ -7,5 +7,6 @@ from .flows import (
     PrimalFlow as PrimalFlow,
     RiemannianFlow as RiemannianFlow,
 )
-from .solution import Solution as Solution
+from .rkc import RKC as RKC
+from .solution import Point as Point, Solution as Solution
 from .solve import solve as solve

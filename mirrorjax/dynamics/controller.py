@@ -5,11 +5,11 @@ false alarm) or below the spacing of floats at a late blow-up (never reached). H
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import PyTree
 
 
 class GiveUp(diffrax.AbstractAdaptiveStepSizeController):
@@ -22,20 +22,23 @@ class GiveUp(diffrax.AbstractAdaptiveStepSizeController):
 
     controller: diffrax.AbstractAdaptiveStepSizeController
 
+    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController):
+        self.controller = controller
+
     @property
-    def rtol(self) -> ArrayLike:
+    def rtol(self) -> Any:
         return self.controller.rtol
 
     @property
-    def atol(self) -> ArrayLike:
+    def atol(self) -> Any:
         return self.controller.atol
 
     @property
-    def norm(self) -> Callable[[PyTree], Float[Array, ""]]:
+    def norm(self) -> Callable[[PyTree], Any]:
         return self.controller.norm
 
     def wrap(self, direction: Any) -> "GiveUp":
-        return GiveUp(self.controller.wrap(direction))
+        return GiveUp(cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction)))
 
     def init(self, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
         return self.controller.init(*args, **kwargs)

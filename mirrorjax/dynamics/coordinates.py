@@ -8,6 +8,7 @@ decay.
 """
 
 import abc
+import functools
 
 import equinox as eqx
 import jax
@@ -63,21 +64,22 @@ class LogScale(AbstractCoordinates):
 
     direction: Weights
     log_scale: Float[Array, "..."]
+    degrees: tuple[int, int] = eqx.field(static=True)  # static: p and q, exponents of the velocity
 
     def weights(self) -> Weights:
         return jax.tree.map(lambda leaf: jnp.exp(self.log_scale) * leaf, self.direction)
 
     def parameters(self, problem: Problem) -> Parameters:
-        return jnp.exp(problem.g.degree * self.log_scale) * problem.g(self.direction)
+        return jnp.exp(self.degrees[0] * self.log_scale) * problem.g(self.direction)
 
     def velocity(self, problem: Problem, slope: Parameters, alpha: Float[ArrayLike, ""]) -> "LogScale":
-        V, s = self.direction, self.log_scale
-        (pull,) = jax.vjp(problem.g, V)[1](jnp.exp((problem.g.degree - 2) * s) * slope)
-        strength = alpha * jnp.exp((problem.h.degree - 2) * s)
+        V, s, (p, q) = self.direction, self.log_scale, self.degrees
+        (pull,) = jax.vjp(problem.g, V)[1](jnp.exp((p - 2) * s) * slope)
+        strength = alpha * jnp.exp((q - 2) * s)
         decay = jax.grad(problem.h)(V)
-        F = jax.tree.map(lambda p, d: -p - strength * d, pull, decay)
+        F = jax.tree.map(lambda pull, d: -pull - strength * d, pull, decay)
         growth = _inner(V, F, s.ndim) / _safe(_inner(V, V, s.ndim))
-        return LogScale(jax.tree.map(lambda f, v: f - growth * v, F, V), growth)
+        return LogScale(jax.tree.map(lambda f, v: f - growth * v, F, V), growth, self.degrees)
 
 
 def choose_coordinates(problem: Problem, w0: Weights) -> AbstractCoordinates:
@@ -88,10 +90,14 @@ def choose_coordinates(problem: Problem, w0: Weights) -> AbstractCoordinates:
     leaves = jax.tree.leaves(w0)
     elementwise = problem.g.elementwise and problem.h.elementwise
     count = len(leaves) if elementwise else sum(leaf.size for leaf in leaves)
-    # Root mean square, so that the entries of V, and not only its norm, are of order one.
-    scale = jnp.sqrt(_inner(w0, w0, leaves[0].ndim if elementwise else 0) / count)
-    scale = _safe(scale)
-    return LogScale(jax.tree.map(lambda leaf: leaf / scale, w0), jnp.log(scale))
+    ndim = leaves[0].ndim if elementwise else 0
+    # In two steps, since squares of tiny weights underflow. Root mean square in the end, so that the entries of V, and
+    # not only its norm, are of order one.
+    largest = _safe(_largest(w0, ndim))
+    unit = jax.tree.map(lambda leaf: leaf / largest, w0)
+    # Any scale gives the same flow, so derivatives need not go through the choice (nor through the root at zero).
+    scale = jax.lax.stop_gradient(largest * jnp.sqrt(_safe(_inner(unit, unit, ndim) / count)))
+    return LogScale(jax.tree.map(lambda leaf: leaf / scale, w0), jnp.log(scale), (p, q))
 
 
 def _inner(a: Weights, b: Weights, ndim: int) -> Float[Array, "..."]:
@@ -100,6 +106,12 @@ def _inner(a: Weights, b: Weights, ndim: int) -> Float[Array, "..."]:
     if ndim == 0:
         products = [jnp.sum(product) for product in products]
     return sum(products[1:], products[0])
+
+
+def _largest(w: Weights, ndim: int) -> Float[Array, "..."]:
+    """Largest absolute entry over the leaves, coordinate by coordinate (ndim > 0), or of everything (ndim = 0)."""
+    sizes = [jnp.abs(leaf) if ndim else jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(w)]
+    return functools.reduce(jnp.maximum, sizes)
 
 
 def _safe(value: Float[Array, "..."]) -> Float[Array, "..."]:

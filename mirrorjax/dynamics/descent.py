@@ -6,7 +6,7 @@ solver whose step is the optimizer's update. Saving, statistics, adjoints and st
 
 import abc
 from collections.abc import Callable
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import diffrax
 import equinox as eqx
@@ -21,6 +21,8 @@ from ..problem.reparam import Weights
 from ..results import RESULTS
 from .flows import AbstractFlow, Time, finite_status, refuse_nonsmooth
 from .solution import Point
+
+Decay = Literal["coupled", "decoupled"]
 
 
 def _step_size(value: ArrayLike) -> Float[Array, ""]:
@@ -80,16 +82,15 @@ class Descent(AbstractDescent):
     """
 
     optimizer: optax.GradientTransformation
-    step_size: Float[Array, ""] = eqx.field(converter=_step_size)
-    decay: Literal["coupled", "decoupled"] = eqx.field(static=True, default="coupled")  # static: two algorithms
+    step_size: Float[Array, ""]
+    decay: Decay = eqx.field(static=True)  # static: two algorithms
 
-    def __check_init__(self):
-        if self.decay not in ("coupled", "decoupled"):
-            raise ValueError(f'decay must be "coupled" or "decoupled", got {self.decay!r}')
-        if not isinstance(self.optimizer, optax.GradientTransformation):
-            raise ValueError(
-                f"optimizer must be an optax transformation such as optax.sgd(1.0), got {self.optimizer!r}"
-            )
+    def __init__(self, optimizer: optax.GradientTransformation, step_size: ArrayLike, decay: Decay = "coupled"):
+        self.optimizer, self.step_size, self.decay = optimizer, _step_size(step_size), decay
+        if decay not in get_args(Decay):
+            raise ValueError(f'decay must be "coupled" or "decoupled", got {decay!r}')
+        if not isinstance(optimizer, optax.GradientTransformation):
+            raise ValueError(f"optimizer must be an optax transformation such as optax.sgd(1.0), got {optimizer!r}")
 
     def start(self, problem: Problem, w0: Weights) -> tuple[Problem, DescentState]:
         refuse_nonsmooth(problem)
@@ -122,7 +123,10 @@ class ProximalDescent(AbstractDescent):
     Source: Beck and Teboulle (2009), ISTA; the paper's linear + L1 baseline, section 5.
     """
 
-    step_size: Float[Array, ""] = eqx.field(converter=_step_size)
+    step_size: Float[Array, ""]
+
+    def __init__(self, step_size: ArrayLike):
+        self.step_size = _step_size(step_size)
 
     def start(self, problem: Problem, w0: Weights) -> tuple[Problem, DescentState]:
         if not hasattr(problem.h, "prox"):

@@ -5,7 +5,7 @@ status instead. Only this file builds a step-size controller, always from the sc
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import diffrax
 import equinox as eqx
@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..problem import Problem
-from ..problem._checks import as_float, refuted
+from ..problem._checks import Numbers, as_float, refuted
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS
@@ -46,7 +46,7 @@ def solve(
     w0: PyTree,
     *,
     t1: ArrayLike,
-    saveat: ArrayLike | None = None,
+    saveat: Numbers | None = None,
     metrics: Metrics | None = None,
     flow: AbstractFlow | None = None,
     solver: diffrax.AbstractSolver | None = None,
@@ -86,7 +86,7 @@ def solve(
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
     """
-    w0 = as_weights(w0)
+    w0, t1 = as_weights(w0), _clock(t1, "t1")
     problem.check(w0, t1)
     options = make_options(
         w0,
@@ -111,7 +111,7 @@ def make_options(
     w0: PyTree,
     *,
     t1: ArrayLike,
-    saveat: ArrayLike | None = None,
+    saveat: Numbers | None = None,
     metrics: Metrics | None = None,
     flow: AbstractFlow | None = None,
     solver: diffrax.AbstractSolver | None = None,
@@ -168,15 +168,16 @@ def _diffeqsolve(
 ) -> diffrax.Solution:
     flow = options.flow
 
+    # diffrax promotes the state to the precision of time; the problem is evaluated in the state's own.
     def velocity(t, y, args):
         flow, context = args
-        return flow.velocity(t, y, context)
+        return _cast(flow.velocity(t, _cast(y, state), context), y)
 
     def save(t, y, args):
         flow, context = args
-        point = flow.read(t, y, context)
+        point = flow.read(t, _cast(y, state), context)
         kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
-        return kept, point.loss
+        return jax.tree.map(_as_float, kept), point.loss
 
     # A lane with bad input is not integrated: it waits at t = 0 for the others.
     end = jnp.where(valid, options.t1, jnp.finfo(options.t1.dtype).tiny)
@@ -192,7 +193,7 @@ def _diffeqsolve(
         saveat=diffrax.SaveAt(
             subs=[
                 diffrax.SubSaveAt(ts=jnp.minimum(options.ts, end), fn=save),
-                diffrax.SubSaveAt(t1=True),
+                diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: _cast(y, state)),
             ]
         ),
         stepsize_controller=diffrax.ConstantStepSize() if descent else _controller(problem, options),
@@ -200,6 +201,10 @@ def _diffeqsolve(
         max_steps=options.max_steps,
         throw=False,
     )
+
+
+def _cast(y: PyTree, like: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), y, like)
 
 
 def _controller(problem: Problem, options: Options) -> diffrax.AbstractStepSizeController:
@@ -221,9 +226,10 @@ def _input_status(problem: Problem, context: Any, state: PyTree, options: Option
 
 
 def _solution(problem: Problem, context: Any, raw: diffrax.Solution, options: Options, valid: RESULTS) -> Solution:
-    (kept, loss), final = raw.ys
+    saved, final = cast(tuple, raw.ys)
+    kept, loss = saved
     state = jax.tree.map(lambda leaf: leaf[0], final)
-    t_end = jnp.where(valid == RESULTS.successful, raw.ts[1][0], 0.0)
+    t_end = jnp.where(valid == RESULTS.successful, cast(tuple, raw.ts)[1][0], 0.0)
     last = options.flow.read(t_end, state, context)
     result = _combine(valid, raw.result, options.flow.status(t_end, options.t1, state, context))
     reached = (options.ts <= t_end) & (valid == RESULTS.successful)
@@ -255,9 +261,14 @@ def _combine(valid: RESULTS, raw: Any, flow_status: RESULTS) -> RESULTS:
 
 
 def _missing(leaf: Array, reached: Bool[Array, " time"]) -> Array:
-    """NaN at the save times that were never reached; metrics that are whole numbers become floating point."""
-    leaf = leaf if jnp.issubdtype(leaf.dtype, jnp.inexact) else leaf.astype(float)
+    """NaN at the save times that were never reached."""
     return jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan)
+
+
+def _as_float(leaf: ArrayLike) -> Array:
+    """Metrics that are whole numbers or booleans become floating point, which can say that a value is missing."""
+    array = jnp.asarray(leaf)
+    return array if jnp.issubdtype(array.dtype, jnp.inexact) else array.astype(float)
 
 
 def _clock(value: ArrayLike, name: str) -> Float[Array, ""]:
@@ -268,10 +279,10 @@ def _clock(value: ArrayLike, name: str) -> Float[Array, ""]:
     return array.astype(float)
 
 
-def _save_times(saveat: ArrayLike | None, t1: Float[Array, ""]) -> Float[Array, " time"]:
+def _save_times(saveat: Numbers | None, t1: Float[Array, ""]) -> Float[Array, " time"]:
     if saveat is None:
         return t1[None]
-    ts = as_float(saveat, "saveat").astype(float)
+    ts = as_float(jnp.asarray(saveat), "saveat").astype(float)
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(f"saveat must be a non-empty one-dimensional array of times, got shape {ts.shape}")
     if refuted(lambda: jnp.all(jnp.diff(ts) > 0), ts):

@@ -20,7 +20,7 @@ from ..results import RESULTS, select
 from .inversion import monotone_root
 from .legendre import Recovered, Scalar
 from .separable import AbstractSeparableLegendre, Values, exact, positive, spent
-from .stable import arcsinh_ratio, hypotenuse
+from .stable import arcsinh_ratio, hypotenuse, tanh_half
 
 
 class AbstractBracketLegendre(AbstractSeparableLegendre):
@@ -89,7 +89,7 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
     def mu_at(self, s: Values, a: Scalar) -> Values:
         """`mu = (T tanh(s/2) - (V - U)) / (2K)`, the inverse of `log_ratio`."""
         total, gap = self.start(a)
-        return (total * jnp.tanh(s / 2) - gap) / (2 * self.rate)
+        return (total * tanh_half(s) - gap) / (2 * self.rate)
 
     def flow(self, mu: Values, a: Scalar) -> Weights:
         P, S = self.brackets(mu, a)
@@ -142,7 +142,7 @@ class PowerDifferenceLegendre(AbstractBracketLegendre):
         target = arcsinh_ratio(x, -self._q * jnp.log(total))
         # (1 + e^s)^q <= y + 2^q for s >= 0, and log(1 + y) <= arcsinh(y): the root lies well within this bound.
         bound = jnp.abs(target) / self._q + np.log(2).item() + 1
-        root = monotone_root(_flattened, target, -bound, bound, self._q)
+        root = monotone_root(_excess, jnp.zeros_like(x), -bound, bound, (target, self._q))
         return Recovered(self.mu_at(root.value, a), root.result)
 
     def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
@@ -165,14 +165,15 @@ class PowerDifferenceLegendre(AbstractBracketLegendre):
         return jnp.where(x > 0, smaller + x, smaller), jnp.where(x > 0, smaller, smaller - x)
 
 
-def _power_ratio(s: Values, q: float | Values) -> Values:
+def _power_ratio(s: Values, q: float) -> Values:
     """`(1 + e^s)^q - (1 + e^-s)^q`, odd and increasing."""
     return jnp.exp(q * jax.nn.softplus(-s)) * jnp.expm1(q * s)
 
 
-def _flattened(s: Values, q: float | Values) -> Values:
-    """arcsinh of it, which is nearly straight on both scales."""
-    return jnp.arcsinh(_power_ratio(s, q))
+def _excess(s: Values, args: tuple[Values, float]) -> Values:
+    """arcsinh of it, which is nearly straight on both scales, over its target."""
+    target, q = args
+    return jnp.arcsinh(_power_ratio(s, q)) - target
 
 
 class LogDifferenceLegendre(AbstractBracketLegendre):

@@ -122,7 +122,7 @@ def _refuse_unless_positive(g: AbstractReparameterization, **factors: Values) ->
 
 def _refuse(good: Bool[Array, "..."], factors: tuple[Array, ...], message: Callable[..., str]) -> None:
     """`ValueError` about the first entry that is not good, when the entries are concrete."""
-    if not is_concrete(good) or bool(jnp.all(good)):
+    if not is_concrete(factors) or bool(jnp.all(good)):
         return
     first = tuple(int(i) for i in np.argwhere(~np.asarray(good))[0])
     others = int(jnp.sum(~good)) - 1

@@ -98,7 +98,7 @@ def local_exponent(
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 3.
     """
     _refuse(a, scale)
-    return _local_exponent(R, a, scale, direction)
+    return _local_exponent(R, *_leaves(a, scale, direction))
 
 
 def effects(
@@ -113,10 +113,10 @@ def effects(
     **Returns:** `Effects`; a strength past exhaustion has a status and NaN entries, and disturbs no other.
     **Raises:** `ValueError` for an a that is positive, a scale that is not, or a_values that are not one axis.
     """
-    a_values = jnp.asarray(a_values, float)
-    if a_values.ndim != 1:
-        raise ValueError(f"a_values must be one axis of strengths a <= 0, got shape {a_values.shape}")
+    if jnp.ndim(a_values) != 1:
+        raise ValueError(f"a_values must be one axis of strengths a <= 0, got shape {jnp.shape(a_values)}")
     _refuse(a_values, scale)
+    a_values, scale, direction = _leaves(a_values, scale, direction)
     minimizer, exponent, lower, upper, metric = _effects(R, a_values, scale, direction)
     return Effects(a_values, minimizer, exponent.value, lower, upper, metric, exponent.result)
 
@@ -138,6 +138,13 @@ def explain(
     return Explanation(ts, alpha, effects(R, 0.0 - spent, scale, direction))
 
 
+def _leaves(
+    a: Float[ArrayLike, "..."], scale: Scalar, direction: Float[ArrayLike, "..."] | None
+) -> tuple[Array, Array, Array | None]:
+    """The numbers as arrays, so that a new value never recompiles."""
+    return jnp.asarray(a, float), jnp.asarray(scale, float), None if direction is None else jnp.asarray(direction)
+
+
 @eqx.filter_jit
 def _effects(
     R: AbstractLegendre, a_values: Float[Array, " n"], scale: Scalar, direction: Float[ArrayLike, "..."] | None
@@ -148,11 +155,12 @@ def _effects(
         (lower, upper), v = R.dual_interval(a), _direction(R, a, direction)
         origin = jnp.zeros_like(lower)
         exponent = _local_exponent(R, a, scale, direction)
-        shown = [
-            jnp.where(exponent.ok, value, jnp.nan)
-            for value in (R.primal(origin, a).value, lower, upper, R.metric_vector(origin, v, a))
-        ]
-        return shown[0], exponent, *shown[1:]
+
+        def shown(value: Float[Array, "..."]) -> Float[Array, "..."]:
+            return jnp.where(exponent.ok, value, jnp.nan)
+
+        metric = R.metric_vector(origin, v, a)
+        return shown(R.primal(origin, a).value), exponent, shown(lower), shown(upper), shown(metric)
 
     return jax.vmap(at)(a_values)
 

@@ -56,8 +56,8 @@ def monotone_root(
     rounding, or where rounding of fn hides the residual. A root between an end where fn has a pole and the last
     float before it is returned as that float.
 
-    Differentiable by the implicit function theorem, `ds = (dy - d_args fn) / (d_s fn)`, any number of times, forward and
-    reverse, in y, in every float leaf of args, and of fn where it is a module. A failed point is NaN, and so is its
+    Differentiable by the implicit function theorem, `ds = (dy - d_args fn) / (d_s fn)`, any number of times, forward
+    and reverse, in y, in every float leaf of args, and of fn where it is a module. A failed point is NaN, and so is its
     forward derivative; it adds nothing to a reverse one, so the points beside it keep theirs.
 
     **Arguments:** `fn`: (s, args) -> array shaped like s, elementwise in s; `y`: the values to attain, any shape;
@@ -71,7 +71,7 @@ def monotone_root(
     shape = eqx.filter_eval_shape(fn, y, args)
     if getattr(shape, "shape", None) != y.shape or shape.dtype != y.dtype:
         raise ValueError(f"fn must act elementwise: for s of shape {y.shape} and dtype {y.dtype} it returns {shape}")
-    frozen = _stop_gradient((fn, y, lower, upper, args))
+    frozen = freeze((fn, y, lower, upper, args))
     root, result, start = _search(*frozen, max_steps)
     ok = result == RESULTS.successful
     return Recovered(_implicit_root(fn, root, jnp.where(ok, root, start), ok, y, args), result)
@@ -111,7 +111,9 @@ def _advance(fn: Callable, y: Array, args: Any, old: _Bracket) -> _Bracket:
     residual = value - y
     # A Newton step over which the slope keeps within 10 % must cut the residual tenfold; one that does not halve it
     # has met the rounding of fn, and the point before was as good.
-    noise = newton & (jnp.abs(residual) >= 0.5 * jnp.abs(old.residual)) & (jnp.abs(slope - old.slope) <= 0.1 * old.slope)
+    noise = (
+        newton & (jnp.abs(residual) >= 0.5 * jnp.abs(old.residual)) & (jnp.abs(slope - old.slope) <= 0.1 * old.slope)
+    )
     stay = settled | noise
     # NaN lies beyond an end of the region where fn is defined: away from the last point.
     above = jnp.where(jnp.isnan(residual), trial > old.s, residual > 0)
@@ -171,7 +173,8 @@ def _ordinal(value: Float[Array, "..."]) -> Int[Array, "..."]:
     return jnp.where(bits < 0, -(bits & jnp.iinfo(integer).max), bits)
 
 
-def _stop_gradient(tree: Any) -> Any:
+def freeze(tree: Any) -> Any:
+    """The tree with no derivative through its arrays; other leaves are let through."""
     return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, tree)
 
 
@@ -183,13 +186,13 @@ def _implicit_root(fn: Callable, root: Array, point: Array, ok: Array, y: Array,
 
 @_implicit_root.def_jvp
 def _implicit_root_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    fn, _, point, ok, y, args = primals
+    fn, _, point, ok, _, args = primals
     t_fn, _, _, _, t_y, t_args = tangents
     root = _implicit_root(*primals)
     s = jnp.where(ok, root, point)
     _, slope = jax.jvp(lambda s: fn(s, args), (s,), (jnp.ones_like(s),))
     _, drift = eqx.filter_jvp(lambda fn, args: fn(s, args), (fn, args), (t_fn, t_args))
-    change = -drift if t_y is None else t_y - drift
+    change = (jnp.zeros_like(s) if t_y is None else t_y) - (jnp.zeros_like(s) if drift is None else drift)
     return root, jnp.where(ok, change / jnp.where(ok, slope, 1), jnp.nan)
 
 
@@ -240,7 +243,7 @@ def convex_minimum(
     """
     gradient = jax.grad(value) if gradient is None else gradient
     hessian = jax.jacfwd(gradient) if hessian is None else hessian
-    frozen = _stop_gradient(args)
+    frozen = freeze(args)
 
     def evaluate(z: Array) -> _Trial:
         return _Trial(z, value(z, frozen), gradient(z, frozen), None)
@@ -341,16 +344,16 @@ def _backtrack(evaluate: Callable[[Array], _Trial], old: _Trial, step: Array, ra
         finite = jnp.isfinite(trial.merit) & jnp.all(jnp.isfinite(trial.residual))
         return finite & (falls | (level & flatter))
 
-    def unfinished(carry: tuple[Array, _Trial]) -> Bool[Array, ""]:
-        length, trial = carry
-        return ~good(trial, length) & (length > eps)
+    def unfinished(carry: tuple[Array, _Trial, Array]) -> Bool[Array, ""]:
+        length, _, accepted = carry
+        return ~accepted & (length > eps**2)  # an overflowing step may have to shrink by many orders of magnitude
 
-    def shorten(carry: tuple[Array, _Trial]) -> tuple[Array, _Trial]:
+    def shorten(carry: tuple[Array, _Trial, Array]) -> tuple[Array, _Trial, Array]:
         length = carry[0] / 2
-        return length, evaluate(old.z + length * step)
+        trial = evaluate(old.z + length * step)
+        return length, trial, good(trial, length)
 
-    length, trial = jax.lax.while_loop(unfinished, shorten, (jnp.ones_like(rate), evaluate(old.z + step)))
-    accepted = good(trial, length)
+    _, trial, accepted = jax.lax.while_loop(unfinished, shorten, (jnp.full_like(rate, 2), old, jnp.array(False)))
     return jax.tree.map(lambda new, kept: jnp.where(accepted, new, kept), trial, old), accepted
 
 
@@ -367,4 +370,5 @@ def _implicit_minimum_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array
     point = jnp.where(ok, z, start)
     _, drift = eqx.filter_jvp(lambda args: gradient(point, args), (args,), (tangents[-1],))
     matrix = jnp.where(ok, hessian(point, args), jnp.eye(z.size, dtype=z.dtype))
+    drift = jnp.zeros_like(z) if drift is None else drift
     return z, jnp.where(ok, -solve_spd(matrix, drift), jnp.nan)

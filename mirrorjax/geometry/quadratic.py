@@ -5,11 +5,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..problem._checks import is_concrete
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
+from .inversion import convex_minimum
 from .legendre import AbstractLegendre, Recovered, Scalar
 from .separable import spent
 from .spectral import largest_commutator
@@ -86,55 +87,27 @@ class QuadraticLegendre(AbstractLegendre):
     def dual(self, x: Vector, a: Scalar) -> Recovered:
         finite = jnp.all(jnp.isfinite(x))
         safe = jnp.where(finite, x, self._primal(jnp.zeros_like(x), 0.0))
-        mu, converged = jax.lax.custom_root(
-            lambda mu: self._primal(mu, a) - safe,
+        tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75  # the step after is its square: rounding
+        minimum = convex_minimum(
+            lambda mu, args: args[0].potential(mu, args[2]) - mu @ args[1],
             self._balanced(a),
-            lambda _, start: self._minimise(safe, a, start),
-            lambda linear, y: jnp.linalg.solve(jax.jacfwd(linear)(y), y),
-            has_aux=True,
+            (self, safe, a),
+            gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
+            hessian=lambda mu, args: args[0]._metric(mu, args[2]),
+            rtol=tolerance,
+            atol=tolerance,
+            max_steps=500,
         )
-        converged = converged == 1
-        result = select(converged, RESULTS.successful, RESULTS.not_converged)
-        return Recovered(jnp.where(finite & converged, mu, jnp.nan), select(finite, result, RESULTS.outside_range))
+        result = select(finite, minimum.result, RESULTS.outside_range)
+        return Recovered(jnp.where(finite, minimum.value, jnp.nan), result)
+
+    def _metric(self, mu: Vector, a: Scalar) -> Float[Array, "d d"]:
+        return (self.rates * self._omega(mu, a)[None, :] ** 2) @ self.rates.T
 
     def _balanced(self, a: Scalar) -> Vector:
         """A start at which the exponents `Lambda^T mu + a lambda_0` are as small as mu can make them."""
         target = -spent(1.0, a, self.decay) * self.decay
         return jax.lax.stop_gradient(jnp.linalg.lstsq(self.rates.T, target)[0])
-
-    def _minimise(self, x: Vector, a: Scalar, start: Vector) -> tuple[Vector, Float[Array, ""]]:
-        """Damped Newton on Q_a(mu) - <mu, x>; the flag is 1 where grad Q_a(mu) = x to rounding."""
-        eps = jnp.finfo(x.dtype).eps
-
-        def residual(mu: Vector) -> Vector:
-            return self._primal(mu, a) - x
-
-        def error(mu: Vector) -> Float[Array, ""]:
-            terms = jnp.abs(self.rates) @ self._omega(mu, a) ** 2 / 2  # the size of what the sum of x is made of
-            return jnp.max(jnp.abs(residual(mu)) / (8 * len(self.decay) * eps * (terms + jnp.abs(x))))
-
-        def gain(mu: Vector) -> Float[Array, ""]:
-            return self.potential(mu, a) - mu @ x
-
-        def unfinished(state: Any) -> Bool[Array, ""]:
-            mu, damping, steps = state
-            return (steps < 500) & (damping > eps) & ~(error(mu) <= 1)
-
-        def step(state: Any) -> Any:
-            mu, damping, steps = state
-            metric = (self.rates * self._omega(mu, a)[None, :] ** 2) @ self.rates.T
-            direction = -jnp.linalg.solve(metric, residual(mu))
-            trial = mu + damping * direction
-            armijo = gain(trial) <= gain(mu) + 1e-4 * damping * (residual(mu) @ direction)
-            accepted = armijo | (error(trial) < error(mu) / 2)  # near the end the gain is all rounding
-            return (
-                jnp.where(accepted, trial, mu),
-                jnp.where(accepted, jnp.minimum(2 * damping, 1.0), damping / 4),
-                steps + 1,
-            )
-
-        mu, _, _ = jax.lax.while_loop(unfinished, step, (start, jnp.ones((), x.dtype), 0))
-        return mu, (error(mu) <= 1).astype(x.dtype)
 
 
 @jax.custom_jvp

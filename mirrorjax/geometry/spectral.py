@@ -177,7 +177,8 @@ class SpectralGram(AbstractLegendre):
     def dual(self, x: Matrix, a: Scalar) -> Recovered:
         X0 = self._X0()
         inside = jnp.all(jnp.isfinite(x)) & _commutes(x, X0)
-        inside &= jnp.linalg.eigvalsh(jax.lax.stop_gradient(jnp.where(inside, x, X0)))[0] > 0
+        eigenvalues = jnp.linalg.eigvalsh(jax.lax.stop_gradient(jnp.where(inside, x, X0)))
+        inside &= eigenvalues[0] > len(x) * jnp.finfo(x.dtype).eps * eigenvalues[-1]  # definite beyond rounding
         mu = (symmetric_log(jnp.where(inside, x, X0)) - symmetric_log(X0)) / 4 - self._ca(a)
         return Recovered(jnp.where(inside, mu, jnp.nan), select(inside, RESULTS.successful, RESULTS.outside_range))
 

@@ -1,11 +1,15 @@
 """Small helpers behind the error messages of `problem/`: what is concrete can be checked, what is traced cannot."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.core
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
+
+# What a user may hand in where an array is meant: arrays, numbers, and nested lists of numbers.
+Numbers = ArrayLike | Sequence[Any]
 
 
 def is_concrete(*values: Any) -> bool:

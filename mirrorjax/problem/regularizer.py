@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import ClassVar
 
 import equinox as eqx
 import jax
@@ -58,7 +59,7 @@ class WeightDecay(AbstractRegularizer):
 
     scale: Float[Array, ""] = eqx.field(converter=_scale, default=1.0)
 
-    smooth = True
+    smooth: ClassVar[bool] = True
     degree = property(lambda self: 2)
     elementwise = property(lambda self: True)
 
@@ -79,7 +80,7 @@ class L1(AbstractRegularizer):
 
     scale: Float[Array, ""] = eqx.field(converter=_scale, default=1.0)
 
-    smooth = False
+    smooth: ClassVar[bool] = False
     degree = property(lambda self: 1)
     elementwise = property(lambda self: True)
 
@@ -111,7 +112,7 @@ class Compatible(AbstractRegularizer):
     g: AbstractReparameterization
     scale: Float[Array, ""] = eqx.field(converter=_scale, default=1.0)
 
-    smooth = True
+    smooth: ClassVar[bool] = True
     degree = property(lambda self: self.g.degree)
     elementwise = property(lambda self: self.g.elementwise)
 
@@ -135,7 +136,7 @@ class QuadraticForm(AbstractRegularizer):
 
     G0: Float[Array, "D D"]
 
-    smooth = True
+    smooth: ClassVar[bool] = True
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)
 
@@ -167,7 +168,7 @@ class CustomRegularizer(AbstractRegularizer):
     fn: Callable
     homogeneity: int | None = eqx.field(static=True, default=None)  # static: it decides the flow's coordinates
 
-    smooth = True
+    smooth: ClassVar[bool] = True
     degree = property(lambda self: self.homogeneity)
     elementwise = property(lambda self: False)
 

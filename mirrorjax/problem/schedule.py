@@ -171,7 +171,7 @@ class Piecewise(AbstractSchedule):
     times: Float[Array, " k"]
     values: Float[Array, " k+1"]
 
-    def __init__(self, times: ArrayLike | Sequence[float], values: ArrayLike | Sequence[float]):
+    def __init__(self, times: ArrayLike | Sequence[float | int], values: ArrayLike | Sequence[float | int]):
         self.times, self.values = as_clock(jnp.asarray(times), "times"), as_clock(jnp.asarray(values), "values")
         if self.times.ndim != 1 or self.values.shape != (self.times.size + 1,):
             raise ValueError(
@@ -221,7 +221,7 @@ class Sum(AbstractSchedule):
 
     @property
     def breakpoints(self) -> Float[Array, " breakpoints"]:
-        return jnp.concatenate([part.breakpoints for part in self.parts])
+        return jnp.sort(jnp.concatenate([part.breakpoints for part in self.parts]))
 
     def valid(self, t1: Time) -> Bool[Array, ""]:
         return jnp.all(jnp.stack([part.valid(t1) for part in self.parts]))
@@ -249,7 +249,7 @@ class FromOptax(AbstractSchedule):
     step_size: Float[Array, ""]
     boundaries: Float[Array, " breakpoints"]
 
-    def __init__(self, schedule: Callable, step_size: ArrayLike, boundaries: ArrayLike | Sequence[float] = ()):
+    def __init__(self, schedule: Callable, step_size: ArrayLike, boundaries: ArrayLike | Sequence[float | int] = ()):
         if not callable(schedule):
             raise ValueError(f"schedule must be a function of the step count, got {schedule!r}")
         self.schedule = schedule
@@ -307,5 +307,5 @@ class FromOptax(AbstractSchedule):
         weights = np.tile(weights / 2, panels) / panels
         edges = jnp.concatenate([jnp.zeros(1), jnp.minimum(self.breakpoints, t), jnp.reshape(t, (1,))])
         starts, lengths = edges[:-1], jnp.diff(edges)
-        values = jax.vmap(jax.vmap(self))(starts[:, None] + lengths[:, None] * left)
+        values = jax.vmap(jax.vmap(self))(starts[:, None] + lengths[:, None] * left[None])
         return jnp.sum(lengths * (values @ weights))

@@ -19,10 +19,11 @@ from ..dynamics.flows import AbstractFlow
 from ..dynamics.solution import Solution
 from ..dynamics.solve import Metrics, Options, integrate, make_options
 from ..problem import Problem
+from ..problem._checks import Numbers
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, status_name
-from .lanes import Grid, Values, Zip
+from .lanes import Grid, OneLane, Values, Zip
 from .store import to_dataset, versions
 
 Lane = Callable[..., tuple[Problem, Weights]]
@@ -30,10 +31,10 @@ Lane = Callable[..., tuple[Problem, Weights]]
 
 def sweep(
     lane: Lane,
-    grid: Mapping[str, ArrayLike | Zip] | Zip,
+    grid: Mapping[str, Numbers | Zip] | Zip,
     *,
     t1: ArrayLike,
-    saveat: ArrayLike | None = None,
+    saveat: Numbers | None = None,
     metrics: Metrics | None = None,
     flow: AbstractFlow | None = None,
     solver: diffrax.AbstractSolver | None = None,
@@ -61,10 +62,10 @@ def sweep(
     **Raises:** `ValueError` for an empty grid, a lane that does not return `(Problem, w0)`, or arguments that `solve`
     would refuse. Bad *values* of a lane do not raise: they are its status.
     """
-    grid = Grid(grid)
+    lanes = Grid(grid)
     if not isinstance(chunk, int) or chunk < 1:
         raise ValueError(f"chunk must be a whole number of at least 1, got {chunk!r}")
-    first = jax.tree.map(lambda value: value[0], grid.take(np.arange(1)))
+    first = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
     w0 = jax.eval_shape(lambda values: _start(lane, values, t1, flow)[1], first)
     options = make_options(
         w0,
@@ -77,12 +78,12 @@ def sweep(
         atol=atol,
         max_steps=max_steps,
     )
-    pieces = _solve_chunks(lane, grid, options, min(chunk, len(grid)), progress)
-    lanes = jax.tree.map(lambda *piece: np.concatenate(piece), *pieces)
-    return to_dataset(grid, lanes, np.asarray(options.ts), {"versions": str(versions()), "t1": float(options.t1)})
+    pieces = _solve_chunks(lane, lanes, options, min(chunk, len(lanes)), progress)
+    solved = jax.tree.map(lambda *piece: np.concatenate(piece), *pieces)
+    return to_dataset(lanes, solved, np.asarray(options.ts), {"versions": str(versions()), "t1": float(options.t1)})
 
 
-def _start(lane: Lane, values: Values, t1: ArrayLike, flow: AbstractFlow | None) -> tuple[Problem, Weights]:
+def _start(lane: Lane, values: OneLane, t1: ArrayLike, flow: AbstractFlow | None) -> tuple[Problem, Weights]:
     """The problem of one lane, with everything checked that does not depend on values."""
     made = lane(**values)
     if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Problem)):
@@ -92,7 +93,7 @@ def _start(lane: Lane, values: Values, t1: ArrayLike, flow: AbstractFlow | None)
     return problem, w0
 
 
-def _solve_lane(lane: Lane, values: Values, options: Options) -> Solution:
+def _solve_lane(lane: Lane, values: OneLane, options: Options) -> Solution:
     problem, w0 = _start(lane, values, options.t1, options.flow)
     context, state = options.flow.start(problem, w0)
     return integrate(problem, context, state, options)

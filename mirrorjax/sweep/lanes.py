@@ -5,9 +5,12 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Shaped
+from jaxtyping import Array, Shaped
+
+from ..problem._checks import Numbers
 
 Values = dict[str, Shaped[Array, "lanes ..."]]
+OneLane = dict[str, Shaped[Array, "..."]]
 RESERVED = ("time", "lane")
 
 
@@ -21,7 +24,7 @@ class Zip:
     **Raises:** `ValueError` when there are none, one is empty, or their lengths differ.
     """
 
-    def __init__(self, **values: ArrayLike):
+    def __init__(self, **values: Numbers):
         if not values:
             raise ValueError("Zip needs at least one parameter, e.g. Zip(alpha=[...], t_off=[...])")
         self.values = {name: _as_values(name, value) for name, value in values.items()}
@@ -40,7 +43,7 @@ class Grid:
     **Raises:** `ValueError` for an empty grid, a name used twice or reserved, or values that are not numbers.
     """
 
-    def __init__(self, axes: "Mapping[str, ArrayLike | Zip] | Zip | Grid"):
+    def __init__(self, axes: "Mapping[str, Numbers | Zip] | Zip | Grid"):
         if isinstance(axes, Grid):
             axes = axes.axes
         if isinstance(axes, Zip):
@@ -85,7 +88,7 @@ class Grid:
 
 def _as_values(name: str, value: Any) -> Shaped[Array, "lanes ..."]:
     try:
-        array = jnp.asarray(value)
+        array = jnp.asarray(np.asarray(value))
     except (TypeError, ValueError) as error:
         raise ValueError(f"the values of {name} must be numbers, got {value!r}") from error
     if array.ndim == 0 or array.shape[0] == 0:

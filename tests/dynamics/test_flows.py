@@ -67,14 +67,16 @@ def test_flows_agree(name, flow):
     close((other.x, other.w, other.mu, other.loss), (primal.x, primal.w, primal.mu, primal.loss), 1e-6)
 
 
-@pytest.mark.parametrize("schedule", [Constant(0.3), LinearDecay(0.6, 1.3), CosineDecay(0.6, 1.3), Piecewise([0.3, 1.0], [1.0, 0.0, 0.2])])
+@pytest.mark.parametrize(
+    "schedule", [Constant(0.3), LinearDecay(0.6, 1.3), CosineDecay(0.6, 1.3), Piecewise([0.3, 1.0], [1.0, 0.0, 0.2])]
+)
 def test_identity_of_the_dual_variable(schedule):
     """`grad R_a(x) = mu` for x = m w with the hyperbolic entropy written out: A = |u0 v0| e^{4a}, l = log |u0/v0|."""
     problem, w0 = hadamard_problem(schedule)
     sol = solve(problem, w0, t1=3.0, saveat=np.linspace(0, 3, 7), rtol=1e-10, atol=1e-12)
     u0, v0 = (w0[0] + w0[1]) / np.sqrt(2), (w0[0] - w0[1]) / np.sqrt(2)
-    A = jnp.abs(u0 * v0) * jnp.exp(4 * sol.a[:, None])
-    expected = (jnp.arcsinh(sol.x / A) - jnp.log(jnp.abs(u0 / v0))) / 2
+    A = jnp.abs(u0 * v0)[None] * jnp.exp(4 * sol.a[:, None])
+    expected = (jnp.arcsinh(sol.x / A) - jnp.log(jnp.abs(u0 / v0))[None]) / 2
     # Errors of 1e-10 a step, divided by 2 sqrt(x^2 + A^2), which stays above 0.02.
     np.testing.assert_allclose(sol.mu, expected, atol=1e-7)
 

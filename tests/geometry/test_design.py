@@ -13,7 +13,6 @@ UV = (jnp.asarray(RNG.uniform(0.5, 2.0, 3)), jnp.asarray(RNG.uniform(0.5, 2.0, 3
 
 FAMILIES = {
     "hadamard": (mj.Hadamard(), UV),
-    "square": (mj.Square(), UV[0]),
     "power difference": (mj.PowerDifference(3), UV),
     "separable": (mj.Separable(jnp.sinh, jnp.exp), UV),
 }
@@ -40,7 +39,6 @@ def test_what_is_named_commutes(name):
         # The joint eigenspaces have sizes m; symmetric matrices on each give sum m(m+1)/2.
         (([1, 1, 2, 3], [1, 1, 2, 2]), 3 + 1 + 1),
         (([1, 1, 1, 2, 2],), 6 + 3),
-        (([1, 2, 3],), 3),
         (([0, 0],), 3),
         (([2],), 1),
     ],

@@ -167,4 +167,4 @@ def test_sensing_refuses_vectors():
 
 
 def test_whole_numbers_are_promoted():
-    assert LeastSquares([[1, 2], [3, 4]], [1, 2]).Z.dtype == jnp.float64
+    assert LeastSquares(np.array([[1, 2], [3, 4]]), np.array([1, 2])).Z.dtype == jnp.float64

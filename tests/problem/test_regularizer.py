@@ -83,8 +83,9 @@ def test_single_precision_weights_stay_single(key):
 def test_prox_is_the_minimiser(w, strength):
     h = L1(0.7)
     (value,) = h.prox((jnp.array(w),), strength)
-    best = minimize_scalar(lambda z: (z - w) ** 2 / 2 + strength * 0.7 * abs(z), bounds=(-3, 3), method="bounded",
-                           options={"xatol": 1e-10})
+    best = minimize_scalar(
+        lambda z: (z - w) ** 2 / 2 + strength * 0.7 * abs(z), bounds=(-3, 3), method="bounded", options={"xatol": 1e-10}
+    )
     # The bounded search resolves a minimum to the square root of rounding.
     np.testing.assert_allclose(value, best.x, atol=1e-7)
 

@@ -60,7 +60,9 @@ def test_jacobian_against_finite_differences(name, key):
     step = 1e-3
     for i in range(flat.size):
         e = jnp.zeros_like(flat).at[i].set(step)
-        difference = 8 * (g(unravel(flat + e)) - g(unravel(flat - e))) - g(unravel(flat + 2 * e)) + g(unravel(flat - 2 * e))
+        difference = (
+            8 * (g(unravel(flat + e)) - g(unravel(flat - e))) - g(unravel(flat + 2 * e)) + g(unravel(flat - 2 * e))
+        )
         # Fourth order: 4e-14 from the step, 1e-16/1e-3 from rounding, both times derivatives of at most 100 or so.
         np.testing.assert_allclose(J[:, i], (difference / (12 * step)).ravel(), rtol=1e-9, atol=1e-10)
 

@@ -6,10 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.test_util import check_grads
 from registry import SCHEDULES
 from scipy.integrate import quad
 
-from mirrorjax.problem import Constant, CosineDecay, FromOptax, LinearDecay, Piecewise, SwitchOff
+from mirrorjax.problem import Constant, CosineDecay, FromOptax, LinearDecay, Piecewise, Sum, SwitchOff
 
 names = pytest.mark.parametrize("name", SCHEDULES)
 TIMES = (0.0, 0.1, 0.4, 0.5, 0.999, 1.0, 1.2, 1.699, 1.7, 1.9, 3.0, 40.0)
@@ -22,7 +23,7 @@ def test_strength(name):
     strengths = jax.vmap(schedule)(jnp.array(TIMES))
     # One rounding of t / step_size, times slopes of order one.
     np.testing.assert_allclose(strengths, [0.3 * entry.strength(t) for t in TIMES], rtol=1e-13, atol=1e-15)
-    assert bool(schedule.valid())
+    assert bool(schedule.valid(jnp.array(3.0)))
     schedule.check(3.0)
 
 
@@ -51,7 +52,9 @@ def test_breakpoints_are_the_kinks(name):
 def test_integral_is_differentiable_in_every_leaf(name):
     """Against central differences, at a time before, between and after the kinks."""
     if name.startswith("optax") or name.endswith(("at_once", "never", "never_off")):
-        pytest.skip("numbers inside the optax schedule are not leaves; at t_off = 0 and inf only finiteness is asked for")
+        pytest.skip(
+            "numbers inside the optax schedule are not leaves; at t_off = 0 and inf only finiteness is asked for"
+        )
     schedule = SCHEDULES[name].build(0.3)
     leaves, treedef = jax.tree.flatten(schedule)
     for t in (0.2, 1.3, 2.5):
@@ -60,7 +63,7 @@ def test_integral_is_differentiable_in_every_leaf(name):
             return jax.tree.unflatten(treedef, leaves).integral(jnp.asarray(t))
 
         # The integrals are smooth away from the kinks; central differences at 1e-6 are good to 1e-9.
-        jax.test_util.check_grads(integral, (leaves,), order=1, atol=1e-7, rtol=1e-7, eps=1e-6)
+        check_grads(integral, (leaves,), order=1, atol=1e-7, rtol=1e-7, eps=1e-6)
 
 
 @names
@@ -99,7 +102,9 @@ def test_whole_integrals():
 
 
 @pytest.mark.parametrize("alpha", [-0.1, jnp.nan, jnp.inf])
-@pytest.mark.parametrize("build", [Constant, *(lambda a, b=b: b(a, 1.0) for b in (SwitchOff, LinearDecay, CosineDecay))])
+@pytest.mark.parametrize(
+    "build", [Constant, *(lambda a, b=b: b(a, 1.0) for b in (SwitchOff, LinearDecay, CosineDecay))]
+)
 def test_bad_strengths_are_refused(build, alpha):
     with pytest.raises(ValueError, match=f"alpha must be finite and non-negative, got {alpha}"):
         build(alpha)
@@ -138,7 +143,7 @@ def test_batched_by_vmap(build):
     """A whole grid, with values that only a status can refuse: those lanes say so, the others are right."""
     alphas, t_offs = jnp.array([0.5, -1.0, 0.5, jnp.nan, 2.0]), jnp.array([1.0, 1.0, jnp.nan, 1.0, 0.0])
     batch = jax.vmap(build)(alphas, t_offs)
-    np.testing.assert_array_equal(jax.vmap(lambda s: s.valid())(batch), [True, False, False, False, True])
+    np.testing.assert_array_equal(jax.vmap(lambda s: s.valid(jnp.array(3.0)))(batch), [True, False, False, False, True])
     integrals = jax.vmap(lambda s: s.integral(jnp.array(0.7)))(batch)
     for i in (0, 4):
         np.testing.assert_array_equal(integrals[i], build(alphas[i], t_offs[i]).integral(jnp.array(0.7)))
@@ -187,6 +192,19 @@ def test_declared_boundaries_are_taken():
     FromOptax(joined(), 0.1).check(0.9)  # ends before the boundary
 
 
+@pytest.mark.parametrize("schedule", [joined(), optax.linear_schedule(1.0, -1.0, 30)])
+def test_traced_optax_schedules_are_not_valid(schedule):
+    """Where the end is traced nothing can be raised: undeclared boundaries and negative strengths make a status."""
+    ends = jnp.array([0.9, 3.1])
+    valid = jax.vmap(lambda t1: FromOptax(schedule, 0.1).valid(t1))(ends)
+    np.testing.assert_array_equal(valid, [True, False])
+
+
+def test_sum_refuses_what_is_no_schedule():
+    with pytest.raises(ValueError, match="one or more schedules"):
+        Sum()
+
+
 def test_negative_optax_strengths_are_refused():
     schedule = FromOptax(optax.linear_schedule(1.0, -1.0, 10), 0.1, boundaries=[10])
     with pytest.raises(ValueError, match=r"gives the strength -1.0 at t = 1"):
@@ -205,4 +223,4 @@ def test_from_optax_is_differentiable_in_its_step_size():
         schedule = FromOptax(optax.cosine_decay_schedule(0.3, 17), step_size, boundaries=[17])
         return schedule.integral(jnp.array(1.2))
 
-    jax.test_util.check_grads(spent, (jnp.array(0.1),), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)
+    check_grads(spent, (jnp.array(0.1),), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)

@@ -1,0 +1,95 @@
+"""The predicted limit against the flow it predicts, and a thousand strengths at once.
+
+`pytest benchmarks/bench_limit.py -n0 --benchmark-only --benchmark-json=limit.json`; compile time is kept apart, in
+`extra_info`, beside the residuals that say what each way achieved. In float64, for which both are meant.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import Array
+
+pytest.importorskip("pytest_benchmark")
+
+import mirrorjax as mj
+from mirrorjax.geometry.choose import legendre
+from mirrorjax.geometry.legendre import AbstractLegendre
+from mirrorjax.geometry.limit import kkt_residual, predict_limit
+from mirrorjax.results import RESULTS
+
+N, D = 40, 100
+T_OFF = 1.0
+
+
+@pytest.fixture(autouse=True)
+def double_precision():
+    with jax.enable_x64(True):
+        yield
+
+
+def problem(a: float) -> tuple[mj.Problem, tuple[Array, Array], AbstractLegendre]:
+    """x = m w from m = 1, w = 0, decayed up to t = 1 to the strength a, and 40 measurements of 100 unknowns."""
+    first, second = jax.random.split(jax.random.key(0))
+    Z, y = jax.random.normal(first, (N, D)) / jnp.sqrt(N), jax.random.normal(second, (N,))
+    g, h, w0 = mj.Hadamard(), mj.WeightDecay(), (jnp.ones(D), jnp.zeros(D))
+    return mj.Problem(g, h, mj.SwitchOff(-a / T_OFF, T_OFF), mj.LeastSquares(Z, y)), w0, legendre(g, h, w0)
+
+
+def timed(fn: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    value = jax.block_until_ready(fn())
+    return time.perf_counter() - start, value
+
+
+def distance(fit: mj.LeastSquares, x: Array) -> float:
+    """`|Z x - y| / |y|`."""
+    return float(jnp.linalg.norm(fit.measure(x) - fit.y) / jnp.linalg.norm(fit.y))
+
+
+@pytest.mark.parametrize("a", [0.0, -1.0])
+def test_limit_against_flow(benchmark, a: float):
+    p, w0, R = problem(a)
+    predict = jax.jit(lambda a: predict_limit(R, p.objective, a))
+    # Until its fit is near the predicted one's: at rtol 1e-8 it gets no closer than about that.
+    flow = jax.jit(lambda t1: mj.solve(p, w0, t1=t1, rtol=1e-8, max_steps=10**6, throw=False))
+    strength, t1 = jnp.asarray(a), jnp.asarray(30_000.0)
+    compile_limit, _ = timed(lambda: predict(strength))
+    first_flow, _ = timed(lambda: flow(t1 / 1e4))
+    seconds_flow, solution = timed(lambda: flow(t1))
+    limit = benchmark(lambda: jax.block_until_ready(predict(strength)))
+    x = solution.last.x
+    assert limit.result == RESULTS.successful
+    benchmark.extra_info.update(
+        seconds_flow=seconds_flow,
+        ratio=seconds_flow / benchmark.stats.stats.median,
+        compile_limit=compile_limit,
+        compile_flow=first_flow,
+        steps_limit=int(limit.steps),
+        steps_flow=int(solution.stats["num_steps"]),
+        kkt_limit=float(limit.kkt_residual),
+        kkt_flow=float(kkt_residual(R, p.objective, x, strength)),
+        fit_limit=distance(p.objective, limit.x),
+        fit_flow=distance(p.objective, x),
+        difference=float(jnp.max(jnp.abs(x - limit.x))),
+    )
+
+
+@pytest.mark.parametrize("strongest", [-1.0, -50.0])
+def test_thousand_strengths(benchmark, strongest: float):
+    p, _, R = problem(-1.0)
+    strengths = jnp.linspace(strongest, 0.0, 1000)
+    predict = jax.jit(jax.vmap(lambda a: predict_limit(R, p.objective, a)))
+    compile_seconds, _ = timed(lambda: predict(strengths))
+    limit = benchmark(lambda: jax.block_until_ready(predict(strengths)))
+    assert jnp.all(limit.result == RESULTS.successful)
+    benchmark.extra_info.update(
+        compile=compile_seconds,
+        steps_mean=float(jnp.mean(limit.steps)),
+        steps_max=int(jnp.max(limit.steps)),
+        kkt_worst=float(jnp.max(limit.kkt_residual)),
+        fit_worst=float(jnp.max(limit.fit_residual)),
+    )

@@ -1,0 +1,149 @@
+"""Descent against hand-written loops of optax and numpy, and against the flow it discretizes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from registry import hadamard_problem
+from sklearn.linear_model import Lasso
+
+from mirrorjax.dynamics import Descent, ProximalDescent, solve
+from mirrorjax.problem import L1, Hadamard, LeastSquares, Linear, Problem, SwitchOff, WeightDecay
+from mirrorjax.results import RESULTS
+
+STEP, STEPS = 0.1, 25
+OPTIMIZERS = {"sgd": optax.sgd(1.0), "momentum": optax.sgd(1.0, momentum=0.9), "adam": optax.adam(1.0)}
+
+
+def loop(problem, w0, optimizer, decay, steps, step=STEP):
+    """Weights after every step, step 0 first; alpha is looked up at k * step."""
+    memory, w, rows = optimizer.init(w0), w0, [w0]
+    slope_f = jax.jit(jax.grad(lambda w: problem.objective(problem.g(w))))
+    slope_h = jax.jit(jax.grad(problem.h.__call__))
+    for k in range(steps):
+        alpha = problem.alpha(jnp.array(k * step))
+        pull = jax.tree.map(lambda d, alpha=alpha: alpha * d, slope_h(w))
+        gradient = slope_f(w)
+        if decay == "coupled":
+            gradient = jax.tree.map(jnp.add, gradient, pull)
+        update, memory = optimizer.update(gradient, memory, w)
+        if decay == "decoupled":
+            update = jax.tree.map(jnp.subtract, update, pull)
+        w = jax.tree.map(lambda v, u: v + step * u, w, update)
+        rows.append(w)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+
+
+@pytest.fixture
+def _optax_promotes():
+    """Adam itself divides by powers of its step count, a whole number."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.mark.usefixtures("_optax_promotes")
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_against_a_loop_of_optax(name, decay):
+    # Switched off in the middle of a step, so that the lookup at its start decides.
+    problem, w0 = hadamard_problem(SwitchOff(0.3, 0.95))
+    expected = loop(problem, w0, OPTIMIZERS[name], decay, STEPS)
+    ts = STEP * jnp.arange(STEPS + 1.0)
+    sol = solve(problem, w0, t1=STEP * STEPS, saveat=ts, flow=Descent(OPTIMIZERS[name], STEP, decay=decay))
+    for leaf, other in zip(sol.w, expected, strict=True):
+        # The clock adds up 0.1 to 2.5 with errors of 1e-15, which is 1e-14 of a step.
+        np.testing.assert_allclose(leaf, other, rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(sol.x, expected[0] * expected[1], rtol=1e-12, atol=1e-12)
+    assert int(sol.stats["steps"]) == STEPS
+
+
+@pytest.mark.parametrize(("step", "t_off", "steps"), [(0.1, 0.8, 8), (0.7, 2.1, 3), (0.25, 62.5, 250)])
+def test_a_switch_off_at_a_whole_step_ends_there(step, t_off, steps):
+    """Decay alone: w = w0 (1 - 2 alpha eta)^k with exactly t_off / eta factors, whatever t_off / eta rounds to."""
+    problem = Problem(Hadamard(), WeightDecay(), SwitchOff(0.05, t_off), LeastSquares(jnp.zeros((1, 2)), jnp.zeros(1)))
+    sol = solve(problem, (jnp.ones(2), jnp.ones(2)), t1=2 * t_off, flow=Descent(optax.sgd(1.0), step))
+    np.testing.assert_allclose(sol.w[0][-1], (1 - 2 * 0.05 * step) ** steps, rtol=1e-11)
+
+
+def test_dual_variable_is_the_sum_of_gradients():
+    problem, w0 = hadamard_problem(0.1)
+    expected = loop(problem, w0, optax.sgd(1.0), "coupled", STEPS)
+    sol = solve(problem, w0, t1=STEP * STEPS, flow=Descent(optax.sgd(1.0), STEP))
+    slopes = jax.vmap(problem.objective.gradient)(expected[0][:-1] * expected[1][:-1])
+    np.testing.assert_allclose(sol.mu[-1], -STEP * jnp.sum(slopes, axis=0), rtol=1e-11)
+
+
+def test_distance_to_the_flow_is_of_first_order():
+    problem, w0 = hadamard_problem(SwitchOff(0.3, 1.0))
+    flow = solve(problem, w0, t1=2.0, rtol=1e-10).x[-1]
+    distances = [
+        float(jnp.linalg.norm(solve(problem, w0, t1=2.0, flow=Descent(optax.sgd(1.0), step)).x[-1] - flow))
+        for step in (0.02, 0.01, 0.005)
+    ]
+    orders = np.log2(np.divide(distances[:-1], distances[1:]))
+    # First order, up to the next term of the expansion.
+    np.testing.assert_allclose(orders, 1.0, atol=0.05)
+
+
+def lasso_problem():
+    rng = np.random.default_rng(3)
+    Z, y = rng.normal(size=(12, 6)), rng.normal(size=12)
+    return Problem(Linear(), L1(0.5), 0.3, LeastSquares(Z, y)), Z, y
+
+
+def test_proximal_descent_against_ista():
+    problem, Z, y = lasso_problem()
+    w = np.linspace(-1, 1, 6)
+    for _ in range(STEPS):
+        moved = w - STEP * Z.T @ (Z @ w - y) / y.size
+        w = np.sign(moved) * np.maximum(np.abs(moved) - STEP * 0.3 * 0.5, 0)
+    sol = solve(problem, jnp.linspace(-1, 1, 6), t1=STEP * STEPS, flow=ProximalDescent(STEP))
+    np.testing.assert_allclose(sol.x[-1], w, rtol=1e-12, atol=1e-12)
+
+
+def test_proximal_descent_ends_at_the_lasso():
+    problem, Z, y = lasso_problem()
+    lasso = Lasso(alpha=0.3 * 0.5, fit_intercept=False, tol=1e-14, max_iter=100_000).fit(Z, y)
+    sol = solve(problem, jnp.ones(6), t1=200.0, flow=ProximalDescent(0.2))
+    np.testing.assert_allclose(sol.x[-1], lasso.coef_, atol=1e-8)
+    np.testing.assert_array_equal(sol.x[-1] == 0, lasso.coef_ == 0)
+
+
+@pytest.mark.parametrize("flow", [Descent(optax.sgd(1.0), 1e3), ProximalDescent(1e3)])
+def test_divergence_has_a_status(flow):
+    _, Z, y = lasso_problem()
+    problem = Problem(
+        Linear(), L1(0.5) if isinstance(flow, ProximalDescent) else WeightDecay(), 0.0, LeastSquares(Z, y)
+    )
+    sol = solve(problem, jnp.ones(6), t1=1e6, flow=flow, throw=False)
+    assert sol.result == RESULTS.diverged
+    with pytest.raises(RuntimeError, match="descent the step is too large"):
+        solve(problem, jnp.ones(6), t1=1e6, flow=flow)
+
+
+@pytest.mark.usefixtures("_optax_promotes")
+def test_derivatives_through_descent():
+    problem, w0 = hadamard_problem(0.1)
+
+    def end(alpha, step):
+        changed = Problem(problem.g, problem.h, SwitchOff(alpha, 1.0), problem.objective)
+        return jnp.sum(solve(changed, w0, t1=2.5, flow=Descent(optax.adam(1.0), step)).loss)
+
+    slope = jax.grad(end)(jnp.array(0.1), STEP)
+    difference = (end(0.1 + 1e-5, STEP) - end(0.1 - 1e-5, STEP)) / 2e-5
+    # Central differences: 1e-10 from the step, 1e-16 / 1e-5 from rounding.
+    np.testing.assert_allclose(slope, difference, rtol=1e-6)
+
+
+def test_refusals():
+    problem, w0 = hadamard_problem(0.1)
+    with pytest.raises(ValueError, match="not differentiable at 0.*ProximalDescent"):
+        solve(Problem(problem.g, L1(), 0.1, problem.objective), w0, t1=1.0, flow=Descent(optax.sgd(1.0), 0.1))
+    with pytest.raises(ValueError, match="proximal map, such as L1; got WeightDecay"):
+        solve(problem, w0, t1=1.0, flow=ProximalDescent(0.1))
+    for step in (0.0, -1.0, jnp.nan, jnp.inf):
+        with pytest.raises(ValueError, match=f"step_size must be positive and finite, got {step}"):
+            ProximalDescent(step)
+        with pytest.raises(ValueError, match=f"step_size must be positive and finite, got {step}"):
+            Descent(optax.sgd(1.0), step)

@@ -1,0 +1,146 @@
+"""The command line as a user meets it: in its own process, with its exit status and its messages."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+
+COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
+# One fresh environment: a terminal of 100 columns, no flags from the test session.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"} | {"COLUMNS": "100"}
+
+
+def mirrorjax(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=ENVIRONMENT
+    )
+
+
+def test_help_names_every_command():
+    done = mirrorjax("--help")
+    assert done.returncode == 0
+    for word in ("reproduce", "list", "explain", "--version"):
+        assert word in done.stdout
+
+
+def test_version_and_list():
+    assert mirrorjax("--version").stdout.startswith("mirrorjax 0.")
+    assert "matrix-sensing" in mirrorjax("list").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["reproduce", "sensing"], "there is no experiment 'sensing'; there are: matrix-sensing"),
+        (["reproduce", "matrix-sensing", "--preset", "big"], "'big' is not one of"),
+        (["explain", "cubic", "-i", "1"], "there is no family 'cubic'; there are: hadamard"),
+        (["explain", "hadamard", "-i", "1", "-i", "1"], "R_a needs |m0| != |w0|"),
+        (
+            ["explain", "hadamard", "-i", "1", "-i", "0", "--alpha", "-2"],
+            "alpha must be finite and non-negative, got -2",
+        ),
+        (["explain", "hadamard", "-i", "1", "-i", "0", "--t-off", "nan"], "t_off must be non-negative, got nan"),
+        (["explain", "hadamard", "-i", "1", "-i", "0", "--schedule", "steps"], "there is no schedule 'steps'"),
+        (["explain", "hadamard", "-i", "1", "-i", "0", "--t1", "0"], "the last time must be positive"),
+        (["explain", "square", "-i", "-1"], "needs w0 > 0"),
+    ],
+)
+def test_bad_arguments_exit_2_with_one_message(arguments, words, tmp_path):
+    done = mirrorjax(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert words in " ".join(done.stderr.split())
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_existing_folder_is_refused_and_untouched(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes").write_text("keep")
+    done = mirrorjax("reproduce", "matrix-sensing", "--out", "mine", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "the folder mine exists" in done.stderr
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
+
+
+def test_explain_prints_the_effects_and_draws(tmp_path):
+    done = mirrorjax("explain", "hadamard", "-i", "1", "-i", "0.5", "--times", "3", "--out", "R.png", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "-12.5" in done.stdout
+    # argmin R_a = e^{4a} m0 w0 with c = 1: 0.5 at the start.
+    assert "0.5" in done.stdout
+    assert (tmp_path / "R.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_says_when_the_range_is_exhausted():
+    done = mirrorjax("explain", "log-difference", "-i", "1", "-i", "1", "--alpha", "0.01", "--t-off", "100")
+    assert done.returncode == 0
+    assert "range_exhausted" in done.stdout
+    assert "Weaken the decay" in " ".join(done.stdout.split())
+
+
+@pytest.mark.slow
+def test_reproduce_quick_writes_whole_files_and_shows_the_claims(tmp_path):
+    done = mirrorjax("reproduce", "matrix-sensing", "--preset", "quick", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "NOT shown" not in done.stdout
+    run = tmp_path / "run"
+    config = json.loads((run / "config.json").read_text())
+    assert config["state"] == "finished"
+    assert config["bits"] == 64
+    assert config["versions"]["mirrorjax"]
+    table = pd.read_csv(run / "table2.csv")
+    assert list(table.columns)[:9] == [
+        "schedule",
+        "method",
+        "t_off",
+        "nuclear_norm",
+        "rel_error",
+        "train_loss",
+        "time_to_train_loss",
+        "paper_nuclear_norm",
+        "paper_time",
+    ]
+    flow = table[table.method == "flow"].set_index("schedule")
+    switched = flow[flow.t_off.notna()]
+    assert len(switched) == 6
+    assert np.all(np.abs(switched.nuclear_norm - 1) < 2e-3)
+    assert np.all(switched.rel_error < 1e-4)
+    assert flow.loc["constant 0.01"].rel_error > 0.01
+    descent = table[table.method == "descent"].set_index("schedule")
+    assert descent.loc["constant 20"].status == "unstable"
+    with xr.open_dataset(run / "flow.nc", engine="h5netcdf") as data:
+        assert data.loss.dims == ("lane", "time")
+    for name in ("fig3_recovery", "fig5_nuclear_norm", "fig6_schedules", "fig7_late_recovery", "heat_map"):
+        assert (run / f"{name}.png").stat().st_size > 10_000
+
+
+@pytest.mark.slow
+def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
+    process = subprocess.Popen(
+        [*COMMAND, "reproduce", "matrix-sensing", "--preset", "quick", "--out", "run"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = tmp_path / "run" / "flow.nc"
+    deadline = time.monotonic() + 200
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 130
+    assert "Interrupted. What was finished is in run" in stderr
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["state"] == "interrupted"
+    assert not [path for path in (tmp_path / "run").iterdir() if ".part" in path.name]
+    with xr.open_dataset(first, engine="h5netcdf") as data:
+        assert np.all(data.status == "successful")

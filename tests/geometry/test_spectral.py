@@ -1,0 +1,154 @@
+"""Spectral functions against SciPy, also at repeated eigenvalues; R_a of matrices against the parameter flow."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.linalg
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import solve_ivp
+
+import mirrorjax.problem as mj
+from mirrorjax.geometry.spectral import (
+    SpectralGram,
+    SpectralProduct,
+    largest_commutator,
+    symmetric_exp,
+    symmetric_log,
+)
+from mirrorjax.results import RESULTS
+
+rng = np.random.default_rng(11)
+BASIS = np.linalg.qr(rng.normal(size=(4, 4)))[0]
+SPECTRA = {
+    "distinct": [0.1, 0.5, 2.0, 7.0],
+    "tied": [0.5, 0.5, 0.5, 2.0],
+    "scalar": [1.5] * 4,
+    "near": [1, 1 + 1e-9, 3, 3],
+}
+
+
+def symmetric(eigenvalues) -> jax.Array:
+    return jnp.asarray((BASIS * np.asarray(eigenvalues)) @ BASIS.T)
+
+
+def random_symmetric(seed: int) -> jax.Array:
+    E = np.random.default_rng(seed).normal(size=(4, 4))
+    return jnp.asarray(E + E.T)
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA.keys())
+def test_spectral_functions_and_their_derivatives(spectrum):
+    X, E = symmetric(spectrum), random_symmetric(1)
+    exp, exp_slope = jax.jvp(symmetric_exp, (X,), (E,))
+    log, log_slope = jax.jvp(symmetric_log, (X,), (E,))
+    np.testing.assert_allclose(exp, scipy.linalg.expm(X), rtol=0, atol=1e-12 * float(jnp.max(exp)))
+    np.testing.assert_allclose(log, scipy.linalg.logm(X), rtol=0, atol=1e-12)
+    expected = scipy.linalg.expm_frechet(X, E, compute_expm=False)
+    np.testing.assert_allclose(exp_slope, expected, rtol=0, atol=1e-12 * float(np.max(np.abs(expected))))
+    # D log(X) is the inverse of D exp at log X.
+    back = scipy.linalg.expm_frechet(np.asarray(log), np.asarray(log_slope), compute_expm=False)
+    np.testing.assert_allclose(back, E, rtol=0, atol=1e-11)
+    step = 1e-6  # differences: truncation 1e-12 times a third derivative up to 1e3, rounding 1e-10
+    difference = (symmetric_log(X + step * E) - symmetric_log(X - step * E)) / (2 * step)
+    np.testing.assert_allclose(log_slope, difference, rtol=0, atol=1e-7)
+    reverse = jax.grad(lambda X: jnp.sum(symmetric_log(X) * E))(X)
+    np.testing.assert_allclose(reverse, log_slope, rtol=0, atol=1e-11)  # D log(X) is self-adjoint
+
+
+def test_a_second_derivative_is_refused():
+    with pytest.raises(ValueError, match="differentiable once"):
+        jax.hessian(lambda X: jnp.sum(symmetric_exp(X)))(symmetric(SPECTRA["tied"]))
+
+
+def test_largest_commutator():
+    A, B, C = symmetric([1, 2, 3, 4]), symmetric([0, -1, 5, 2]), random_symmetric(2)
+    size, first, second = largest_commutator(jnp.stack([A, B, C]))
+    expected = [jnp.linalg.norm(M @ C - C @ M) / jnp.linalg.norm(M) / jnp.linalg.norm(C) for M in (A, B)]
+    assert float(size) == pytest.approx(float(max(expected)), rel=1e-12)
+    assert {int(first), int(second)} == {int(np.argmax(expected)), 2}
+    assert float(largest_commutator(jnp.stack([A, B, 0 * C]))[0]) < 1e-15
+
+
+def identity(R, g, h, w0, slope, atol):
+    """grad R_{a_t}(x_t) = mu_t and psi(mu_t, a_t) = w_t along the parameter flow, alpha = cos^2."""
+    X0 = g(w0)
+    flat, unravel = ravel_pytree((w0, jnp.zeros_like(X0), jnp.zeros(())))
+
+    @jax.jit
+    def field(t, flat):
+        w, _, _ = unravel(flat)
+        X, pull = jax.vjp(g, w)
+        alpha = jnp.cos(2 * t) ** 2
+        decay = jax.grad(h)(w)
+        dw = jax.tree.map(lambda f, h: -f - alpha * h, pull(slope(X))[0], decay)
+        return ravel_pytree((dw, -slope(X), -alpha))[0]
+
+    start = 0.0
+    for t in (0.3, 1.0):
+        flat, start = solve_ivp(field, (start, t), flat, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1], t
+        w, mu, a = unravel(jnp.asarray(flat))
+        np.testing.assert_allclose(R.mirror_map(g(w), a), mu, rtol=0, atol=atol)
+        for leaf, expected in zip(jax.tree.leaves(R.weights(mu, a)), jax.tree.leaves(w), strict=True):
+            np.testing.assert_allclose(leaf, expected, rtol=0, atol=atol)
+    return mu, a
+
+
+def check_calculus(R, mu, a, h, direction):
+    x = R.inverse_mirror_map(mu, a)
+    np.testing.assert_allclose(R.mirror_map(x, a), mu, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(jax.grad(R.potential)(mu, a), x, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(jax.grad(R.value)(x, a), mu, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(jax.grad(R.value, 1)(x, a), -h(R.weights(mu, a)), rtol=1e-11)
+    moved = R.metric_vector(mu, direction, a)
+    np.testing.assert_allclose(moved, jax.jvp(lambda mu: R.primal(mu, a).value, (mu,), (direction,))[1], atol=1e-12)
+    np.testing.assert_allclose(jnp.einsum("ijkl,kl->ij", R.hessian(x, a), moved), direction, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(R.minimizer(a), R.inverse_mirror_map(0 * mu, a), rtol=0, atol=1e-12)
+    batched = eqx.filter_jit(eqx.filter_vmap(R.mirror_map, in_axes=(0, None)))(jnp.stack([x, R.minimizer(a)]), a)
+    np.testing.assert_allclose(batched[0], mu, rtol=0, atol=1e-12)
+
+
+def test_gram_follows_the_square_form():
+    """A tie in X0, measurements that share its eigenbasis, c other than 1."""
+    U0 = symmetric([0.8, 0.8, 1.2, 0.5]) @ jnp.asarray(np.linalg.qr(rng.normal(size=(4, 4)))[0])
+    target, weight = symmetric([0.2, 1.0, 2.0, 0.1]), symmetric([1.0, 0.5, 0.7, 2.0])
+    h = mj.WeightDecay(0.6)
+    R = SpectralGram(U0, h.scale)
+    slope = lambda X: weight @ (X - target)  # noqa: E731  (symmetric, as weight, X and target commute)
+    mu, a = identity(R, mj.Gram(), h, U0, slope, atol=1e-9)
+    check_calculus(R, (mu + mu.T) / 2, a, h, symmetric([1.0, -2.0, 0.5, 0.3]))
+
+
+def test_gram_refuses_what_does_not_commute_or_is_not_definite():
+    R = SpectralGram(symmetric([0.8, 0.7, 1.2, 0.5]), jnp.array(1.0))
+    assert R.dual(random_symmetric(3) @ random_symmetric(3), -0.1).result == RESULTS.outside_range
+    assert R.dual(symmetric([1, 2, 3, -1e-3]), -0.1).result == RESULTS.outside_range
+    assert R.primal(random_symmetric(3), -0.1).result == RESULTS.outside_dual_interval
+    assert jnp.all(jnp.isnan(R.dual(symmetric([1, 2, 3, 0]), -0.1).value))
+    with pytest.raises(ValueError, match="positive definite"):
+        SpectralGram(jnp.ones((4, 2)), jnp.array(1.0))
+
+
+@pytest.mark.parametrize("transpose", [True, False])
+def test_product_follows_the_hadamard_form(transpose):
+    left, right, middle = (jnp.asarray(np.linalg.qr(rng.normal(size=(n, 3)))[0]) for n in (5, 4, 6))
+    K0 = (middle * jnp.array([[1.0, 0.5, 0.8]])) @ left.T
+    Q0 = (middle * jnp.array([[0.1, -0.9, 0.0]])) @ right.T
+    w0 = (K0, Q0) if transpose else (K0.T, Q0)
+    target = (left * jnp.array([[1.5, -0.5, 0.7]])) @ right.T
+    g, h = mj.MatrixProduct(transpose), mj.WeightDecay(0.6)
+    R = SpectralProduct(*w0, left, right, h.scale, transpose)
+    mu, a = identity(R, g, h, w0, lambda X: X - target, atol=1e-9)
+    check_calculus(R, mu, a, h, (left * jnp.array([[1.0, 2.0, -1.0]])) @ right.T)
+    off = jnp.asarray(rng.normal(size=(5, 4)))
+    assert R.dual(off, a).result == RESULTS.outside_range
+    assert R.primal(off, a).result == RESULTS.outside_dual_interval
+
+
+def test_product_refuses_factors_off_its_frames():
+    left, right = jnp.eye(4)[:, :3], jnp.eye(4)[:, 1:]
+    with pytest.raises(ValueError, match="the first factor from P diag"):
+        SpectralProduct(jnp.eye(3, 4).at[0, 3].set(1.0), jnp.eye(3, 4, 1), left, right, jnp.array(1.0))
+    with pytest.raises(ValueError, match="`left` from orthonormal"):
+        SpectralProduct(jnp.eye(3, 4), jnp.eye(3, 4, 1), 2 * left, right, jnp.array(1.0))

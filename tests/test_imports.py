@@ -1,0 +1,89 @@
+"""The house: imports run downwards only, each outside package has its doors, importing sets no flag."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent / "mirrorjax"
+FILES = sorted(ROOT.rglob("*.py"))
+EVERY = {"results", "problem", "geometry", "dynamics", "sweep", "optim", "nn", "data", "plot", "experiments"}
+# Which rooms a room may look into, besides itself.
+BELOW = {
+    "results": set(),
+    "problem": {"results"},
+    "geometry": {"results", "problem"},
+    "dynamics": {"results", "problem", "geometry"},
+    "sweep": {"results", "problem", "geometry", "dynamics"},
+    "optim": {"results", "problem", "geometry"},
+    "nn": {"results", "problem", "geometry", "optim"},
+    "data": {"results", "problem", "geometry"},
+    "plot": EVERY - {"experiments"},
+    "experiments": EVERY,
+    "cli": EVERY,
+    "__init__": EVERY - {"experiments"},
+}
+# An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
+DOORS = {
+    "diffrax": {"dynamics", "geometry/numeric.py", "sweep/engine.py"},
+    "optimistix": {"geometry/inversion.py"},
+    "lineax": {"geometry/inversion.py"},
+    "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "experiments"},
+    "flax": {"nn", "experiments"},
+    "matplotlib": {"plot.py", "experiments"},
+    "xarray": {"sweep/store.py", "experiments"},
+    "h5netcdf": {"sweep/store.py"},
+    "typer": {"cli.py"},
+    "tyro": {"cli.py"},
+}
+
+
+def imports(path):
+    """`(module, whether it is inside mirrorjax)` for every import of a file, at any depth in it."""
+    package = ("mirrorjax", *path.relative_to(ROOT).parts[:-1])
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(package[: len(package) - node.level + 1]) + "." if node.level else ""
+            module = (base + (node.module or "")).rstrip(".")
+            # `from .. import plot` and `from mirrorjax import plot` name the room last.
+            yield from (f"{module}.{alias.name}" if module == "mirrorjax" else module for alias in node.names)
+
+
+def room(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_run_downwards(path):
+    seen = {module.split(".")[1] for module in imports(path) if module.startswith("mirrorjax.")}
+    upwards = seen & set(BELOW) - BELOW[room(path)] - {room(path)}
+    assert not upwards, f"{path} looks up into {upwards}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_outside_packages_come_by_their_doors(path):
+    here = path.relative_to(ROOT)
+    for package in {module.split(".")[0] for module in imports(path)} & set(DOORS):
+        assert {str(here), here.parts[0]} & DOORS[package], (
+            f"{here} imports {package}, whose doors are {DOORS[package]}"
+        )
+
+
+def test_importing_sets_no_flag_and_loads_no_plotting():
+    script = """
+import sys
+import jax
+before = dict(jax.config.values)
+import mirrorjax
+changed = {name for name, value in jax.config.values.items() if before.get(name) != value}
+assert not changed, changed
+assert not jax.config.jax_enable_x64
+late = {"matplotlib", "typer"} & set(sys.modules)
+assert not late, f"imported at once: {late}"
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
