@@ -20,6 +20,8 @@ from .geometry import (
     AbstractLegendre as AbstractLegendre,
     Limit as Limit,
     Report as Report,
+    SpectralGram as SpectralGram,
+    SpectralProduct as SpectralProduct,
     check as check,
     compatible_regularizers as compatible_regularizers,
     effects as effects,

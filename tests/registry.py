@@ -208,7 +208,7 @@ REGULARIZERS: dict[str, tuple[Callable[[int], AbstractRegularizer], Callable[[Ar
 
 @dataclass(frozen=True)
 class Schedule:
-    """`build(alpha)` is the schedule at strength alpha, `strength` alpha(t)/alpha in numpy, `t_kinks` its breakpoints."""
+    """`build(alpha)` is the schedule at strength alpha, `strength` alpha(t)/alpha, `t_kinks` its breakpoints."""
 
     build: Callable[..., AbstractSchedule]
     strength: Callable[[float], float]

@@ -33,7 +33,7 @@ DOORS = {
     "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "experiments"},
     "flax": {"nn", "experiments"},
     "matplotlib": {"plot.py", "experiments"},
-    "xarray": {"sweep/store.py", "experiments"},
+    "xarray": {"sweep", "experiments"},
     "h5netcdf": {"sweep/store.py"},
     "typer": {"cli.py"},
     "tyro": {"cli.py"},

@@ -1,6 +1,7 @@
 """The paper's experiments: one file each, one registry."""
 
+from .geometry import EXPERIMENT as _geometry
 from .matrix_sensing import EXPERIMENT as _matrix_sensing
 from .run import Experiment as Experiment, RunFolder as RunFolder, Setting as Setting
 
-EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (_matrix_sensing,)}
+EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in (_matrix_sensing, _geometry)}

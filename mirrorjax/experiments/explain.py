@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
@@ -28,6 +27,7 @@ from ..problem import (
     SwitchOff,
 )
 from ..results import RESULTS, status_name
+from .geometry import SHAPE_LABEL, curve
 
 Maker = TypeVar("Maker")
 
@@ -92,26 +92,11 @@ def legendre_figure(R: AbstractLegendre, explanation: Explanation, scale: float)
     a = np.asarray(explanation.effects.a)[np.asarray(explanation.effects.ok)]
     # Few curves, close together where most of the change is: at the start.
     chosen = np.unique(np.concatenate([[0.0], np.min(a) * np.geomspace(0.01, 1.0, 4)]))[::-1]
-    lines = []
-    for value in chosen:
-        minimizer = float(R.primal(jnp.zeros(1), jnp.asarray(value)).value[0])
-        x = np.linspace(-3 * scale, 3 * scale, 301)
-        excess = _excess(R, jnp.asarray(x), minimizer, float(value))
-        height = np.nanmax(excess) if np.any(np.isfinite(excess)) else 1.0
-        lines.append(plot.Line(x, excess / height, f"a = {value:.3g}", marker=(minimizer, 0.0)))
-    panel = plot.Panel(lines, "Dots: argmin of each", "x", r"$R_a(x) - \min R_a$, scaled to 1")
+    x = np.linspace(-3 * scale, 3 * scale, 301)
+    curves = [curve(R, x, float(value), f"a = {value:.3g}") for value in chosen]
+    lines = [each.line(np.nanmax(each.excess), marker=(each.minimizer, 0.0)) for each in curves if each.exists]
+    panel = plot.Panel(lines, "Dots: argmin of each", "x", SHAPE_LABEL)
     return plot.line_panels([panel], "R_a as regularization is spent", "spent")
-
-
-def _excess(R: AbstractLegendre, x: jax.Array, minimizer: float, a: float) -> np.ndarray:
-    """R_a(x) - R_a(minimizer), NaN (not drawn) outside the range."""
-
-    def one(point: jax.Array) -> jax.Array:
-        recovered = R.dual(point[None], jnp.asarray(a))
-        inside = jnp.where(recovered.ok, point, minimizer)
-        return jnp.where(recovered.ok[0], R.bregman(inside, jnp.asarray([minimizer]), jnp.asarray(a)), jnp.nan)
-
-    return np.asarray(jax.vmap(one)(x))
 
 
 def _named(name: str, table: dict[str, Maker], kind: str) -> Maker:

@@ -87,7 +87,7 @@ def _text(value: Any) -> str:
     if value is None or value != value:
         return "-"
     size = abs(value)
-    return f"{value:.1e}" if 0 < size < 1e-2 else f"{value:.4g}"
+    return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.4g}"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from typing import Literal, get_args
 
-from ..problem import AbstractRegularizer, AbstractReparameterization
+from ..problem import AbstractRegularizer, AbstractReparameterization, Gram, MatrixProduct
 from ..problem._checks import is_concrete
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
@@ -60,5 +60,12 @@ def _refuse_outside_theory(g: AbstractReparameterization, h: AbstractRegularizer
     if not bool(report.theorem_3_6):
         raise ValueError(
             f"there is no R_a for {type(g).__name__} with {type(h).__name__} here, only the primal flow:\n{report}\n"
-            "unchecked=True goes on regardless"
+            f"{_advice(g)}unchecked=True goes on regardless"
         )
+
+
+def _advice(g: AbstractReparameterization) -> str:
+    spectral = {Gram: "SpectralGram(U0, scale)", MatrixProduct: "SpectralProduct(K0, Q0, left, right, scale)"}
+    if type(g) not in spectral:
+        return ""
+    return f"for measurements that commute or are aligned with the weights, build {spectral[type(g)]} yourself; "

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from ..problem._checks import is_concrete
 from ..problem.schedule import AbstractSchedule
-from ..results import RESULTS, select, status_name
+from ..results import RESULTS, first_failure, select, status_name
 from .legendre import AbstractLegendre, Recovered, Scalar
 
 
@@ -210,7 +210,7 @@ def _exponent_along_x(
     fractions, weights = _graded_rule(step.dtype)
     slopes = jax.vmap(lambda r: R.dual(minimizer + r * step, a))(fractions)
     value = jnp.sum(mu * step) / jnp.sum(weights * jax.vmap(lambda slope: jnp.sum(slope * step))(slopes.value))
-    return Recovered(value, _first_failure(slopes.result))
+    return Recovered(value, first_failure(slopes.result))
 
 
 def _graded_rule(dtype: jnp.dtype) -> tuple[Float[Array, " nodes"], Float[Array, " nodes"]]:
@@ -230,14 +230,8 @@ def _clear(distance: Float[Array, "..."], end: Float[Array, "..."], margin: floa
     return jnp.isinf(end) | (distance > margin * jnp.abs(end))
 
 
-def _first_failure(result: RESULTS) -> RESULTS:
-    """One status for many: the first that is not successful."""
-    bad = jnp.reshape(result != RESULTS.successful, -1)
-    return jax.tree.map(lambda code: code.reshape(-1)[jnp.argmax(bad)], result)
-
-
 def _prefer_failure(earlier: RESULTS, later: RESULTS) -> RESULTS:
-    first = _first_failure(earlier)
+    first = first_failure(earlier)
     return select(first == RESULTS.successful, later, first)
 
 

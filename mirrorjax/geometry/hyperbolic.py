@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
-from .legendre import Recovered, Scalar, _raise_unless_ok
+from .legendre import Recovered, Scalar, raise_unless_ok
 from .separable import AbstractSeparableLegendre, Values, exact, positive, spent
 from .stable import arcsinh_ratio, hyperbolic_entropy, reciprocal_hypotenuse, scaled_cosh, scaled_sinh
 
@@ -86,7 +86,7 @@ class AbstractHyperbolicLegendre(AbstractSeparableLegendre):
 
     def minimizer(self, a: Scalar) -> Values:
         x0 = self.start()
-        return _raise_unless_ok(Recovered(jnp.exp(4 * spent(self.scale, a, x0)) * x0, self.standing(a)))
+        return raise_unless_ok(Recovered(jnp.exp(4 * spent(self.scale, a, x0)) * x0, self.standing(a)))
 
 
 class HadamardLegendre(AbstractHyperbolicLegendre):

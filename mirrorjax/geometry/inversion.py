@@ -71,12 +71,12 @@ def monotone_root(
     shape = eqx.filter_eval_shape(fn, y, args)
     if getattr(shape, "shape", None) != y.shape or shape.dtype != y.dtype:
         raise ValueError(f"fn must act elementwise: for s of shape {y.shape} and dtype {y.dtype} it returns {shape}")
-    frozen = freeze((fn, y, lower, upper, args))
-    root, result, start = _search(*frozen, max_steps)
+    root, result, start = _search(freeze(fn), freeze(y), freeze(lower), freeze(upper), freeze(args), max_steps)
     ok = result == RESULTS.successful
     return Recovered(_implicit_root(fn, root, jnp.where(ok, root, start), ok, y, args), result)
 
 
+@eqx.filter_jit
 def _search(
     fn: Callable, y: Array, lower: Array, upper: Array, args: Any, max_steps: int
 ) -> tuple[Float[Array, "..."], RESULTS, Float[Array, "..."]]:
@@ -86,14 +86,14 @@ def _search(
     # Slope 0 makes the first step a bisection, so that fn is compiled once.
     state = _Bracket(start, blank, blank, lower, upper, jnp.full_like(y, jnp.inf), no, no, no, _adjacent(lower, upper))
 
-    def unfinished(carry: tuple[Int[ArrayLike, ""], _Bracket]) -> Bool[Array, ""]:
+    def unfinished(carry: tuple[Array, _Bracket]) -> Bool[Array, ""]:
         return (carry[0] < max_steps) & ~jnp.all(carry[1].done)
 
-    def step(carry: tuple[Int[ArrayLike, ""], _Bracket]) -> tuple[Int[ArrayLike, ""], _Bracket]:
+    def step(carry: tuple[Array, _Bracket]) -> tuple[Array, _Bracket]:
         new = _advance(fn, y, args, carry[1])
         return carry[0] + 1, jax.tree.map(lambda old, new: jnp.where(carry[1].done, old, new), carry[1], new)
 
-    _, state = jax.lax.while_loop(unfinished, step, (0, state))
+    _, state = jax.lax.while_loop(unfinished, step, (jnp.array(0), state))
     result = _status(fn, y, args, lower, upper, state)
     return jnp.where(result == RESULTS.successful, state.s, jnp.nan), result, start
 

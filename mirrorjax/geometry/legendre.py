@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ..problem.reparam import Weights
-from ..results import RESULTS
+from ..results import RESULTS, first_failure
 
 Scalar = Float[ArrayLike, ""]
 
@@ -72,11 +72,11 @@ class AbstractLegendre(eqx.Module):
     def mirror_map(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
         """`grad R_a(x) = mu`. Raises where x is outside the range or the inversion failed."""
         recovered = self.dual(x, a)
-        return _raise_unless_ok(recovered)
+        return raise_unless_ok(recovered)
 
     def inverse_mirror_map(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
         """`grad R_a^*(mu) = grad Q_a(mu) = x`. Raises where mu is outside the dual interval."""
-        return _raise_unless_ok(self.primal(mu, a))
+        return raise_unless_ok(self.primal(mu, a))
 
     def value(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
         """`R_a(x) = <mu, x> - Q_a(mu)` at `mu = grad R_a(x)`. Raises like `mirror_map`."""
@@ -100,8 +100,7 @@ class AbstractLegendre(eqx.Module):
         return self.inverse_mirror_map(jnp.zeros_like(lower), a)
 
 
-def _raise_unless_ok(recovered: Recovered) -> Float[Array, "..."]:
+def raise_unless_ok(recovered: Recovered) -> Float[Array, "..."]:
     """The value, with an error at run time naming the first failure where a point has no status of success."""
-    bad = jnp.logical_not(recovered.ok).reshape(-1)
-    first = jax.tree.map(lambda code: code.reshape(-1)[jnp.argmax(bad)], recovered.result)
-    return first.error_if(recovered.value, jnp.any(bad))
+    failure = first_failure(recovered.result)
+    return failure.error_if(recovered.value, failure != RESULTS.successful)

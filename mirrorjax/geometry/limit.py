@@ -53,7 +53,7 @@ class Limit(eqx.Module):
 def predict_limit(
     R: AbstractLegendre,
     objective: AbstractObjective,
-    a: Float[ArrayLike, ""],
+    a: Float[ArrayLike, "..."],
     *,
     rtol: float | None = None,
     atol: float = 0.0,
@@ -221,8 +221,11 @@ def _predict(
         ok = result == RESULTS.successful
         # Where there is no limit, what follows is evaluated at w0, so that its NaN reaches no derivative beside it.
         a, frozen_a = jnp.where(ok, a, 0.0), jnp.where(ok, frozen_a, 0.0)
-        nu = _implicit(R, objective, system, a, jnp.where(ok, path.theta @ system.B, 0.0), ok)
-        mu = objective.adjoint(nu)
+        theta = jnp.where(ok, path.theta, 0.0)
+        nu = _implicit(R, objective, system, a, theta @ system.B, ok)
+        # The value of W^T theta, which has lost nothing where Z is ill-conditioned, with the derivative of Z^T nu.
+        image = objective.adjoint(nu)
+        mu = system.adjoint(theta) + (image - jax.lax.stop_gradient(image))
         x = R.primal(mu, a).value
         kkt, fit = _residuals(frozen_R, system, frozen_a, jax.lax.stop_gradient(mu), jax.lax.stop_gradient(x))
     x, mu, nu, kkt, fit = (jnp.where(ok, value, jnp.nan) for value in (x, mu, nu, kkt, fit))

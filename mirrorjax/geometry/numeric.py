@@ -9,6 +9,7 @@ No derivative passes through an integrator. Each result is tied to its arguments
 `d psi = J^T dmu + grad h da`, `d mu = (J J^T)^{-1} (dx - J grad h da)`, `dQ = <g, dmu> + h da`.
 """
 
+import math
 from typing import Any
 
 import diffrax
@@ -62,9 +63,7 @@ class NumericLegendre(AbstractLegendre):
     w0: Weights
     rtol: Float[Array, ""]
 
-    def __init__(
-        self, g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights, *, rtol: Scalar | None = None
-    ):
+    def __init__(self, g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights, *, rtol: Any = None):
         self.g, self.h, self.w0 = g, h, as_weights(w0)
         g.check(self.w0)
         h.check(self.w0)
@@ -79,8 +78,7 @@ class NumericLegendre(AbstractLegendre):
         self.rtol = jnp.asarray(default if rtol is None else rtol, leaves[0].dtype)
 
     def weights(self, mu: Float[Array, "..."], a: Scalar) -> Weights:
-        w, _, _ = self._psi(mu, a)
-        return w
+        return self._psi(mu, a)[0]
 
     def potential(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
         """`Q_a(mu)`, with `Q_0(0) = 0`; NaN outside the dual interval."""
@@ -108,12 +106,12 @@ class NumericLegendre(AbstractLegendre):
         """Both ends of each mu_i, found by following the flow along that axis, the others at 0.
 
         The flow is followed for 88 e-folds of the weights (11 in float32). An end is finite where they blow up or leave
-        the domain of g while mu_i has stopped moving, infinite where mu_i still moves in proportion to itself, NaN where
-        neither shows, or psi(0, a) does not exist. For a g whose coordinates share weights, Q_a is finite on a convex
-        set that need not be a box: these are its ends on the axes. Derivatives are refused.
+        the domain of g while mu_i has stopped moving, infinite where mu_i still moves in proportion to itself, NaN
+        where neither shows, or psi(0, a) does not exist. For a g whose coordinates share weights, Q_a is finite on a
+        convex set that need not be a box: these are its ends on the axes. Derivatives are refused.
         """
-        a = eqx.internal.nondifferentiable(jnp.asarray(a, self.rtol.dtype), name="a of NumericLegendre.dual_interval")
-        return _ends(self, a)
+        arguments = (self, jnp.asarray(a, self.rtol.dtype))
+        return _ends(*eqx.internal.nondifferentiable(arguments, name="NumericLegendre.dual_interval"))
 
     def minimizer(self, a: Scalar) -> Float[Array, "..."]:
         """`argmin R_a = g(psi(0, a))`, the positional bias. Raises where it does not exist."""
@@ -150,7 +148,6 @@ class NumericLegendre(AbstractLegendre):
         return jax.tree.map(lambda leaf, like: leaf.reshape(like.shape), w, self.w0)
 
     def _shape(self, result: RESULTS) -> RESULTS:
-        """One status a coordinate for an elementwise g, a scalar otherwise."""
         shape = jax.eval_shape(self.g, self.w0).shape if self.g.elementwise else ()
         return jax.tree.map(lambda code: code.reshape(shape), result)
 
@@ -162,7 +159,7 @@ def _advance(
     """`psi(mu, a)` and `Q_a(mu)`, NaN where they do not exist, and a status a cell."""
     w_a, q_a, start = legendre._start(a)
     cells = legendre._cells(mu)
-    finite = _each(jnp.isfinite(cells))
+    finite = jnp.all(jnp.isfinite(cells), axis=tuple(range(1, cells.ndim)))
     flow = jax.vmap(lambda w, mu: _flow(legendre.g, w, mu, legendre.rtol))
     w, q, end = flow(legendre._split(w_a), jnp.where(_expand(finite, cells), cells, 0))
     failure = select(end.singular | ~finite, RESULTS.outside_dual_interval, RESULTS.not_converged)
@@ -178,7 +175,7 @@ def _recover(
     """`mu` with `g(psi(mu, a)) = x`, the weights there, and a status a cell."""
     w_a, _, start = legendre._start(a)
     cells = legendre._cells(x)
-    finite = _each(jnp.isfinite(cells))
+    finite = jnp.all(jnp.isfinite(cells), axis=tuple(range(1, cells.ndim)))
     recover = jax.vmap(lambda w, x: _recover_cell(legendre.g, w, x, legendre.rtol))
     mu, w, result = recover(
         legendre._split(w_a), jnp.where(_expand(finite, cells), cells, legendre._cells(legendre.g(legendre.w0)))
@@ -252,7 +249,7 @@ def _follow(g: AbstractReparameterization, w: Weights, axis: Array, rtol: Array)
         return _size(w) / _size(_pull(g, w, axis))
 
     unit = rate(w) / _size(w)
-    horizon = float(jnp.log(jnp.finfo(rtol.dtype).max)) / 8  # leaves room for the powers of the weights in g
+    horizon = math.log(float(jnp.finfo(rtol.dtype).max)) / 8  # leaves room for the powers of the weights in g
 
     def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
         clock = jnp.where(jnp.all(jnp.isfinite(g(state[0]))), rate(state[0]), jnp.nan)
@@ -272,8 +269,7 @@ def _integrate(
     # Factors of an elementwise g keep all their digits as they decay; weights that mix coordinates may cancel, and
     # are followed to a thousandth of what the largest is.
     floor = 1e-20 if g.elementwise else 1e-3
-    eps = float(jnp.finfo(rtol.dtype).eps)
-    limit = float(jnp.finfo(rtol.dtype).max) ** 0.125
+    eps, limit = float(jnp.finfo(rtol.dtype).eps), float(jnp.finfo(rtol.dtype).max) ** 0.125
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda s, y, args: field(s, y)),
         diffrax.Dopri8(),
@@ -294,17 +290,15 @@ def _integrate(
     arrived = (solution.result == diffrax.RESULTS.successful) & finite
     # Steps shrink to rounding at a singularity; also where numbers overflow, which is none.
     shrunk = (solution.result == diffrax.RESULTS.dt_min_reached) & finite & (_size(y) < limit * scale)
-    short = solution.ts[0] < (1 - eps**0.5) * horizon
-    return y, _End(arrived, shrunk & short)
+    assert solution.ts is not None  # for the type checker: SaveAt(t1=True) gives it
+    return y, _End(arrived, shrunk & (solution.ts[0] < (1 - eps**0.5) * horizon))
 
 
-def _pull(g: AbstractReparameterization, w: Weights, v: Array) -> Weights:
-    """`J^T v`."""
+def _pull(g: AbstractReparameterization, w: Weights, v: Array) -> Weights:  # J^T v
     return jax.vjp(g, w)[1](v)[0]
 
 
-def _push(g: AbstractReparameterization, w: Weights, v: Array) -> Array:
-    """`J J^T v`."""
+def _push(g: AbstractReparameterization, w: Weights, v: Array) -> Array:  # J J^T v
     return jax.jvp(g, (w,), (_pull(g, w, v),))[1]
 
 
@@ -325,16 +319,11 @@ def _size(tree: Any) -> Array:
     return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)])))
 
 
-def _each(flags: Bool[Array, "cells ..."]) -> Bool[Array, " cells"]:
-    return jnp.all(flags.reshape(flags.shape[0], -1), axis=1)
-
-
 def _expand(flags: Bool[Array, " cells"], like: Float[Array, "cells ..."]) -> Bool[Array, "cells ..."]:
     return flags.reshape(flags.shape + (1,) * (like.ndim - 1))
 
 
 def _where(condition: Array, tree: Any, other: Any) -> Any:
-    """Leaf by leaf, with one condition a coordinate where leaves are shaped like x, else a scalar one."""
     other = jax.tree.map(lambda leaf: jnp.full_like(leaf, other), tree) if isinstance(other, float) else other
     return jax.tree.map(lambda leaf, rest: jnp.where(condition, leaf, rest), tree, other)
 

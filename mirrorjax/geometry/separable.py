@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
-from .legendre import AbstractLegendre, Recovered, Scalar, _raise_unless_ok
+from .legendre import AbstractLegendre, Recovered, Scalar, raise_unless_ok
 
 Values = Float[Array, "..."]
 
@@ -96,7 +96,7 @@ class AbstractSeparableLegendre(AbstractLegendre):
         """`R_a(x)`, by its formula. Raises like `mirror_map`."""
         recovered = self.dual(x, a)
         # The check sits on x: a formula that needs no mu would otherwise lose it under jit.
-        checked = _raise_unless_ok(Recovered(x, recovered.result))
+        checked = raise_unless_ok(Recovered(x, recovered.result))
         return jnp.sum(self.value_terms(checked, recovered.value, a))
 
     def hessian(self, x: Values, a: Scalar) -> Values:
@@ -105,7 +105,7 @@ class AbstractSeparableLegendre(AbstractLegendre):
         Entries are `inf` where 1 / (J J^T) exceeds the floats; `metric_vector`, its inverse, is finite there.
         """
         recovered = self.dual(x, a)
-        checked = _raise_unless_ok(Recovered(x, recovered.result))
+        checked = raise_unless_ok(Recovered(x, recovered.result))
         return jnp.diag(self.curvature(checked, recovered.value, a).reshape(-1)).reshape(x.shape + x.shape)
 
     def _inside(self, mu: Values, a: Scalar) -> tuple[Values, Bool[Array, "..."], Bool[Array, "..."]]:

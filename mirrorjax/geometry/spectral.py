@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from ..problem._checks import is_concrete
 from ..problem.reparam import Weights
-from ..results import RESULTS, select
+from ..results import RESULTS, first_failure, select
 from .hyperbolic import HadamardLegendre
 from .legendre import AbstractLegendre, Recovered, Scalar
 from .separable import spent
@@ -286,8 +286,7 @@ class SpectralProduct(AbstractLegendre):
 
     def _placed(self, recovered: Recovered, aligned: Bool[Array, ""], otherwise: RESULTS) -> Recovered:
         """The matrix of a diagonal, with one status: the first that is not success."""
-        bad = jnp.logical_not(recovered.ok)
-        first = jax.tree.map(lambda code: code[jnp.argmax(bad)], recovered.result)
+        first = first_failure(recovered.result)
         value = jnp.where(aligned, self._place(recovered.value), jnp.nan)
         return Recovered(value, select(aligned, first, otherwise))
 

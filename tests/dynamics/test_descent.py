@@ -138,7 +138,7 @@ def test_derivatives_through_descent():
 
 def test_refusals():
     problem, w0 = hadamard_problem(0.1)
-    with pytest.raises(ValueError, match="not differentiable at 0.*ProximalDescent"):
+    with pytest.raises(ValueError, match=r"not differentiable at 0.*ProximalDescent"):
         solve(Problem(problem.g, L1(), 0.1, problem.objective), w0, t1=1.0, flow=Descent(optax.sgd(1.0), 0.1))
     with pytest.raises(ValueError, match="proximal map, such as L1; got WeightDecay"):
         solve(problem, w0, t1=1.0, flow=ProximalDescent(0.1))

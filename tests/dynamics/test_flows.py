@@ -58,6 +58,7 @@ def test_primal_against_scipy(name):
         np.testing.assert_allclose(sol.a[i], -alpha * np.minimum(TS, t_off), rtol=1e-14)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flow", [MirrorFlow(), RiemannianFlow()], ids=["mirror", "riemannian"])
 @pytest.mark.parametrize("name", with_legendre())
 def test_flows_agree(name, flow):
@@ -84,7 +85,7 @@ def test_identity_of_the_dual_variable(schedule):
 @pytest.mark.parametrize("flow", [PrimalFlow(), MirrorFlow(), RiemannianFlow()])
 def test_nonsmooth_regularizers_are_refused_with_advice(flow):
     problem, w0 = hadamard_problem(0.1)
-    with pytest.raises(ValueError, match="L1 is not differentiable at 0.*ProximalDescent"):
+    with pytest.raises(ValueError, match=r"L1 is not differentiable at 0.*ProximalDescent"):
         solve(Problem(problem.g, L1(), 0.1, problem.objective), w0, t1=1.0, flow=flow)
 
 

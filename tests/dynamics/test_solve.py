@@ -220,7 +220,7 @@ def test_blow_up_is_found_quickly():
     np.testing.assert_allclose(sol.x[0], 2.0, rtol=1e-5)
     assert jnp.all(jnp.isnan(sol.x[1:]))
     assert jnp.all(jnp.isnan(sol.loss[1:]))
-    with pytest.raises(eqx.EquinoxRuntimeError, match="blows up in finite time|infinite or NaN"):
+    with pytest.raises(eqx.EquinoxRuntimeError, match=r"blows up in finite time|infinite or NaN"):
         solve(explosive(), jnp.ones(1), t1=2.0)
 
 
@@ -324,7 +324,8 @@ def test_extreme_decay_keeps_its_digits(strength, dtype):
 
 def test_single_and_double_precision_agree_with_the_mirror_flow_while_tiny():
     w0 = (jnp.array([1.0, 1.0]), jnp.array([0.2, -0.3]))
-    problem = Problem(Hadamard(), WeightDecay(), SwitchOff(20.0, 0.625), LeastSquares(np.eye(2), np.array([1.0, -0.5])))
+    objective = LeastSquares(np.eye(2), np.array([1.0, -0.5]))
+    problem = Problem(Hadamard(), WeightDecay(), SwitchOff(20.0, 0.625), objective)
     ts = jnp.array([0.1, 0.625, 5.0, 30.0])
     primal = solve(problem, w0, t1=30.0, saveat=ts, rtol=1e-9)
     mirror = solve(problem, w0, t1=30.0, saveat=ts, rtol=1e-9, flow=MirrorFlow())
@@ -348,11 +349,11 @@ def test_tiny_weights_in_single_precision_keep_their_digits():
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2])
 def test_matrix_sensing_recovers_low_rank(rank):
-    """Strong decay switched off early makes the nuclear norm decide: 10 x 10, 45 and 55 measurements, float32."""
+    """Strong decay switched off early makes the nuclear norm decide: 10 x 10, 28 and 40 of 55 numbers measured, float32."""
     rng = np.random.default_rng(rank)
     factor = np.linalg.qr(rng.normal(size=(10, rank)))[0]
     truth = factor @ factor.T
-    A = rng.normal(size=(45 if rank == 1 else 52, 10, 10))
+    A = rng.normal(size=(28 if rank == 1 else 40, 10, 10))
     A = ((A + A.transpose(0, 2, 1)) / 2).astype(np.float32)
     f = MatrixSensing(A, np.tensordot(A, truth.astype(np.float32), 2))
     problem = Problem(Gram(), WeightDecay(), SwitchOff(20.0, 0.625), f)
@@ -361,7 +362,7 @@ def test_matrix_sensing_recovers_low_rank(rank):
     assert float(sol.loss[-1]) < 1e-6
     # Recovery to the digits of float32 at rtol 1e-4; without decay the same data are fitted by something else.
     assert float(jnp.linalg.norm(sol.x[-1] - truth.astype(np.float32))) < 1e-2
-    assert float(jnp.linalg.norm(plain.x[-1] - truth.astype(np.float32))) > 0.3
+    assert float(jnp.linalg.norm(plain.x[-1] - truth.astype(np.float32))) > 0.1
 
 
 def test_the_end_is_differentiable():

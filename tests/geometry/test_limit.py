@@ -232,7 +232,7 @@ def test_dependent_rows_change_nothing(key: Array):
 
     @jax.jit
     def pair(a: Array) -> tuple[Array, Array]:
-        return tuple(predict_limit(R, objective, a).x for objective in (repeated, mj.LeastSquares(Z, y)))
+        return predict_limit(R, repeated, a).x, predict_limit(R, mj.LeastSquares(Z, y), a).x
 
     values, slopes = jax.jvp(pair, (jnp.array(-0.7),), (jnp.ones(()),))
     np.testing.assert_allclose(*values, atol=1e-11)

@@ -146,7 +146,7 @@ def test_gradients_commute_where_the_registry_says_so(name, key):
 @names
 def test_bad_weights_are_refused(name, key):
     family = FAMILIES[name]
-    g, w = built(name, key)
+    g, _ = built(name, key)
     for weights, words in family.bad:
         with pytest.raises(ValueError, match=words):
             g.check(weights)
@@ -189,7 +189,7 @@ def test_power_difference_refuses_k(k):
 
 def test_quadratic_refuses_asymmetric_matrices():
     G = jnp.eye(3)[None].at[0, 0, 1].set(0.25)
-    with pytest.raises(ValueError, match="must be symmetric, entries differ from their transposes by up to 0.25"):
+    with pytest.raises(ValueError, match=r"must be symmetric, entries differ from their transposes by up to 0\.25"):
         Quadratic(G)
     with pytest.raises(ValueError, match=r"shape \(d, D, D\), got \(3, 3\)"):
         Quadratic(jnp.eye(3))
