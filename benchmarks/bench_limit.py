@@ -16,8 +16,8 @@ from jax import Array
 pytest.importorskip("pytest_benchmark")
 
 import mirrorjax as mj
-from mirrorjax.geometry.choose import legendre
-from mirrorjax.geometry.legendre import AbstractLegendre
+from mirrorjax.geometry.base import AbstractLegendre
+from mirrorjax.geometry.legendre import legendre
 from mirrorjax.geometry.limit import kkt_residual, predict_limit
 from mirrorjax.results import RESULTS
 

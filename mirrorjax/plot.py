@@ -46,14 +46,18 @@ class Panel:
 
 
 def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = None) -> Figure:
-    """Panels side by side with one legend to their right, for curves that share their labels.
+    """Panels two in a row with one legend to their right, for curves that share their labels.
 
     **Arguments:** `panels`: what to draw; `title`: over all of them; `legend_title`: what the labels mean.
     """
-    figure = Figure(figsize=(WIDTH * len(panels) + 2.0, 3.4), layout="constrained")
-    axes = np.atleast_1d(np.asarray(figure.subplots(1, len(panels))))
-    for axis, panel in zip(axes, panels, strict=True):
+    columns = min(len(panels), 2)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(WIDTH * columns + 2.0, 3.4 * rows), layout="constrained")
+    axes = np.asarray(figure.subplots(rows, columns, squeeze=False)).ravel()
+    for axis, panel in zip(axes, panels, strict=False):
         _draw_panel(axis, panel)
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
     handles, labels = axes[0].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, title=legend_title, loc="outside right upper", frameon=False)
@@ -62,9 +66,10 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
-    colors = matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(len(panel.lines), 2)))
-    for line, color in zip(panel.lines, colors, strict=False):
-        chosen = line.color or color
+    free = sum(line.color is None for line in panel.lines)
+    colors = iter(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(free, 2))))
+    for line in panel.lines:
+        chosen = next(colors) if line.color is None else line.color
         axis.plot(line.x, line.y, line.style, color=chosen, label=line.label, linewidth=1.6)
         if line.marker is not None:
             axis.plot(*line.marker, "o", color=chosen, markersize=5)

@@ -1,4 +1,4 @@
-"""The whole suite runs in float64, with types checked at run time, no rank promotion, and only explicit dtypes mixed."""
+"""The whole suite runs in float64, with types checked at run time, no rank promotion, and no dtypes mixed silently."""
 
 import os
 

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..geometry.choose import legendre
-from ..geometry.legendre import AbstractLegendre
+from ..geometry.base import AbstractLegendre
+from ..geometry.legendre import legendre
 from ..problem import Problem
 from ..problem._checks import refuted
 from ..problem.reparam import Weights

@@ -9,9 +9,9 @@ import numpy as np
 from rich.console import Console
 
 from .. import plot
-from ..geometry.choose import legendre
+from ..geometry.base import AbstractLegendre
 from ..geometry.effects import Explanation, explain
-from ..geometry.legendre import AbstractLegendre
+from ..geometry.legendre import legendre
 from ..problem import (
     AbstractReparameterization,
     AbstractSchedule,

@@ -188,7 +188,7 @@ def _effect_panels(case: Case, R: AbstractLegendre) -> list[plot.Panel]:
     minimizer = plot.Line(-a, np.asarray(measured.minimizer[:, 0]))
     metric = plot.Line(-a, np.asarray(measured.metric[:, 0]))
     return [
-        plot.Panel([exponent], "Type of bias", spent, f"local exponent at {SCALE:g} from the minimum"),
+        plot.Panel([exponent], "Type of bias", spent, f"local exponent at {SCALE:g} from argmin"),
         plot.Panel([minimizer], "Positional bias", spent, r"argmin $R_a$"),
         plot.Panel([metric], "Range: metric at the minimum", spent, r"$J J^T$", y_log=True),
     ]

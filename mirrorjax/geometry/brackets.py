@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float
 
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
+from .base import Recovered, Scalar
 from .inversion import monotone_root
-from .legendre import Recovered, Scalar
 from .separable import AbstractSeparableLegendre, Values, exact, positive, spent
 from .stable import arcsinh_ratio, hypotenuse, tanh_half
 

@@ -29,9 +29,9 @@ from ..problem import (
 from ..problem._checks import is_concrete
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
+from .base import AbstractLegendre
 from .brackets import ExpDifferenceLegendre, LogDifferenceLegendre, PowerDifferenceLegendre
 from .hyperbolic import HadamardLegendre, SquareDifferenceLegendre, SquareLegendre
-from .legendre import AbstractLegendre
 from .quadratic import QuadraticLegendre
 from .separable import Values
 

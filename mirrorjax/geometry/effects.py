@@ -12,7 +12,7 @@ from rich.table import Table
 from ..problem._checks import is_concrete
 from ..problem.schedule import AbstractSchedule
 from ..results import RESULTS, first_failure, select, status_name
-from .legendre import AbstractLegendre, Recovered, Scalar
+from .base import AbstractLegendre, Recovered, Scalar
 
 
 class Effects(eqx.Module):

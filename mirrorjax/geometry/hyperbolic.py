@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
-from .legendre import Recovered, Scalar, raise_unless_ok
+from .base import Recovered, Scalar, raise_unless_ok
 from .separable import AbstractSeparableLegendre, Values, exact, positive, spent
 from .stable import arcsinh_ratio, hyperbolic_entropy, reciprocal_hypotenuse, scaled_cosh, scaled_sinh
 

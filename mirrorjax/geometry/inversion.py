@@ -15,7 +15,7 @@ import lineax as lx
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..results import RESULTS, select
-from .legendre import Recovered
+from .base import Recovered
 
 _STEPS = 256  # two bisections a bit of a 64-bit float, and as many Newton steps: never reached by a monotone function
 
@@ -28,7 +28,7 @@ class _Bracket(eqx.Module):
     slope: Array
     lower: Array
     upper: Array
-    moved: Array  # length of the last step
+    moved: Array  # length of the last Newton step, or of the bracket after a bisection
     halve_floats: Array  # whether the next bisection halves the count of floats between the ends, or their distance
     blind: Array  # whether fn was NaN at a trial
     converged: Array
@@ -51,7 +51,7 @@ def monotone_root(
     """`s` with `fn(s, args) = y`, elementwise, for fn increasing on the open interval (lower, upper).
 
     Newton's method inside a bracket. A Newton step is taken when it stays inside and is at most half as long as the
-    step before; otherwise the bracket is bisected, in turn by distance and by count of floats, so that an infinite end,
+    step before, or as the bracket; otherwise the bracket is bisected, in turn by distance and by count of floats, so that an infinite end,
     or a root close to an end, costs a few steps more and no expansion phase. It stops where the Newton step falls to
     rounding, or where rounding of fn hides the residual. A root between an end where fn has a pole and the last
     float before it is returned as that float.
@@ -125,7 +125,7 @@ def _advance(fn: Callable, y: Array, args: Any, old: _Bracket) -> _Bracket:
         slope=jnp.where(stay, old.slope, slope),
         lower=lower,
         upper=upper,
-        moved=jnp.abs(trial - old.s),
+        moved=jnp.where(newton, jnp.abs(change), upper - lower),
         halve_floats=old.halve_floats ^ ~newton,
         blind=old.blind | (jnp.isnan(residual) & ~stay),
         converged=converged,

@@ -1,106 +1,71 @@
-"""R_a and its conjugate Q_a: what the theory says about (g, h), with no loss and no time.
+"""legendre(): which R_a belongs to (g, h, w0). Not in `legendre.py`, so that the classes it picks can import theirs."""
 
-Everything follows from the flow map psi(mu, a), the weights reached from w0 by flowing along grad g_i for "time" mu_i
-and along grad h for "time" a: `grad Q_a(mu) = g(psi(mu, a))`, `Hess Q_a = J J^T`, and R_a is the conjugate of Q_a.
-"""
+from typing import Literal, get_args
 
-import abc
-
-import equinox as eqx
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
-
+from ..problem import AbstractRegularizer, AbstractReparameterization, Gram, MatrixProduct
+from ..problem._checks import is_concrete
+from ..problem.problem import as_weights
 from ..problem.reparam import Weights
-from ..results import RESULTS, first_failure
+from .base import AbstractLegendre
+from .closed_form import closed_form
+from .conditions import check
+from .numeric import NumericLegendre
 
-Scalar = Float[ArrayLike, ""]
+Method = Literal["auto", "closed_form", "numeric"]
 
 
-class Recovered(eqx.Module):
-    """A map evaluated by inversion: `value`, NaN where it does not exist, and `result`, why, for each point.
+def legendre(
+    g: AbstractReparameterization,
+    h: AbstractRegularizer,
+    w0: Weights,
+    *,
+    method: Method = "auto",
+    unchecked: bool = False,
+) -> AbstractLegendre:
+    """The time-dependent Legendre function R_a of the flow of (g, h) from w0.
 
-    For separable families `result` is shaped like the value, one status a coordinate; otherwise it is one scalar.
+    The numeric path defines R_a for every commuting pair; closed forms are taken where they exist, since they are
+    faster and keep more digits. A pair without a closed form is measured by `check` first.
+
+    **Arguments:** `g`, `h`: the pair; `w0`: initial weights; `method`: `"auto"` takes a closed form where there is one,
+    `"closed_form"` insists on it, `"numeric"` never takes it; `unchecked`: skip `check` for pairs without a closed
+    form, for those who know better (what comes back is then an R_a only on the set where the pair does commute).
+    **Returns:** an `AbstractLegendre`.
+    **Raises:** `ValueError` for weights that have no R_a (balanced, not positive, ...), for an unknown method, for
+    `"closed_form"` where there is none, and, with the report of `check`, for a pair outside the theory.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6.
     """
-
-    value: Float[Array, "..."]
-    result: RESULTS
-
-    @property
-    def ok(self) -> Array:
-        """Boolean, shaped like `result`."""
-        return self.result == RESULTS.successful
-
-
-class AbstractLegendre(eqx.Module):
-    """`R_a(x) = sup_mu <mu, x> - Q_a(mu)`, the time-dependent Legendre function of (g, h, w0).
-
-    All methods take one point x or mu (shaped like `g(w)`) and the accumulated regularization a <= 0, a scalar; use
-    `jax.vmap` for more. A subclass gives `weights`, `potential`, `primal`, `dual`, `metric_vector` and `dual_interval`;
-    the rest follows.
-
-    `primal` and `dual` return a status for each point. The methods named for the mathematics (`mirror_map`, ...) raise
-    when a status is not successful, so none of them returns a NaN or a number that only looks right.
-
-    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6, Eq. (5), (7).
-    """
-
-    @abc.abstractmethod
-    def weights(self, mu: Float[Array, "..."], a: Scalar) -> Weights:
-        """`psi(mu, a)`: the weights the flow is at when its dual variable is mu; NaN outside the dual interval."""
-
-    @abc.abstractmethod
-    def potential(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
-        """`Q_a(mu)`, the convex conjugate of R_a."""
-
-    @abc.abstractmethod
-    def primal(self, mu: Float[Array, "..."], a: Scalar) -> Recovered:
-        """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point."""
-
-    @abc.abstractmethod
-    def dual(self, x: Float[Array, "..."], a: Scalar) -> Recovered:
-        """`grad R_a(x)` with a status for each point."""
-
-    @abc.abstractmethod
-    def metric_vector(self, mu: Float[Array, "..."], v: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
-        """`Hess Q_a(mu) v = J J^T v = (Hess R_a(x))^{-1} v` at w = psi(mu, a)."""
-
-    @abc.abstractmethod
-    def dual_interval(self, a: Scalar) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """The open interval of each mu_i on which Q_a is finite, `(lower, upper)`; infinite where it has no end."""
-
-    def mirror_map(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
-        """`grad R_a(x) = mu`. Raises where x is outside the range or the inversion failed."""
-        recovered = self.dual(x, a)
-        return raise_unless_ok(recovered)
-
-    def inverse_mirror_map(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
-        """`grad R_a^*(mu) = grad Q_a(mu) = x`. Raises where mu is outside the dual interval."""
-        return raise_unless_ok(self.primal(mu, a))
-
-    def value(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
-        """`R_a(x) = <mu, x> - Q_a(mu)` at `mu = grad R_a(x)`. Raises like `mirror_map`."""
-        mu = self.mirror_map(x, a)
-        return jnp.sum(mu * x) - self.potential(mu, a)
-
-    def hessian(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
-        """`Hess R_a(x) = (J J^T)^{-1}`, dense, of shape `x.shape + x.shape`. Raises like `mirror_map`."""
-        mu = self.mirror_map(x, a)
-        basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
-        metric = jax.vmap(lambda v: self.metric_vector(mu, v, a))(basis).reshape(x.size, x.size)
-        return jnp.linalg.inv(metric).reshape(x.shape + x.shape)
-
-    def bregman(self, x: Float[Array, "..."], z: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
-        """`D_a(x, z) = R_a(x) - R_a(z) - <grad R_a(z), x - z> >= 0`. Raises like `mirror_map`."""
-        return self.value(x, a) - self.value(z, a) - jnp.sum(self.mirror_map(z, a) * (x - z))
-
-    def minimizer(self, a: Scalar) -> Float[Array, "..."]:
-        """`argmin R_a = g(psi(0, a))`, the positional bias."""
-        lower, _ = self.dual_interval(a)
-        return self.inverse_mirror_map(jnp.zeros_like(lower), a)
+    if method not in get_args(Method):
+        raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
+    w0 = as_weights(w0)
+    closed = closed_form(g, h, w0)
+    if closed is None and method == "closed_form":
+        raise ValueError(
+            f"{type(g).__name__} with {type(h).__name__} has no closed form of R_a; use method='numeric', or the "
+            "regularizer Compatible(g)"
+        )
+    if closed is None and not unchecked:
+        _refuse_outside_theory(g, h, w0)
+    return closed if closed is not None and method != "numeric" else NumericLegendre(g, h, w0)
 
 
-def raise_unless_ok(recovered: Recovered) -> Float[Array, "..."]:
-    """The value, with an error at run time naming the first failure where a point has no status of success."""
-    failure = first_failure(recovered.result)
-    return failure.error_if(recovered.value, failure != RESULTS.successful)
+def _refuse_outside_theory(g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights) -> None:
+    if not is_concrete(g, h, w0):
+        raise ValueError(
+            f"whether {type(g).__name__} and {type(h).__name__} commute cannot be checked under jit or vmap: build R "
+            "outside, or pass unchecked=True after mirrorjax.check"
+        )
+    report = check(g, h, w0)
+    if not bool(report.theorem_3_6):
+        raise ValueError(
+            f"there is no R_a for {type(g).__name__} with {type(h).__name__} here, only the primal flow:\n{report}\n"
+            f"{_advice(g)}unchecked=True goes on regardless"
+        )
+
+
+def _advice(g: AbstractReparameterization) -> str:
+    spectral = {Gram: "SpectralGram(U0, scale)", MatrixProduct: "SpectralProduct(K0, Q0, left, right, scale)"}
+    if type(g) not in spectral:
+        return ""
+    return f"for measurements that commute or are aligned with the weights, build {spectral[type(g)]} yourself; "

@@ -18,7 +18,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from ..problem._checks import as_scalar, is_concrete, refuted
 from ..problem.objective import AbstractMeasured, AbstractObjective, Logistic
 from ..results import RESULTS, first_failure
-from .legendre import AbstractLegendre
+from .base import AbstractLegendre
 from .separable import AbstractSeparableLegendre
 from .spectral import SpectralGram, SpectralProduct, largest_commutator
 

@@ -23,8 +23,8 @@ from ..problem._checks import is_concrete
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
+from .base import AbstractLegendre, Recovered, Scalar
 from .inversion import damped_newton, freeze, solve_spd
-from .legendre import AbstractLegendre, Recovered, Scalar
 
 
 class _End(eqx.Module):

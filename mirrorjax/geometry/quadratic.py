@@ -10,8 +10,8 @@ from jaxtyping import Array, Float
 from ..problem._checks import is_concrete
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
+from .base import AbstractLegendre, Recovered, Scalar
 from .inversion import convex_minimum
-from .legendre import AbstractLegendre, Recovered, Scalar
 from .separable import spent
 from .spectral import largest_commutator
 

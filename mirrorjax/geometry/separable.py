@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float
 
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
-from .legendre import AbstractLegendre, Recovered, Scalar, raise_unless_ok
+from .base import AbstractLegendre, Recovered, Scalar, raise_unless_ok
 
 Values = Float[Array, "..."]
 

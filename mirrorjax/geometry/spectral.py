@@ -14,8 +14,8 @@ from jaxtyping import Array, Bool, Float, Int
 from ..problem._checks import is_concrete
 from ..problem.reparam import Weights
 from ..results import RESULTS, first_failure, select
+from .base import AbstractLegendre, Recovered, Scalar
 from .hyperbolic import HadamardLegendre
-from .legendre import AbstractLegendre, Recovered, Scalar
 from .separable import spent
 
 Matrix = Float[Array, "n n"]

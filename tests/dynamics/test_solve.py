@@ -349,7 +349,7 @@ def test_tiny_weights_in_single_precision_keep_their_digits():
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [1, 2])
 def test_matrix_sensing_recovers_low_rank(rank):
-    """Strong decay switched off early makes the nuclear norm decide: 10 x 10, 28 and 40 of 55 numbers measured, float32."""
+    """Strong decay switched off early makes the nuclear norm decide: 28 and 40 of 55 numbers measured, float32."""
     rng = np.random.default_rng(rank)
     factor = np.linalg.qr(rng.normal(size=(10, rank)))[0]
     truth = factor @ factor.T

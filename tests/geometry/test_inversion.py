@@ -60,7 +60,7 @@ def test_agrees_with_brentq():
 
 
 def test_few_steps_are_enough_near_poles_and_far_away():
-    y = jnp.asarray([0.0, 1e-12, 1.0, 1e6, -1e12, 1e20])
+    y = jnp.asarray([0.0, 1e-12, 1.0, 1e6, -1e12, 1e15])
     P, S = jnp.full(6, 3.0), jnp.full(6, 0.01)
     # Bisection alone would take 60 or more; measured 27 for the worst of these, hence 40.
     assert jnp.all(monotone_root(power, y, -S / 24, P / 24, (P, S), max_steps=40).ok)
@@ -77,7 +77,7 @@ def test_statuses():
     assert tanh == ["successful", "outside_range", "outside_range", "outside_range", "not_converged"]
     # 1 is attained by rounding only, where tanh is flat: no root, and none is made up.
     assert names(lambda s, _: jnp.tanh(s), [1.0], -jnp.inf, jnp.inf) == ["not_converged"]
-    assert names(lambda s, _: s, [0.5, 0.0, 1.0, 2.0], 0.0, 1.0) == ["successful"] + 3 * ["outside_range"]
+    assert names(lambda s, _: s, [0.5, 1.0, 2.0, -1.0], 0.0, 1.0) == ["successful"] + 3 * ["outside_range"]
     assert names(lambda s, _: s, [0.5], 1.0, 0.0) == ["outside_range"]
     assert names(lambda s, _: jnp.sinh(s), [3.0], -jnp.inf, jnp.inf, max_steps=2) == ["not_converged"]
     assert names(lambda s, _: s * jnp.nan, [3.0], -1.0, 1.0) == ["not_converged"]
@@ -272,7 +272,11 @@ def test_damped_newton_solves_and_reports():
 
     def solve(max_steps):
         return damped_newton(
-            equations, lambda z, cosh: (Z * cosh[None]) @ Z.T, jnp.zeros(3), tolerance=jnp.full(3, 1e-10), max_steps=max_steps
+            equations,
+            lambda z, cosh: (Z * cosh[None]) @ Z.T,
+            jnp.zeros(3),
+            tolerance=jnp.full(3, 1e-10),
+            max_steps=max_steps,
         )
 
     found, cosh = solve(50)

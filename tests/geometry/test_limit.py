@@ -11,7 +11,7 @@ from scipy.linalg import null_space
 from scipy.optimize import linprog, minimize
 
 import mirrorjax as mj
-from mirrorjax.geometry.choose import legendre
+from mirrorjax.geometry.legendre import legendre
 from mirrorjax.geometry.limit import Limit, kkt_residual, predict_limit
 from mirrorjax.geometry.spectral import SpectralGram
 from mirrorjax.problem import AbstractReparameterization
