@@ -31,6 +31,9 @@ class RESULTS(eqx.Enumeration):
         "must be finite and >= 0, times >= 0 and increasing, and an optax schedule must declare its boundaries."
     )
     invalid_weights = "The initial weights hold NaN or infinite entries, or lie where f(g(w)) is not finite."
+    partial_step = (
+        "t1 is not a whole number of descent steps. Choose t1 as a multiple of step_size, so that every step is whole."
+    )
     outside_range = (
         "x lies outside the range of the parameterization at this a: no weights that the flow can reach give it."
     )
@@ -53,6 +56,7 @@ NAMES = (
     "diverged",
     "invalid_schedule",
     "invalid_weights",
+    "partial_step",
     "outside_range",
     "outside_dual_interval",
     "range_exhausted",

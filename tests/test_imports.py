@@ -27,13 +27,13 @@ BELOW = {
 }
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
-    "diffrax": {"dynamics", "geometry/numeric.py", "sweep/engine.py"},
+    "diffrax": {"dynamics", "geometry/numeric.py"},
     "optimistix": {"geometry/inversion.py"},
     "lineax": {"geometry/inversion.py"},
     "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "experiments"},
     "flax": {"nn", "experiments"},
-    "matplotlib": {"plot.py", "experiments"},
-    "xarray": {"sweep", "experiments"},
+    "matplotlib": {"plot.py"},
+    "xarray": {"sweep/store.py"},
     "h5netcdf": {"sweep/store.py"},
     "typer": {"cli.py"},
     "tyro": {"cli.py"},

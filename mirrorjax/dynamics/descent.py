@@ -13,7 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..problem import Problem
 from ..problem._checks import as_scalar, refuted
@@ -32,6 +32,11 @@ def _step_size(value: ArrayLike) -> Float[Array, ""]:
     return step
 
 
+def whole(count: Float[Array, "..."]) -> Bool[Array, "..."]:
+    """Whether a count of steps, the quotient of two times, is a whole number but for the rounding of the times."""
+    return jnp.abs(count - jnp.round(count)) <= 8 * jnp.finfo(count.dtype).eps * jnp.maximum(jnp.abs(count), 1.0)
+
+
 class DescentState(eqx.Module):
     """The weights and `mu = -sum eta grad f(x)`."""
 
@@ -40,7 +45,10 @@ class DescentState(eqx.Module):
 
 
 class AbstractDescent(AbstractFlow):
-    """A discrete trajectory with steps of `step_size`. A subclass gives `optimizer_state` and `update`."""
+    """A discrete trajectory with steps of `step_size`, between which saved values are interpolated linearly.
+
+    A subclass gives `optimizer_state` and `update`.
+    """
 
     step_size: eqx.AbstractVar[Float[Array, ""]]
 
@@ -146,7 +154,7 @@ class ProximalDescent(AbstractDescent):
 
 
 class DescentSolver(diffrax.AbstractSolver):
-    """A diffrax solver whose step from t0 to t1 is one update, eta = t1 - t0, of the descent that comes with `args`."""
+    """A diffrax solver whose step is one update of the descent that comes with `args`; its clock counts the steps."""
 
     term_structure: ClassVar = diffrax.AbstractTerm
     interpolation_cls: ClassVar[Callable[..., diffrax.LocalLinearInterpolation]] = diffrax.LocalLinearInterpolation
@@ -160,7 +168,10 @@ class DescentSolver(diffrax.AbstractSolver):
 
     def step(self, terms: PyTree, t0: Any, t1: Any, y0: DescentState, args: Any, solver_state: PyTree, made_jump: Any):
         descent, context = args
-        y1, memory = descent.update(t0, t1 - t0, y0, solver_state, context)
+        eta = descent.step_size
+        # A few roundings after the start of the step: a switch-off on the grid of steps is never missed by one.
+        t = jnp.round(t0).astype(eta.dtype) * eta * (1 + 4 * jnp.finfo(eta.dtype).eps)
+        y1, memory = descent.update(t, eta, y0, solver_state, context)
         return y1, None, {"y0": y0, "y1": y1}, memory, diffrax.RESULTS.successful
 
     def func(self, terms: PyTree, t0: Any, y0: DescentState, args: Any) -> PyTree:

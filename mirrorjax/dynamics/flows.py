@@ -152,7 +152,8 @@ class MirrorFlow(AbstractFlow):
 class RiemannianFlow(AbstractFlow):
     """`dx/dt = -(Hess R_a(x))^{-1} (grad f(x) - alpha d/da grad R_a(x))`: the same flow in x itself.
 
-    Its state is x, so it keeps only the digits that x has: where |x| is far below `atol`, prefer `MirrorFlow`.
+    Its state is x, so it keeps only the digits that x has: where |x| is far below `atol`, prefer `MirrorFlow`. Each
+    evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
     **Raises:** at start `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.

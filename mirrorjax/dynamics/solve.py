@@ -20,10 +20,11 @@ from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS
 from .controller import GiveUp
-from .descent import AbstractDescent, DescentSolver
+from .descent import AbstractDescent, DescentSolver, whole
 from .flows import AbstractFlow, PrimalFlow
 from .solution import Point, Solution
 
+Solver = diffrax.AbstractSolver
 Metrics = Callable[[Float[Array, ""], Float[Array, "..."], Weights], PyTree]
 
 
@@ -35,7 +36,7 @@ class Options(eqx.Module):
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
     flow: AbstractFlow
-    solver: diffrax.AbstractSolver
+    solver: Solver
     adjoint: diffrax.AbstractAdjoint
     metrics: Metrics | None
     max_steps: int = eqx.field(static=True)  # static: diffrax sizes its checkpoints by it
@@ -49,7 +50,7 @@ def solve(
     saveat: Numbers | None = None,
     metrics: Metrics | None = None,
     flow: AbstractFlow | None = None,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: Solver | None = None,
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
     max_steps: int = 100_000,
@@ -114,7 +115,7 @@ def make_options(
     saveat: Numbers | None = None,
     metrics: Metrics | None = None,
     flow: AbstractFlow | None = None,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: Solver | None = None,
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
     max_steps: int = 100_000,
@@ -127,6 +128,11 @@ def make_options(
     if isinstance(flow, AbstractDescent):
         if solver is not None:
             raise ValueError(f"{type(flow).__name__} makes its own steps; leave out solver={solver!r}")
+        if refuted(lambda: whole(jnp.asarray(t1) / flow.step_size), t1, flow.step_size):
+            raise ValueError(
+                f"{type(flow).__name__} takes whole steps, but t1 = {t1} is {float(jnp.asarray(t1) / flow.step_size):g}"
+                f" steps of {flow.step_size}; choose a multiple of step_size"
+            )
         solver = DescentSolver()
     if not isinstance(max_steps, int) or max_steps < 1:
         raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
@@ -166,51 +172,63 @@ def integrate(problem: Problem, context: Any, state: PyTree, options: Options) -
 def _diffeqsolve(
     problem: Problem, context: Any, state: PyTree, options: Options, valid: Bool[Array, ""]
 ) -> diffrax.Solution:
-    flow = options.flow
-
-    # diffrax promotes the state to the precision of time; the problem is evaluated in the state's own.
-    def velocity(t, y, args):
+    def velocity(tick, y, args):
         flow, context = args
-        return _cast(flow.velocity(t, _cast(y, state), context), y)
+        return flow.velocity(_time(tick, flow), y, context)
 
-    def save(t, y, args):
+    def save(tick, y, args):
         flow, context = args
-        point = flow.read(t, _cast(y, state), context)
+        t = _time(tick, flow)
+        point = flow.read(t, y, context)
         kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
         return jax.tree.map(_as_float, kept), point.loss
 
+    dtype = jnp.result_type(*jax.tree.leaves(state))
     # A lane with bad input is not integrated: it waits at t = 0 for the others.
-    end = jnp.where(valid, options.t1, jnp.finfo(options.t1.dtype).tiny)
-    descent = isinstance(flow, AbstractDescent)
+    end = jnp.where(valid, _ticks(options.t1, options.flow, dtype), jnp.finfo(dtype).tiny)
+    descent = isinstance(options.flow, AbstractDescent)
     return diffrax.diffeqsolve(
         diffrax.ODETerm(velocity),
         options.solver,
         t0=jnp.zeros_like(end),
         t1=end,
-        dt0=flow.step_size if descent else None,
+        dt0=jnp.ones_like(end) if descent else None,
         y0=state,
-        args=(flow, context),
+        args=(options.flow, context),
         saveat=diffrax.SaveAt(
             subs=[
-                diffrax.SubSaveAt(ts=jnp.minimum(options.ts, end), fn=save),
-                diffrax.SubSaveAt(t1=True, fn=lambda t, y, args: _cast(y, state)),
+                diffrax.SubSaveAt(ts=jnp.minimum(_ticks(options.ts, options.flow, dtype), end), fn=save),
+                diffrax.SubSaveAt(t1=True),
             ]
         ),
-        stepsize_controller=diffrax.ConstantStepSize() if descent else _controller(problem, options),
+        stepsize_controller=diffrax.ConstantStepSize() if descent else _controller(problem, options, dtype),
         adjoint=options.adjoint,
         max_steps=options.max_steps,
         throw=False,
     )
 
 
-def _cast(y: PyTree, like: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf, other: leaf.astype(other.dtype), y, like)
+def _ticks(t: Float[Array, "..."], flow: AbstractFlow, dtype: jnp.dtype) -> Float[Array, "..."]:
+    """Times on the solver's clock: the flow's own, or for a descent the count of its steps, exact where it is whole.
+
+    In the dtype of the state, since diffrax promotes both to the longer one.
+    """
+    if not isinstance(flow, AbstractDescent):
+        return t.astype(dtype)
+    count = t / flow.step_size
+    return jnp.where(whole(count), jnp.round(count), count).astype(dtype)
 
 
-def _controller(problem: Problem, options: Options) -> diffrax.AbstractStepSizeController:
+def _time(tick: Float[Array, ""], flow: AbstractFlow) -> Float[Array, ""]:
+    """The flow's time, in the precision of time, at a tick of the solver's clock."""
+    t = tick.astype(float)
+    return t * flow.step_size if isinstance(flow, AbstractDescent) else t
+
+
+def _controller(problem: Problem, options: Options, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
     """Error control that stops at every breakpoint and gives up, rather than creeps, where the flow blows up."""
-    control = GiveUp(diffrax.PIDController(rtol=options.rtol, atol=options.atol))
-    breakpoints = problem.alpha.breakpoints
+    control = GiveUp(diffrax.PIDController(rtol=options.rtol.astype(dtype), atol=options.atol.astype(dtype)))
+    breakpoints = problem.alpha.breakpoints.astype(dtype)
     if breakpoints.size == 0:
         return control
     return diffrax.ClipStepSizeController(control, jump_ts=breakpoints)
@@ -222,6 +240,8 @@ def _input_status(problem: Problem, context: Any, state: PyTree, options: Option
     point = options.flow.read(t0, state, context)
     finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((point.x, point.w, point.loss))])
     status = RESULTS.where(jnp.all(finite), RESULTS.successful, RESULTS.invalid_weights)
+    if isinstance(options.flow, AbstractDescent):
+        status = RESULTS.where(whole(options.t1 / options.flow.step_size), status, RESULTS.partial_step)
     return RESULTS.where(problem.alpha.valid(options.t1), status, RESULTS.invalid_schedule)
 
 
@@ -229,10 +249,13 @@ def _solution(problem: Problem, context: Any, raw: diffrax.Solution, options: Op
     saved, final = cast(tuple, raw.ys)
     kept, loss = saved
     state = jax.tree.map(lambda leaf: leaf[0], final)
-    t_end = jnp.where(valid == RESULTS.successful, cast(tuple, raw.ts)[1][0], 0.0)
+    tick = cast(tuple, raw.ts)[1][0]
+    ticks = _ticks(jnp.append(options.ts, options.t1), options.flow, tick.dtype)
+    t_end = jnp.where(tick == ticks[-1], options.t1, _time(tick, options.flow))
+    t_end = jnp.where(valid == RESULTS.successful, t_end, 0.0)
     last = options.flow.read(t_end, state, context)
     result = _combine(valid, raw.result, options.flow.status(t_end, options.t1, state, context))
-    reached = (options.ts <= t_end) & (valid == RESULTS.successful)
+    reached = (ticks[:-1] <= tick) & (valid == RESULTS.successful)
     kept, loss = jax.tree.map(lambda leaf: _missing(leaf, reached), (kept, loss))
     point: Point = kept if options.metrics is None else jax.tree.map(lambda leaf: leaf[None], last)
     stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}

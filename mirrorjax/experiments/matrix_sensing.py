@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import xarray as xr
 from jaxtyping import Array, Float
 
 from .. import plot
@@ -33,6 +32,7 @@ from ..problem import (
     WeightDecay,
 )
 from ..sweep import Zip, sweep
+from ..sweep.store import Dataset
 from .run import Experiment, RunFolder, Setting
 
 TRAINED = 1e-10  # the loss that counts as trained; the paper's own threshold is not printed
@@ -198,24 +198,24 @@ def _schedule(constant: Any, linear: Any, cosine: Any, t_off: Any) -> Sum:
     return Sum(SwitchOff(constant, t_off), LinearDecay(linear, t_off), CosineDecay(cosine, t_off))
 
 
-def _label(dataset: xr.Dataset) -> xr.Dataset:
+def _label(dataset: Dataset) -> Dataset:
     return dataset.assign_coords(schedule=("lane", [row.schedule for row in ROWS]))
 
 
-def _solve_rows(data: Data, method: str) -> xr.Dataset:
+def _solve_rows(data: Data, method: str) -> Dataset:
     flow = None if method == "flow" else Descent(optax.sgd(1.0), STEP)
     ts = np.union1d(np.geomspace(0.05, 1.0, 20), np.linspace(0.0, HORIZON, 1251))  # early decays last 0.6
     return _label(sweep(data.row, _row_grid(), t1=HORIZON, saveat=ts, metrics=data.metrics, flow=flow))
 
 
-def _other_seeds(size: Size, seed: int) -> list[xr.Dataset]:
+def _other_seeds(size: Size, seed: int) -> list[Dataset]:
     """The final state of all rows for the data seeds 0, 1, .. other than this one."""
     others = [other for other in range(SEEDS + 1) if other != seed][: SEEDS - 1]
     data = [make_data(size, other) for other in others]
     return [sweep(each.row, _row_grid(), t1=HORIZON, metrics=each.metrics) for each in data]
 
 
-def _seed_rows(datasets: list[xr.Dataset]) -> list[dict[str, Any]]:
+def _seed_rows(datasets: list[Dataset]) -> list[dict[str, Any]]:
     """Spread of the final error and nuclear norm over data seeds, one mapping a schedule."""
     errors = np.stack([dataset.rel_error.isel(time=-1).values for dataset in datasets])
     norms = np.stack([dataset.nuclear_norm.isel(time=-1).values for dataset in datasets])
@@ -232,18 +232,18 @@ def _seed_rows(datasets: list[xr.Dataset]) -> list[dict[str, Any]]:
     ]
 
 
-def _solve_baseline(data: Data) -> xr.Dataset:
+def _solve_baseline(data: Data) -> Dataset:
     ts = np.linspace(0.0, HORIZON, 51)
     flow = ProximalDescent(STEP)
     return _label(sweep(data.baseline, _row_grid(), t1=HORIZON, saveat=ts, metrics=data.baseline_metrics, flow=flow))
 
 
-def _solve_heat_map(data: Data, size: Size) -> xr.Dataset:
+def _solve_heat_map(data: Data, size: Size) -> Dataset:
     grid = {"alpha": np.geomspace(0.01, 20.0, size.heat), "t_off": np.geomspace(0.5, 1000.0, size.heat)}
     return sweep(data.point, grid, t1=HORIZON, metrics=data.metrics)
 
 
-def table_rows(dataset: xr.Dataset, method: str) -> list[dict[str, Any]]:
+def table_rows(dataset: Dataset, method: str) -> list[dict[str, Any]]:
     """One mapping a schedule, with the columns of table2.csv; a lane that failed has a status and missing numbers."""
     rows = []
     for index, row in enumerate(ROWS):
@@ -272,7 +272,7 @@ def _status(status: str, method: str) -> str:
     return "unstable" if unstable else "ok" if status == "successful" else status
 
 
-def verdicts(flow: xr.Dataset, baseline: xr.Dataset) -> list[str]:
+def verdicts(flow: Dataset, baseline: Dataset) -> list[str]:
     """What the run shows of the paper's claims, each measured."""
     switched = [index for index, row in enumerate(ROWS) if np.isfinite(row.t_off)]
     constant = next(index for index, row in enumerate(ROWS) if row.schedule == "constant 0.01")
@@ -291,7 +291,7 @@ def _verdict(shown: bool) -> str:
     return "shown" if shown else "NOT shown"
 
 
-def _lines(dataset: xr.Dataset, variable: str, shown: Mapping[str, str], positive: bool = False) -> list[plot.Line]:
+def _lines(dataset: Dataset, variable: str, shown: Mapping[str, str], positive: bool = False) -> list[plot.Line]:
     """One curve for each named schedule; `positive` starts at the first save time after 0, for logarithmic axes."""
     lines = []
     for name, label in shown.items():
@@ -322,12 +322,12 @@ ERROR_LABEL = r"$|X - X^*|_F\ /\ |X^*|_F$"
 LOSS_FLOOR, ERROR_FLOOR = 1e-11, 3e-6  # just above what the solver's tolerance leaves, for every preset
 
 
-def _error_panel(flow: xr.Dataset, shown: Mapping[str, str]) -> plot.Panel:
+def _error_panel(flow: Dataset, shown: Mapping[str, str]) -> plot.Panel:
     lines = _lines(flow, "rel_error", shown)
     return plot.Panel(lines, "Reconstruction error", TIME, ERROR_LABEL, y_log=True, floor=ERROR_FLOOR)
 
 
-def recovery_figure(flow: xr.Dataset) -> Any:
+def recovery_figure(flow: Dataset) -> Any:
     """Fig. 3: train loss and reconstruction error over time."""
     panels = [
         plot.Panel(_lines(flow, "loss", STRENGTHS), "Train loss", TIME, "f(X)", y_log=True, floor=LOSS_FLOOR),
@@ -336,7 +336,7 @@ def recovery_figure(flow: xr.Dataset) -> Any:
     return plot.line_panels(panels, "Switching weight decay off recovers the low-rank matrix", "strength of decay")
 
 
-def nuclear_norm_figure(flow: xr.Dataset) -> Any:
+def nuclear_norm_figure(flow: Dataset) -> Any:
     """Fig. 5: nuclear norm over time; the planted matrix has 1."""
     lines = _lines(flow, "nuclear_norm", STRENGTHS, positive=True)
     panel = plot.Panel(
@@ -345,7 +345,7 @@ def nuclear_norm_figure(flow: xr.Dataset) -> Any:
     return plot.line_panels([panel], "Nuclear norm during and after decay", "strength of decay")
 
 
-def schedules_figure(flow: xr.Dataset) -> Any:
+def schedules_figure(flow: Dataset) -> Any:
     """Fig. 6: schedules of one total: what they spend over time, and what they recover."""
     panels = [
         plot.Panel(_lines(flow, "a", SHAPES), "Regularization spent", TIME, r"$a_t = -\int_0^t \alpha$"),
@@ -354,7 +354,7 @@ def schedules_figure(flow: xr.Dataset) -> Any:
     return plot.line_panels(panels, "Schedules that spend the same total of 12.5", "schedule")
 
 
-def late_recovery_figure(flow: xr.Dataset) -> Any:
+def late_recovery_figure(flow: Dataset) -> Any:
     """Fig. 7: on logarithmic time, the error drops long after the decay was switched off."""
     shown = {name: STRENGTHS[name] for name in ("none", "constant 0.02", "constant 0.2", "constant 20")}
     panels = [
@@ -382,7 +382,7 @@ def late_recovery_figure(flow: xr.Dataset) -> Any:
     return plot.line_panels(panels, "Late recovery: the drop comes after the switch-off (dotted)", "strength of decay")
 
 
-def heat_map_figure(heat: xr.Dataset) -> Any:
+def heat_map_figure(heat: Dataset) -> Any:
     """Strengths x switch-off times: the final reconstruction error."""
     return plot.heat_map(
         heat.rel_error.isel(time=-1).values,

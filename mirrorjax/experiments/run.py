@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import xarray as xr
-from matplotlib.figure import Figure
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from .. import plot
-from ..sweep.store import versions
+from ..plot import Figure
+from ..sweep.store import Dataset, versions
 
 
 @dataclass(frozen=True)
@@ -54,7 +53,7 @@ class RunFolder:
         self._config |= {"state": state, **extra}
         self._write("config.json", lambda path: path.write_text(json.dumps(self._config, indent=2) + "\n"))
 
-    def save_dataset(self, name: str, dataset: xr.Dataset) -> None:
+    def save_dataset(self, name: str, dataset: Dataset) -> None:
         """Write `name`.nc (netCDF 4)."""
         self._write(f"{name}.nc", lambda path: dataset.to_netcdf(path, engine="h5netcdf"))
 

@@ -280,7 +280,8 @@ def damped_newton(
     def matrix(trial: _Trial) -> Array:
         return jacobian(trial.z, trial.aux)
 
-    end, _, steps = _damped_newton(evaluate, matrix, z0, 0.0, 0.0, tolerance, max_steps, root=True)
+    rounding = 4 * jnp.finfo(z0.dtype).eps  # a step below it moves nothing: the tolerance is out of reach
+    end, _, steps = _damped_newton(evaluate, matrix, z0, rounding, 0.0, tolerance, max_steps, root=True)
     ok = jnp.all(jnp.abs(end.residual) <= tolerance)
     result = select(ok, RESULTS.successful, RESULTS.not_converged)
     return Minimum(jnp.where(ok, end.z, jnp.nan), result, steps, jnp.max(jnp.abs(end.residual))), end.aux
@@ -317,7 +318,7 @@ def _damped_newton(
 
     def unfinished(carry: tuple) -> Bool[Array, ""]:
         steps, trial, step, stuck = carry
-        done = jnp.all(jnp.abs(trial.residual) <= tolerance) | (~jnp.asarray(root) & _small(step, trial.z, rtol, atol))
+        done = jnp.all(jnp.abs(trial.residual) <= tolerance) | _small(step, trial.z, rtol, atol)
         return (steps < max_steps) & ~done & ~stuck & jnp.all(jnp.isfinite(step))
 
     def advance(carry: tuple) -> tuple:

@@ -277,8 +277,9 @@ def _integrate(
         t1=jnp.full_like(rtol, horizon),
         dt0=None,
         y0=start,
+        # The controller accepts a step of exactly dtmin whatever its error: an irrational one is never met exactly.
         stepsize_controller=diffrax.PIDController(
-            rtol=rtol, atol=floor * rtol * scale, dtmin=16 * eps * horizon, force_dtmin=False
+            rtol=rtol, atol=floor * rtol * scale, dtmin=5 * math.pi * eps * horizon, force_dtmin=False
         ),
         saveat=diffrax.SaveAt(t1=True),
         adjoint=diffrax.ForwardMode(),  # no derivative passes through; this one leaves no residue for any

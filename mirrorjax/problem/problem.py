@@ -62,11 +62,11 @@ class Problem(eqx.Module):
 
     def strength(self, t: Float[ArrayLike, ""], like: Float[Array, "..."]) -> Float[Array, ""]:
         """`alpha(t)` in the dtype of an array: schedules keep the precision of time, states may be shorter."""
-        return self.alpha(t).astype(like.dtype)
+        return self.alpha(jnp.asarray(t, float)).astype(like.dtype)
 
     def accumulated(self, t: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """`a_t = -int_0^t alpha(s) ds <= 0`, the regularization spent by time t."""
-        return 0.0 - self.alpha.integral(t)  # not -0.0 before anything is spent
+        return 0.0 - self.alpha.integral(jnp.asarray(t, float))  # not -0.0 before anything is spent
 
     def loss(self, w: Weights) -> Float[Array, ""]:
         """`f(g(w))`, without the regularizer."""

@@ -6,25 +6,23 @@ No lane can spoil another: what is wrong with the values of one becomes its stat
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-import xarray as xr
 from jaxtyping import ArrayLike, PyTree
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ..dynamics.flows import AbstractFlow
 from ..dynamics.solution import Solution
-from ..dynamics.solve import Metrics, Options, integrate, make_options
+from ..dynamics.solve import Metrics, Options, Solver, integrate, make_options
 from ..problem import Problem
 from ..problem._checks import Numbers
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, status_name
 from .lanes import Grid, OneLane, Values, Zip
-from .store import to_dataset, versions
+from .store import Dataset, to_dataset, versions
 
 Lane = Callable[..., tuple[Problem, Weights]]
 
@@ -37,13 +35,13 @@ def sweep(
     saveat: Numbers | None = None,
     metrics: Metrics | None = None,
     flow: AbstractFlow | None = None,
-    solver: diffrax.AbstractSolver | None = None,
+    solver: Solver | None = None,
     rtol: ArrayLike | None = None,
     atol: ArrayLike | None = None,
     max_steps: int = 100_000,
     chunk: int = 64,
     progress: bool | None = None,
-) -> xr.Dataset:
+) -> Dataset:
     """Solve `lane(**parameters)` for every point of a grid, vmapped, as one labelled dataset.
 
     **Arguments:**

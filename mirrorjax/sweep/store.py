@@ -10,6 +10,7 @@ import xarray as xr
 
 from .lanes import Grid
 
+Dataset = xr.Dataset  # this file is the door to xarray: rooms that pass datasets on take the name from here
 PACKAGES = ("mirrorjax", "jax", "jaxlib", "diffrax", "equinox", "optax")
 
 
@@ -18,7 +19,7 @@ def versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
-def to_dataset(grid: Grid, lanes: Mapping[str, Any], ts: np.ndarray, attributes: Mapping[str, Any]) -> xr.Dataset:
+def to_dataset(grid: Grid, lanes: Mapping[str, Any], ts: np.ndarray, attributes: Mapping[str, Any]) -> Dataset:
     """A dataset with the dimensions of the grid, and `time` for what was saved over it.
 
     **Arguments:** `lanes`: arrays with a leading lane axis, by role: `status` (names), `steps`, `rejected_steps`,
@@ -47,7 +48,7 @@ def to_dataset(grid: Grid, lanes: Mapping[str, Any], ts: np.ndarray, attributes:
         if name in data:
             raise ValueError(f"the metric {name!r} has the name of a variable every dataset holds; rename it")
         data[name] = variable(value, "time", name=name)
-    dataset = xr.Dataset(data, coords={**grid.coordinates(), "time": np.asarray(ts)}, attrs=dict(attributes))
+    dataset = Dataset(data, coords={**grid.coordinates(), "time": np.asarray(ts)}, attrs=dict(attributes))
     for name, text in DESCRIPTIONS.items():
         dataset[name].attrs["long_name"] = text
     return dataset

@@ -46,6 +46,7 @@ def test_a_singular_slope_ends_soon():
 def test_an_early_jump_is_no_alarm(jump):
     sol = run(lambda t, y, args: jnp.where(t < jump, -1e3, -1.0) * y, 1.0, 2.0, jump_ts=[jump])
     assert sol.result == diffrax.RESULTS.successful
+    assert sol.ys is not None
     # Errors of 1e-6 a step.
     np.testing.assert_allclose(sol.ys[-1], np.exp(-1e3 * jump - (2 - jump)), rtol=1e-4)
 

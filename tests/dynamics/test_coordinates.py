@@ -41,6 +41,8 @@ def test_weights_move_as_they_should(name, key):
 def test_the_direction_keeps_its_length(name, key):
     problem, w, y = started(name, key)
     velocity = y.velocity(problem, problem.objective.gradient(problem.g(w)), jnp.array(0.3))
+    assert isinstance(y, LogScale)
+    assert isinstance(velocity, LogScale)
     V, dV = ravel_pytree(y.direction)[0], ravel_pytree(velocity.direction)[0]
     if y.log_scale.ndim:
         products = sum(

@@ -77,7 +77,7 @@ def test_statuses():
     assert tanh == ["successful", "outside_range", "outside_range", "outside_range", "not_converged"]
     # 1 is attained by rounding only, where tanh is flat: no root, and none is made up.
     assert names(lambda s, _: jnp.tanh(s), [1.0], -jnp.inf, jnp.inf) == ["not_converged"]
-    assert names(lambda s, _: s, [0.5, 1.0, 2.0, -1.0], 0.0, 1.0) == ["successful"] + 3 * ["outside_range"]
+    assert names(lambda s, _: s, [0.5, 1.1, 2.0, -1.0], 0.0, 1.0) == ["successful"] + 3 * ["outside_range"]
     assert names(lambda s, _: s, [0.5], 1.0, 0.0) == ["outside_range"]
     assert names(lambda s, _: jnp.sinh(s), [3.0], -jnp.inf, jnp.inf, max_steps=2) == ["not_converged"]
     assert names(lambda s, _: s * jnp.nan, [3.0], -1.0, 1.0) == ["not_converged"]

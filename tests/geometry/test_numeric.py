@@ -85,8 +85,8 @@ WITH_DUAL = {
     "LogDifference": (pair(mj.LogDifference(), BOTH), log_dual, [-2.0, 0.01, 3.0]),
 }
 WITH_PRIMAL = {
-    "PowerDifference(2)": (pair(mj.PowerDifference(2), BOTH), power_primal(2), [-0.1, 0.0, 0.2]),
-    "PowerDifference(3)": (pair(mj.PowerDifference(3), BOTH), power_primal(3), [-0.1, 0.0, 0.1]),
+    "PowerDifference(2)": (pair(mj.PowerDifference(2), BOTH), power_primal(2), [-0.1, 0.0, 0.05]),
+    "PowerDifference(3)": (pair(mj.PowerDifference(3), BOTH), power_primal(3), [-0.05, 0.0, 0.01]),
     "LogDifference": (pair(mj.LogDifference(), BOTH), log_primal, [-0.2, 0.0, 0.1]),
     "ExpDifference": (pair(mj.ExpDifference(), BOTH), exp_primal, [-0.2, 0.0, 0.2]),
 }

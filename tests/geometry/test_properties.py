@@ -1,0 +1,303 @@
+"""What makes (R_a, Q_a) a Legendre pair, at random weights, strengths and points of every separable closed form.
+
+The tolerances are computed, not chosen: every value carries a bound on its rounding (`Rounded`), found as in a running
+error analysis from the derivatives of the function it came through. They are tested one coordinate at a time, so that no coordinate hides behind a larger one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+from jax import Array
+from jax.flatten_util import ravel_pytree
+
+import mirrorjax.problem as mj
+from mirrorjax.geometry.base import AbstractLegendre
+from mirrorjax.geometry.closed_form import closed_form
+
+quick = settings(derandomize=True, deadline=None, max_examples=40)
+
+# A formula is some ten operations, each wrong by an ulp or two, and log and exp see arguments of a few times 10.
+ULPS = 32 * float(jnp.finfo(float).eps)
+
+
+class Family(NamedTuple):
+    """g; how its weights follow from two positive numbers a coordinate; the x to draw; the largest |ca| to draw."""
+
+    g: mj.AbstractReparameterization
+    weights: Callable[[Array, Array], Any]
+    points: st.SearchStrategy[np.ndarray]
+    deepest: Callable[[Any], float] = lambda w0: 50.0
+
+
+def logarithmic(lowest: float, highest: float) -> st.SearchStrategy[float]:
+    """Positive numbers, with their exponents uniform between those given."""
+    return st.floats(lowest, highest).map(lambda exponent: 10.0**exponent)
+
+
+def signed(highest: float) -> st.SearchStrategy[np.ndarray]:
+    """One number of either sign and any size from 1e-6, or zero."""
+    return st.builds(lambda sign, size: np.array([sign * size]), st.sampled_from([1, -1, 0]), logarithmic(-6, highest))
+
+
+def rotated(u: Array, v: Array) -> tuple[Array, Array]:
+    return (u + v) / np.sqrt(2).item(), (u - v) / np.sqrt(2).item()
+
+
+def half_the_squares(w0: tuple[Array, Array]) -> float:
+    """Where the log difference runs out of range, with 1 % to spare."""
+    return 0.99 * float(jnp.min(jnp.stack(w0))) ** 2 / 2
+
+
+positive = logarithmic(-6, 6).map(lambda x: np.array([x]))
+
+FAMILIES = {
+    "hadamard": Family(mj.Hadamard(), rotated, signed(6)),
+    "square": Family(mj.Square(), lambda u, v: u, positive),
+    "power1": Family(mj.PowerDifference(1), lambda u, v: (u, v), signed(6)),
+    "power2": Family(mj.PowerDifference(2), lambda u, v: (u, v), signed(6)),
+    "power3": Family(mj.PowerDifference(3), lambda u, v: (u, v), signed(6)),
+    # Beyond |x| = 8 its mirror map has flattened: e^{-2x} is then the last seven digits of mu.
+    "log": Family(mj.LogDifference(), lambda u, v: (u, v), signed(np.log10(8).item()), half_the_squares),
+    "exp": Family(mj.ExpDifference(), lambda u, v: (jnp.log(u), jnp.log(v)), signed(6)),
+}
+
+
+class Rounded(NamedTuple):
+    """A computed value, and a bound on how far rounding has taken it from the exact one."""
+
+    value: Any
+    error: Any
+
+
+def given_exactly(value: Any) -> Rounded:
+    """An input: known exactly, but its formulas may start by rounding functions of it."""
+    return Rounded(value, jax.tree.map(lambda leaf: ULPS * jnp.abs(leaf), value))
+
+
+def through(fn: Callable, *inputs: Rounded) -> Rounded:
+    """`fn` of the inputs; its error is that of a stable evaluation, `ULPS |fn| + |D fn| (errors of the inputs)`."""
+    point, unravel = ravel_pytree(tuple(item.value for item in inputs))
+    errors, _ = ravel_pytree(tuple(item.error for item in inputs))
+    jacobian = jax.jacfwd(lambda point: fn(*unravel(point)))(point)
+    value = fn(*unravel(point))
+    return Rounded(value, ULPS * jnp.abs(value) + jnp.abs(jacobian) @ errors)
+
+
+def coarser(computed: Rounded, by: Array) -> Rounded:
+    return Rounded(computed.value, computed.error + by)
+
+
+def grain_of(R: AbstractLegendre, a: Array) -> Array:
+    """How finely mu can be told: the bracket families measure it along its interval, from end to end."""
+    lower, upper = R.dual_interval(a)
+    return jnp.where(jnp.isfinite(upper - lower), ULPS * (upper - lower), 0.0)
+
+
+def dot(x: Rounded, y: Rounded) -> Rounded:
+    error = jnp.sum(jnp.abs(x.value) * y.error + x.error * jnp.abs(y.value))
+    return Rounded(jnp.sum(x.value * y.value), error)
+
+
+class Draw(NamedTuple):
+    """One random case: R_a of random weights and c, its h, a, two points, and a number between 0 and 1."""
+
+    R: AbstractLegendre
+    h: mj.AbstractRegularizer
+    a: Array
+    x: Array
+    z: Array
+    between: Array
+
+
+class Facts(NamedTuple):
+    """What the properties speak of. `flattest` bounds the curvature of R_a between x and z from below."""
+
+    R_x: Rounded
+    R_z: Rounded
+    R_middle: Rounded
+    mu_x: Rounded
+    mu_z: Rounded
+    x_again: Rounded
+    mu: Array
+    mu_again: Rounded
+    Q_x: Rounded
+    Q_z: Rounded
+    bregman: Rounded
+    bregman_same: Array
+    drift: Array
+    h: Rounded
+    flattest: Array
+
+
+def method(which: str) -> Callable:
+    return lambda point, R, a: getattr(R, which)(point, a)
+
+
+def strength(mu: Array, R: AbstractLegendre, h: mj.AbstractRegularizer, a: Array) -> Array:
+    return h(R.weights(mu, a))
+
+
+def flattest(R: AbstractLegendre, x: Array, z: Array, a: Array) -> Array:
+    """J J^T is convex in mu, coordinate by coordinate: Hess R_a has no minimum strictly between two points."""
+    return jnp.minimum(jnp.min(R.hessian(x, a)), jnp.min(R.hessian(z, a)))
+
+
+@jax.jit  # compiled once a family: only its values are drawn
+def facts_of(draw: Draw) -> Facts:
+    """Everything the tests look at."""
+    R, a = given_exactly(draw.R), given_exactly(draw.a)
+    grain = grain_of(draw.R, draw.a)
+
+    def value(point: Rounded) -> Rounded:
+        return coarser(through(method("value"), point, R, a), jnp.sum(jnp.abs(point.value) * grain))
+
+    x, z, middle = (given_exactly(point) for point in (draw.x, draw.z, draw.x / 2 + draw.z / 2))
+    R_x, R_z, R_middle = (value(point) for point in (x, z, middle))
+    mu_x, mu_z = (coarser(through(method("mirror_map"), point, R, a), grain) for point in (x, z))
+    mu = draw.between * mu_x.value + (1 - draw.between) * mu_z.value
+    x_of_mu = through(method("inverse_mirror_map"), coarser(given_exactly(mu), grain), R, a)
+    tangent = dot(mu_z, given_exactly(draw.x - draw.z))
+    return Facts(
+        R_x=R_x,
+        R_z=R_z,
+        R_middle=R_middle,
+        mu_x=mu_x,
+        mu_z=mu_z,
+        x_again=through(method("inverse_mirror_map"), mu_x, R, a),
+        mu=mu,
+        mu_again=coarser(through(method("mirror_map"), x_of_mu, R, a), grain),
+        Q_x=through(method("potential"), mu_x, R, a),
+        Q_z=through(method("potential"), mu_z, R, a),
+        bregman=Rounded(draw.R.bregman(draw.x, draw.z, draw.a), R_x.error + R_z.error + tangent.error),
+        bregman_same=draw.R.bregman(draw.x, draw.x, draw.a),
+        drift=jax.grad(draw.R.value, 1)(draw.x, draw.a),
+        h=through(strength, mu_x, R, given_exactly(draw.h), a),
+        flattest=flattest(draw.R, draw.x, draw.z, draw.a),
+    )
+
+
+@st.composite
+def numbers(draw: st.DrawFn, family: Family) -> dict[str, Any]:
+    """Weights from 0.1 to 10, c from 0.1 to 10, a from 0 to the deepest, z anywhere or close to x."""
+    x, other = draw(family.points), draw(family.points)
+    near = draw(st.one_of(st.none(), logarithmic(-3, -0.5)))
+    return {
+        "u": np.array([draw(logarithmic(-1, 1))]),
+        "v": np.array([draw(logarithmic(-1, 1))]),
+        "scale": draw(logarithmic(-1, 1)),
+        "depth": draw(st.one_of(st.just(0.0), logarithmic(-6, 0))),
+        "x": x,
+        "z": other if near is None else x * (1 + near),
+        "between": draw(st.floats(0, 1)),
+    }
+
+
+def build(family: Family, u, v, scale: float, depth: float, x, z, between: float) -> Draw:
+    """The case of these numbers."""
+    w0, h = family.weights(jnp.asarray(u), jnp.asarray(v)), mj.Compatible(family.g, scale)
+    R = closed_form(family.g, h, w0)
+    assert R is not None
+    a = np.float64(-depth * family.deepest(w0) / scale)
+    return Draw(R, h, jnp.asarray(a), jnp.asarray(x), jnp.asarray(z), jnp.asarray(np.float64(between)))
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def name(request) -> str:
+    """The family; of module scope, so that its tests run in a row and share one compilation."""
+    return request.param
+
+
+def each(name: str, check: Callable[[Draw, Facts], None]) -> None:
+    """Run the check on random cases of the family."""
+
+    @quick
+    @given(numbers(FAMILIES[name]))
+    def run(drawn: dict[str, Any]) -> None:
+        draw = build(FAMILIES[name], **drawn)
+        check(draw, facts_of(draw))
+
+    run()
+
+
+def agree(computed: Rounded, expected: Any) -> None:
+    assert jnp.all(jnp.abs(computed.value - expected) <= computed.error), (computed, expected)
+
+
+def apart(draw: Draw) -> bool:
+    """Whether x and z differ by far more than rounding."""
+    sizes = jnp.maximum(jnp.abs(draw.x), jnp.abs(draw.z))
+    return bool(jnp.any(jnp.abs(draw.x - draw.z) >= 1e-4 * sizes) & jnp.any(draw.x != draw.z))
+
+
+def squared_distance(draw: Draw) -> Array:
+    return jnp.sum((draw.x - draw.z) ** 2)
+
+
+def test_R_is_convex(name):
+    """`R((x+z)/2) <= (R(x) + R(z))/2 - min Hess R |x-z|^2 / 8`."""
+
+    def check(draw, facts):
+        chord = (facts.R_x.value + facts.R_z.value) / 2
+        rounding = (facts.R_x.error + facts.R_z.error) / 2 + facts.R_middle.error
+        assert facts.R_middle.value <= chord - facts.flattest * squared_distance(draw) / 8 + rounding
+
+    each(name, check)
+
+
+def test_the_mirror_map_is_strictly_monotone(name):
+    """`<grad R(x) - grad R(z), x - z> > 0` for x != z, and at least `min Hess R |x-z|^2`."""
+
+    def check(draw, facts):
+        step = draw.x - draw.z
+        rise = dot(
+            Rounded(facts.mu_x.value - facts.mu_z.value, facts.mu_x.error + facts.mu_z.error), given_exactly(step)
+        )
+        assert rise.value > 0 or not apart(draw)
+        assert rise.value >= facts.flattest * squared_distance(draw) - rise.error
+
+    each(name, check)
+
+
+def test_the_maps_invert_each_other(name):
+    """`grad Q(grad R(x)) = x` and `grad R(grad Q(mu)) = mu`."""
+
+    def check(draw, facts):
+        agree(facts.x_again, draw.x)
+        agree(facts.mu_again, facts.mu)
+
+    each(name, check)
+
+
+def test_the_bregman_divergence_is_zero_only_at_equality(name):
+    """`D(x, x) = 0`, and `D(x, z) >= min Hess R |x-z|^2 / 2`."""
+
+    def check(draw, facts):
+        assert facts.bregman_same == 0
+        assert facts.bregman.value >= facts.flattest * squared_distance(draw) / 2 - facts.bregman.error
+
+    each(name, check)
+
+
+def test_fenchel_and_young(name):
+    """`R(x) + Q(mu) = <x, mu>` at mu = grad R(x); at mu = grad R(z) the difference is the Bregman divergence."""
+
+    def check(draw, facts):
+        x = given_exactly(draw.x)
+        at, off = dot(x, facts.mu_x), dot(x, facts.mu_z)
+        agree(Rounded(at.value, facts.R_x.error + facts.Q_x.error + at.error), facts.R_x.value + facts.Q_x.value)
+        gap = facts.R_x.value + facts.Q_z.value - off.value
+        rounding = facts.R_x.error + facts.Q_z.error + off.error
+        assert gap >= facts.flattest * squared_distance(draw) / 2 - rounding
+        agree(Rounded(gap, rounding + facts.bregman.error), facts.bregman.value)
+
+    each(name, check)
+
+
+def test_R_falls_by_h(name):
+    """`dR_a(x)/da = -h(psi(grad R_a(x), a))`."""
+    each(name, lambda draw, facts: agree(facts.h, -facts.drift))
