@@ -76,7 +76,7 @@ def uniform(key: Array, *shapes: tuple[int, ...]) -> Weights:
     """One array a shape, entries in [0.5, 1.2]; a tuple where there are several."""
     keys = jax.random.split(key, len(shapes))
     arrays = tuple(jax.random.uniform(k, shape, minval=0.5, maxval=1.2) for k, shape in zip(keys, shapes, strict=True))
-    return arrays if len(arrays) > 1 else arrays[0]
+    return arrays[0] if len(shapes) == 1 else arrays
 
 
 def lone(key: Array, n: int) -> Array:
@@ -93,7 +93,8 @@ def named(key: Array, n: int) -> dict[str, Array]:
 
 def matrix_pair(key: Array, n: int, transpose: bool) -> tuple[Array, Array]:
     first = (2, n) if transpose else (n, 2)
-    return tuple(jax.random.normal(k, s) for k, s in zip(jax.random.split(key), (first, (2, n + 1)), strict=True))
+    one, other = jax.random.split(key)
+    return jax.random.normal(one, first), jax.random.normal(other, (2, n + 1))
 
 
 def commuting(n: int) -> np.ndarray:

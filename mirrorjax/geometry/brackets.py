@@ -65,6 +65,12 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
         left, right = -V / self.rate, U / self.rate
         return (left, right) if self.rate > 0 else (right, left)
 
+    def _ends(self, a: Scalar) -> tuple[Values, Values]:
+        """`(U, V)` at this a, 1 and 1 where R_a does not exist."""
+        U, V = self._start(a)
+        exists = positive(self.level(self.u0), self.level(self.v0), U, V)
+        return jnp.where(exists, U, 1.0), jnp.where(exists, V, 1.0)
+
     def start(self, a: Scalar) -> tuple[Values, Values]:
         """`(T, V - U)` at this a, 2 and 0 where R_a does not exist. V - U is that of a = 0, with all its digits."""
         U, V = self._start(a)
@@ -73,10 +79,9 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
         return jnp.where(exists, U + V, 2.0), jnp.where(exists, gap, 0.0)
 
     def brackets(self, mu: Values, a: Scalar) -> tuple[Values, Values]:
-        """`(P, S)`."""
-        total, gap = self.start(a)
-        half = gap / 2 + self.rate * mu  # (S - P) / 2
-        return total / 2 - half, total / 2 + half
+        """`(P, S) = (U - K mu, V + K mu)`."""
+        U, V = self._ends(a)
+        return U - self.rate * mu, V + self.rate * mu
 
     def log_ratio(self, mu: Values, a: Scalar) -> Values:
         """`s = log(S/P)`, with the digits of S - P also where both are large and nearly equal."""
@@ -87,9 +92,14 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
         return jnp.where(near, jnp.log1p(jnp.where(near, excess, 0.0)), jnp.log(S) - jnp.log(P))
 
     def mu_at(self, s: Values, a: Scalar) -> Values:
-        """`mu = (T tanh(s/2) - (V - U)) / (2K)`, the inverse of `log_ratio`."""
-        total, gap = self.start(a)
-        return (total * tanh_half(s) - gap) / (2 * self.rate)
+        """`mu = (T tanh(s/2) - (V - U)) / (2K)`, the inverse of `log_ratio`.
+
+        Away from s = 0 from the smaller bracket, `mu = (U - P)/K = (S - V)/K`: nothing is lost to the larger of U, V.
+        """
+        (U, V), (total, gap) = self._ends(a), self.start(a)
+        near = (total * tanh_half(s) - gap) / 2
+        P, S = total * jax.nn.sigmoid(-s), total * jax.nn.sigmoid(s)
+        return jnp.where(s > 1, U - P, jnp.where(s < -1, S - V, near)) / self.rate
 
     def flow(self, mu: Values, a: Scalar) -> Weights:
         P, S = self.brackets(mu, a)

@@ -51,10 +51,10 @@ def monotone_root(
     """`s` with `fn(s, args) = y`, elementwise, for fn increasing on the open interval (lower, upper).
 
     Newton's method inside a bracket. A Newton step is taken when it stays inside and is at most half as long as the
-    step before, or as the bracket; otherwise the bracket is bisected, in turn by distance and by count of floats, so that an infinite end,
-    or a root close to an end, costs a few steps more and no expansion phase. It stops where the Newton step falls to
-    rounding, or where rounding of fn hides the residual. A root between an end where fn has a pole and the last
-    float before it is returned as that float.
+    step before, or as the bracket; otherwise the bracket is bisected, in turn by distance and by count of floats, so
+    that an infinite end, or a root close to an end, costs a few steps more and no expansion phase. It stops where the
+    Newton step falls to rounding, or where rounding of fn hides the residual. A root between an end where fn has a pole
+    and the last float before it is returned as that float.
 
     Differentiable by the implicit function theorem, `ds = (dy - d_args fn) / (d_s fn)`, any number of times, forward
     and reverse, in y, in every float leaf of args, and of fn where it is a module. A failed point is NaN, and so is its
@@ -265,7 +265,8 @@ def damped_newton(
 ) -> tuple[Minimum, Any]:
     """`z` with `|residual_i(z)| <= tolerance_i`, where the Jacobian is symmetric positive definite.
 
-    Newton's method, back-tracking on `|residual / tolerance|^2`. It defines no derivative: the caller, who knows the
+    Newton's method from near the root, back-tracking on `|residual / tolerance|^2` down to a thousandth of a step. It
+    gives up where steps fall below the rounding of z. It defines no derivative: the caller, who knows the
     residual's, states one.
 
     **Arguments:** `equations`: z -> (residual (n,), aux); `jacobian`: (z, aux) -> (n, n), so that work shared with the
@@ -325,14 +326,19 @@ def _damped_newton(
         steps, trial, step, _ = carry
         # Along a Newton step the merit of a root falls at the rate -2 merit, a convex function's at <grad, step>.
         rate = -2 * trial.merit if root else jnp.sum(trial.residual * step)
-        new, accepted = _backtrack(evaluate, trial, step, rate)
+        # A convex function may overflow along an early step, which then shrinks by many orders of magnitude; equations
+        # cost an integration a trial, and start next to their root.
+        shortest = 1e-3 if root else float(jnp.finfo(step.dtype).eps) ** 2
+        new, accepted = _backtrack(evaluate, trial, step, rate, shortest)
         return steps + 1, new, jnp.where(accepted, -solve_spd(matrix(new), new.residual), step), ~accepted
 
     steps, end, step, _ = jax.lax.while_loop(unfinished, advance, (jnp.array(0), start, proposed, jnp.array(False)))
     return end, step, steps
 
 
-def _backtrack(evaluate: Callable[[Array], _Trial], old: _Trial, step: Array, rate: Array) -> tuple[_Trial, Array]:
+def _backtrack(
+    evaluate: Callable[[Array], _Trial], old: _Trial, step: Array, rate: Array, shortest: float
+) -> tuple[_Trial, Array]:
     """The first of `z + step, z + step/2, z + step/4, ..` that is good enough, and whether there was one."""
     eps = jnp.finfo(old.z.dtype).eps
     size = jnp.sqrt(jnp.abs(jnp.sum(old.residual * step)))  # the residual in the norm that the matrix induces
@@ -347,7 +353,7 @@ def _backtrack(evaluate: Callable[[Array], _Trial], old: _Trial, step: Array, ra
 
     def unfinished(carry: tuple[Array, _Trial, Array]) -> Bool[Array, ""]:
         length, _, accepted = carry
-        return ~accepted & (length > eps**2)  # an overflowing step may have to shrink by many orders of magnitude
+        return ~accepted & (length > shortest)
 
     def shorten(carry: tuple[Array, _Trial, Array]) -> tuple[Array, _Trial, Array]:
         length = carry[0] / 2

@@ -47,8 +47,8 @@ class NumericLegendre(AbstractLegendre):
     Differentiable in mu, x and a, any number of times, forward and reverse, by the implicit function theorem. A
     derivative in w0, or in numbers held by g and h, is refused with a `ValueError`: use a closed form.
 
-    What it cannot resolve it calls `not_converged`: an end within 1e-8 of the way (3e-4 in float32) may lie on either
-    side of it; decay that takes more than 4096 steps (weights near e^-1000) is not followed.
+    What it cannot resolve it calls `not_converged`: an end within 1e-8 of the way (3e-4 in float32), an x so near the
+    end of the range that mu has too few digits for it, decay of more than 4096 steps (weights near e^-1000).
 
     **Arguments:** `g`, `h`: a pair that commutes (not checked here, see `check`); `w0`: initial weights with full-rank
     J; `rtol`: tolerance of the integrations relative to the weights, by default 1e-12 in float64 and 1e-6 in float32.
@@ -115,8 +115,7 @@ class NumericLegendre(AbstractLegendre):
 
     def minimizer(self, a: Scalar) -> Float[Array, "..."]:
         """`argmin R_a = g(psi(0, a))`, the positional bias. Raises where it does not exist."""
-        shape = jax.eval_shape(self.g, self.w0)
-        return self.inverse_mirror_map(jnp.zeros(shape.shape, shape.dtype), a)
+        return self.inverse_mirror_map(jnp.zeros_like(self.g(self.w0)), a)
 
     def _start(self, a: Float[Array, ""]) -> tuple[Weights, Float[Array, ""], _End]:
         """`psi(0, a)`, `Q_a(0)` and how it ended."""
@@ -135,8 +134,7 @@ class NumericLegendre(AbstractLegendre):
         """`psi(mu, a)` and `Q_a(mu)`, NaN where they do not exist, and a status a cell; only psi has derivatives."""
         a = jnp.asarray(a, self.rtol.dtype)
         w, q, result = _advance(*freeze((self, mu, a)))
-        ok = result == RESULTS.successful
-        return _tie_weights(self, w, ok, mu, a), q, result
+        return _tie_weights(self, w, result == RESULTS.successful, mu, a), q, result
 
     def _cells(self, x: Float[Array, "..."]) -> Float[Array, "cells ..."]:
         return x.reshape(-1) if self.g.elementwise else x[None]
@@ -195,8 +193,8 @@ def _ends(legendre: NumericLegendre, a: Float[Array, ""]) -> tuple[Float[Array, 
     else:
         axes, over = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape), None
     follow = jax.vmap(lambda w, axis: _follow(legendre.g, w, axis, legendre.rtol), in_axes=(over, 0))
-    lower, upper = (jnp.where(start.arrived, end, jnp.nan) for end in (-follow(w, -axes), follow(w, axes)))
-    return lower.reshape(x.shape), upper.reshape(x.shape)
+    lower, upper = -follow(w, -axes).reshape(x.shape), follow(w, axes).reshape(x.shape)
+    return _where(start.arrived, (lower, upper), jnp.nan)
 
 
 def _flow(g: AbstractReparameterization, w: Weights, mu: Array, rtol: Array) -> tuple[Weights, Array, _End]:
@@ -245,8 +243,7 @@ def _follow(g: AbstractReparameterization, w: Weights, axis: Array, rtol: Array)
     """How far mu can go along an axis from w: the length, infinite where it has no end, NaN where neither shows."""
 
     def rate(w: Weights) -> Array:
-        # Time to change the weights by their own size, so that one unit of the new clock is at most one e-fold.
-        return _size(w) / _size(_pull(g, w, axis))
+        return _size(w) / _size(_pull(g, w, axis))  # the time in which the weights change by their own size
 
     unit = rate(w) / _size(w)
     horizon = math.log(float(jnp.finfo(rtol.dtype).max)) / 8  # leaves room for the powers of the weights in g
@@ -265,7 +262,7 @@ def _follow(g: AbstractReparameterization, w: Weights, axis: Array, rtol: Array)
 def _integrate(
     g: AbstractReparameterization, field: Any, start: Any, scale: Array, rtol: Array, horizon: float = 1.0
 ) -> tuple[Any, _End]:
-    """`dy/ds = field(s, y)` from 0 to the horizon: the last state, and how it ended."""
+    """`dy/ds = field(s, y)` for y = (weights, an integral), from 0 to the horizon: the last y, and how it ended."""
     # Factors of an elementwise g keep all their digits as they decay; weights that mix coordinates may cancel, and
     # are followed to a thousandth of what the largest is.
     floor = 1e-20 if g.elementwise else 1e-3
@@ -277,9 +274,14 @@ def _integrate(
         t1=jnp.full_like(rtol, horizon),
         dt0=None,
         y0=start,
-        # The controller accepts a step of exactly dtmin whatever its error: an irrational one is never met exactly.
+        # Only the weights' error counts: the integral beside them is as smooth, but may pass through 0 at leisure.
+        # A step of exactly dtmin is accepted whatever its error: an irrational one is never met exactly.
         stepsize_controller=diffrax.PIDController(
-            rtol=rtol, atol=floor * rtol * scale, dtmin=5 * math.pi * eps * horizon, force_dtmin=False
+            rtol=rtol,
+            atol=floor * rtol * scale,
+            norm=lambda error: _size(error[0]),
+            dtmin=5 * math.pi * eps * horizon,
+            force_dtmin=False,
         ),
         saveat=diffrax.SaveAt(t1=True),
         adjoint=diffrax.ForwardMode(),  # no derivative passes through; this one leaves no residue for any
@@ -287,10 +289,9 @@ def _integrate(
         throw=False,
     )
     y = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-    finite = jnp.isfinite(_size(y))
-    arrived = (solution.result == diffrax.RESULTS.successful) & finite
+    arrived = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(_size(y))
     # Steps shrink to rounding at a singularity; also where numbers overflow, which is none.
-    shrunk = (solution.result == diffrax.RESULTS.dt_min_reached) & finite & (_size(y) < limit * scale)
+    shrunk = (solution.result == diffrax.RESULTS.dt_min_reached) & (_size(y) < limit * scale)
     assert solution.ts is not None  # for the type checker: SaveAt(t1=True) gives it
     return y, _End(arrived, shrunk & (solution.ts[0] < (1 - eps**0.5) * horizon))
 
@@ -330,7 +331,6 @@ def _where(condition: Array, tree: Any, other: Any) -> Any:
 
 
 def _with_start(start: _End, result: RESULTS) -> RESULTS:
-    """The status of each cell, or that of psi(0, a) where it does not exist."""
     everywhere = jnp.broadcast_to(start.singular, (result == RESULTS.successful).shape)
     failure = select(everywhere, RESULTS.range_exhausted, RESULTS.not_converged)
     return select(jnp.broadcast_to(start.arrived, everywhere.shape), result, failure)

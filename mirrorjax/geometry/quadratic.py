@@ -137,11 +137,12 @@ def _refuse_derivative(primals: Any, tangents: Any) -> Any:
 
 def _require_commuting(matrices: Float[Array, "k n n"], d: int) -> Float[Array, "k n n"]:
     """The matrices; a `ValueError` when two do not commute, or an error at run time when they are traced."""
-    size, first, second = largest_commutator(matrices)
     tolerance = float(jnp.finfo(matrices.dtype).eps) ** 0.75  # far above rounding, far below any error that shows
     advice = "R_a of Quadratic needs matrices that commute pairwise; without that only the primal flow is defined"
     if not is_concrete(matrices):
-        return eqx.error_if(matrices, size > tolerance, advice)
+        return eqx.error_if(matrices, largest_commutator(matrices)[0] > tolerance, advice)
+    with jax.ensure_compile_time_eval():  # also under an outer jit, which would stage what is known
+        size, first, second = largest_commutator(matrices)
     if float(size) > tolerance:
         names = ["G0" if int(i) == d else f"G[{int(i)}]" for i in (first, second)]
         raise ValueError(

@@ -1,7 +1,8 @@
 """What makes (R_a, Q_a) a Legendre pair, at random weights, strengths and points of every separable closed form.
 
 The tolerances are computed, not chosen: every value carries a bound on its rounding (`Rounded`), found as in a running
-error analysis from the derivatives of the function it came through. They are tested one coordinate at a time, so that no coordinate hides behind a larger one.
+error analysis from the derivatives of the function it came through. One coordinate at a time is tested, so that none
+hides behind a larger one.
 """
 
 from collections.abc import Callable
@@ -79,6 +80,11 @@ def given_exactly(value: Any) -> Rounded:
     return Rounded(value, jax.tree.map(lambda leaf: ULPS * jnp.abs(leaf), value))
 
 
+def start_of(R: AbstractLegendre) -> Rounded:
+    """R_a as an input: weights and c of order one, of which some formulas first take an exponential."""
+    return Rounded(R, jax.tree.map(lambda leaf: ULPS * jnp.maximum(jnp.abs(leaf), 1.0), R))
+
+
 def through(fn: Callable, *inputs: Rounded) -> Rounded:
     """`fn` of the inputs; its error is that of a stable evaluation, `ULPS |fn| + |D fn| (errors of the inputs)`."""
     point, unravel = ravel_pytree(tuple(item.value for item in inputs))
@@ -150,7 +156,7 @@ def flattest(R: AbstractLegendre, x: Array, z: Array, a: Array) -> Array:
 @jax.jit  # compiled once a family: only its values are drawn
 def facts_of(draw: Draw) -> Facts:
     """Everything the tests look at."""
-    R, a = given_exactly(draw.R), given_exactly(draw.a)
+    R, a = start_of(draw.R), given_exactly(draw.a)
     grain = grain_of(draw.R, draw.a)
 
     def value(point: Rounded) -> Rounded:

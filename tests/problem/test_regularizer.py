@@ -1,5 +1,7 @@
 """Regularizers: value, structure they declare, proximal map, bad arguments."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -83,7 +85,7 @@ def test_single_precision_weights_stay_single(key):
 def test_prox_is_the_minimiser(w, strength):
     h = L1(0.7)
     (value,) = h.prox((jnp.array(w),), strength)
-    best = minimize_scalar(
+    best: Any = minimize_scalar(
         lambda z: (z - w) ** 2 / 2 + strength * 0.7 * abs(z), bounds=(-3, 3), method="bounded", options={"xatol": 1e-10}
     )
     # The bounded search resolves a minimum to the square root of rounding.

@@ -1,5 +1,7 @@
 """sweep against solve in a loop, its statuses, its grids and its dataset."""
 
+from typing import Any, cast
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -167,7 +169,7 @@ def test_zip_refuses_unequal_lengths():
 
 def test_a_lane_must_return_a_problem_and_weights():
     with pytest.raises(ValueError, match=r"must return \(Problem, w0\)"):
-        mj.sweep(lambda alpha: lane(alpha, 1.0)[0], {"alpha": [1.0]}, t1=1.0)
+        mj.sweep(lambda alpha: cast(Any, lane(alpha, 1.0)[0]), {"alpha": [1.0]}, t1=1.0)
 
 
 def test_a_metric_may_not_hide_a_variable():
