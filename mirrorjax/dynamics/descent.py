@@ -163,11 +163,11 @@ class DescentSolver(diffrax.AbstractSolver):
         return 1
 
     def init(self, terms: PyTree, t0: Any, t1: Any, y0: DescentState, args: Any) -> PyTree:
-        descent, _ = args
+        descent, _, _ = args
         return descent.optimizer_state(y0)
 
     def step(self, terms: PyTree, t0: Any, t1: Any, y0: DescentState, args: Any, solver_state: PyTree, made_jump: Any):
-        descent, context = args
+        descent, context, _ = args
         eta = descent.step_size
         # A few roundings after the start of the step: a switch-off on the grid of steps is never missed by one.
         t = jnp.round(t0).astype(eta.dtype) * eta * (1 + 4 * jnp.finfo(eta.dtype).eps)

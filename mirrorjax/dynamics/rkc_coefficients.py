@@ -9,6 +9,7 @@ Source: Sommeijer, Shampine, Verwer, "RKC: an explicit solver for parabolic PDEs
 
 import equinox as eqx
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 DAMPING = 2 / 13
@@ -27,7 +28,7 @@ class Method(eqx.Module):
     shift: Scalar
     w1: Scalar
 
-    def __init__(self, s: Count, dtype: jnp.dtype):
+    def __init__(self, s: Count, dtype: DTypeLike):
         stages = s.astype(dtype)
         self.shift = DAMPING / stages**2
         slope, curvature = _slope(stages, self.shift), _curvature(stages, self.shift)

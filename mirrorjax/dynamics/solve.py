@@ -172,12 +172,8 @@ def integrate(problem: Problem, context: Any, state: PyTree, options: Options) -
 def _diffeqsolve(
     problem: Problem, context: Any, state: PyTree, options: Options, valid: Bool[Array, ""]
 ) -> diffrax.Solution:
-    def velocity(tick, y, args):
-        flow, context = args
-        return flow.velocity(_time(tick, flow), y, context)
-
     def save(tick, y, args):
-        flow, context = args
+        flow, context, _ = args
         t = _time(tick, flow)
         point = flow.read(t, y, context)
         kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
@@ -188,13 +184,13 @@ def _diffeqsolve(
     end = jnp.where(valid, _ticks(options.t1, options.flow, dtype), jnp.finfo(dtype).tiny)
     descent = isinstance(options.flow, AbstractDescent)
     return diffrax.diffeqsolve(
-        diffrax.ODETerm(velocity),
+        diffrax.ODETerm(_velocity),
         options.solver,
         t0=jnp.zeros_like(end),
         t1=end,
         dt0=jnp.ones_like(end) if descent else None,
         y0=state,
-        args=(options.flow, context),
+        args=(options.flow, context, state),
         saveat=diffrax.SaveAt(
             subs=[
                 diffrax.SubSaveAt(ts=jnp.minimum(_ticks(options.ts, options.flow, dtype), end), fn=save),
@@ -206,6 +202,36 @@ def _diffeqsolve(
         max_steps=options.max_steps,
         throw=False,
     )
+
+
+def _raw_velocity(tick: Float[Array, ""], y: PyTree, args: tuple[AbstractFlow, Any, PyTree]) -> PyTree:
+    flow, context, _ = args
+    return flow.velocity(_time(tick, flow), y, context)
+
+
+def _finite(velocity: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
+    """A velocity whose numbers are finite, and whether they were."""
+    ok = jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(velocity)]))
+    return jax.tree.map(lambda leaf: jnp.where(ok, leaf, float(jnp.finfo(leaf.dtype).max) ** 0.4), velocity), ok
+
+
+@eqx.filter_custom_jvp
+def _velocity(tick: Float[Array, ""], y: PyTree, args: tuple[AbstractFlow, Any, PyTree]) -> PyTree:
+    """The flow's velocity, huge where it overflows or is not defined, and with derivative 0 there.
+
+    A trial step that is too long may leave the domain. It is rejected either way, since its error estimate is huge too;
+    but the derivative of a rejected step is multiplied by 0, and 0 times NaN would spoil the derivative of the solution.
+    """
+    return _finite(_raw_velocity(tick, y, args))[0]
+
+
+@_velocity.def_jvp
+def _velocity_jvp(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
+    tick, y, args = primals
+    velocity, ok = _finite(_raw_velocity(tick, y, args))
+    inside = jax.tree.map(lambda leaf, start: jnp.where(ok, leaf, start), y, args[2])
+    _, slope = eqx.filter_jvp(_raw_velocity, (tick, inside, args), tangents)
+    return velocity, jax.tree.map(lambda leaf: jnp.where(ok, leaf, jnp.zeros_like(leaf)), slope)
 
 
 def _ticks(t: Float[Array, "..."], flow: AbstractFlow, dtype: jnp.dtype) -> Float[Array, "..."]:

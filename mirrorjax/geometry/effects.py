@@ -103,7 +103,7 @@ def local_exponent(
 
 def effects(
     R: AbstractLegendre,
-    a_values: Float[ArrayLike, " n"],
+    a_values: Float[ArrayLike, "..."],
     scale: Scalar,
     direction: Float[ArrayLike, "..."] | None = None,
 ) -> Effects:

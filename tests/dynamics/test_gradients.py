@@ -108,3 +108,19 @@ def test_gradients_under_jit_and_vmap():
     # A switch-off that never comes moves nothing, and spoils no other derivative.
     np.testing.assert_array_equal(lanes[1][2], 0.0)
     assert jnp.isfinite(lanes[0][2])
+
+
+def test_a_trial_step_that_overflows_does_not_spoil_the_gradient():
+    """After a quiet phase a first, far too long step overflows and is rejected: 0 times NaN must not become NaN."""
+    Z = jax.random.normal(jax.random.key(0), (40, 100))
+    objective = LeastSquares(Z, Z @ jnp.zeros(100).at[:5].set(1.0))
+
+    @jax.jit
+    def loss(t_off):
+        problem = Problem(Hadamard(), WeightDecay(), SwitchOff(0.3, t_off), objective)
+        return solve(problem, (jnp.ones(100), jnp.zeros(100)), t1=60.0, rtol=1e-9).loss[-1]
+
+    step = 1e-3
+    f = [loss(30.0 + k * step) for k in (-2, -1, 1, 2)]
+    # Errors of 1e-9 a step, divided by the step, on a derivative of 0.01.
+    np.testing.assert_allclose(jax.grad(loss)(30.0), (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * step), rtol=1e-3)
