@@ -219,8 +219,8 @@ def _finite(velocity: PyTree) -> tuple[PyTree, Bool[Array, ""]]:
 def _velocity(tick: Float[Array, ""], y: PyTree, args: tuple[AbstractFlow, Any, PyTree]) -> PyTree:
     """The flow's velocity, huge where it overflows or is not defined, and with derivative 0 there.
 
-    A trial step that is too long may leave the domain. It is rejected either way, since its error estimate is huge too;
-    but the derivative of a rejected step is multiplied by 0, and 0 times NaN would spoil the derivative of the solution.
+    A trial step that is too long may leave the domain. It is rejected either way, since its error estimate is huge;
+    but the derivative of a rejected step is multiplied by 0, and 0 times NaN would spoil that of the solution.
     """
     return _finite(_raw_velocity(tick, y, args))[0]
 
