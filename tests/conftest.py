@@ -1,6 +1,8 @@
 """The whole suite runs in float64, with types checked at run time, no rank promotion, and no dtypes mixed silently."""
 
+import gc
 import os
+from pathlib import Path
 
 # Before jax is imported: two workers on two cores each want one thread.
 os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
@@ -18,6 +20,19 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 with install_import_hook("mirrorjax", "beartype.beartype"):
     import mirrorjax  # noqa: F401
+
+
+MAPS = Path("/proc/self/maps")
+MOST_MAPS = 30_000  # of the 65,530 that Linux allows a process by default
+
+
+@pytest.fixture(autouse=True)
+def forget_compiled_programs():
+    """Drop what was compiled before it fills the process's memory maps, some for each program: XLA would crash."""
+    yield
+    if MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture
