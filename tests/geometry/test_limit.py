@@ -326,3 +326,27 @@ def test_bad_arguments(key: Array):
         predict_limit(R, objective, -1.0, rtol=-1e-3)
     with pytest.raises(ValueError, match="max_steps"):
         predict_limit(R, objective, -1.0, max_steps=0)
+
+
+def test_implicit_derivatives_equal_those_of_unrolled_newton_steps(key):
+    """From the limit itself, so that a few plain Newton steps stay there and carry the derivative through."""
+    Z, y = data(key)
+    R, a = hadamard(factors(jax.random.key(3))), jnp.array(-0.3)
+    nu = predict_limit(R, mj.LeastSquares(Z, y), a).nu
+
+    def implicit(Z, y, a):
+        return predict_limit(R, mj.LeastSquares(Z, y), a).x
+
+    def unrolled(Z, y, a):
+        def gap(z):
+            return Z @ R.primal(Z.T @ z, a).value - y
+
+        z = nu
+        for _ in range(3):
+            z = z - jnp.linalg.solve(jax.jacfwd(gap)(z), gap(z))
+        return R.primal(Z.T @ z, a).value
+
+    for argument in range(3):
+        ours = jax.jit(jax.jacfwd(implicit, argument))(Z, y, a)
+        # Both solve the same linear system at the same point: rounding times its conditioning, about 1e3.
+        np.testing.assert_allclose(ours, jax.jit(jax.jacfwd(unrolled, argument))(Z, y, a), rtol=1e-9, atol=1e-11)
