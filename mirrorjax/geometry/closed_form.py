@@ -8,9 +8,8 @@ quadrature would not. The normalisations are pinned by integrating the parameter
 
 from collections.abc import Callable
 
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from ..problem import (
     AbstractDifference,
@@ -102,7 +101,7 @@ def _has_squares(g: AbstractReparameterization) -> bool:
 
 def _refuse_balanced(m0: Values, w0: Values) -> None:
     _refuse(
-        jnp.abs(m0) != jnp.abs(w0),
+        lambda m, w: np.abs(m) != np.abs(w),
         (m0, w0),
         lambda m, w: f"R_a needs |m0| != |w0|: u0 v0 = 0 there, but m0 = {m} and w0 = {w}; perturb one factor",
     )
@@ -111,7 +110,7 @@ def _refuse_balanced(m0: Values, w0: Values) -> None:
 def _refuse_unless_positive(g: AbstractReparameterization, **factors: Values) -> None:
     for name, factor in factors.items():
         _refuse(
-            factor > 0,
+            lambda value: value > 0,
             (factor,),
             lambda value, name=name: (
                 f"R_a of {type(g).__name__} needs {name}0 > 0, but it is {value}; x has even powers, so start from "
@@ -120,10 +119,14 @@ def _refuse_unless_positive(g: AbstractReparameterization, **factors: Values) ->
         )
 
 
-def _refuse(good: Bool[Array, "..."], factors: tuple[Array, ...], message: Callable[..., str]) -> None:
-    """`ValueError` about the first entry that is not good, when the entries are concrete."""
-    if not is_concrete(factors) or bool(jnp.all(good)):
+def _refuse(condition: Callable[..., np.ndarray], factors: tuple[Array, ...], message: Callable[..., str]) -> None:
+    """`ValueError` about the first entry that fails the condition, when the entries are concrete."""
+    if not is_concrete(factors):
         return
-    first = tuple(int(i) for i in np.argwhere(~np.asarray(good))[0])
-    others = int(jnp.sum(~good)) - 1
-    raise ValueError(f"{message(*(factor[first] for factor in factors))} (entry {first}, and {others} more)")
+    known = [np.asarray(factor) for factor in factors]  # numpy: under an outer jit, jax would stage the comparison
+    good = condition(*known)
+    if np.all(good):
+        return
+    first = tuple(int(i) for i in np.argwhere(~good)[0])
+    others = int(np.sum(~good)) - 1
+    raise ValueError(f"{message(*(factor[first] for factor in known))} (entry {first}, and {others} more)")

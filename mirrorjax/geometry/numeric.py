@@ -16,6 +16,7 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from ..problem import AbstractRegularizer, AbstractReparameterization
@@ -70,7 +71,7 @@ class NumericLegendre(AbstractLegendre):
         if not h.smooth:
             raise ValueError(f"{type(h).__name__} is not differentiable, so it has no R_a; use a smooth regularizer")
         leaves = jax.tree.leaves(self.w0)
-        if is_concrete(leaves) and not all(bool(jnp.all(jnp.isfinite(leaf))) for leaf in leaves):
+        if is_concrete(leaves) and not all(np.all(np.isfinite(leaf)) for leaf in leaves):
             raise ValueError("w0 holds NaN or infinite entries")
         if len({leaf.dtype for leaf in leaves}) > 1:
             raise ValueError(f"w0 must have one dtype, got {sorted({str(leaf.dtype) for leaf in leaves})}")

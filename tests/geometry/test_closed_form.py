@@ -378,3 +378,20 @@ def test_weights_that_a_family_does_not_admit(g, w0, message):
 )
 def test_pairs_without_a_closed_form(g, h, w0):
     assert closed_form(g, h, w0) is None
+
+
+def test_known_weights_are_checked_inside_an_outer_jit():
+    """Where jax would stage the comparison: known weights are read, and the good ones pass."""
+    g, h, w0 = mj.Hadamard(), mj.WeightDecay(), (jnp.ones(2), jnp.array([0.0, 0.5]))
+    x = jnp.array([0.1, 0.2])
+
+    def dual_of(w0, x):
+        R = closed_form(g, h, w0)
+        assert R is not None
+        return R.dual(x, -0.1).value
+
+    traced = jax.jit(lambda x: dual_of(w0, x))(x)
+    np.testing.assert_allclose(traced, dual_of(w0, x), rtol=1e-14)
+    balanced = jnp.ones(2), jnp.ones(2)
+    with pytest.raises(ValueError, match="perturb one factor"):
+        jax.jit(lambda x: dual_of(balanced, x))(x)
