@@ -26,6 +26,16 @@ class Setting:
     bits: int
 
 
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, its value there and here, and whether this run shows it."""
+
+    statement: str
+    paper: str
+    ours: str
+    holds: bool
+
+
 class RunFolder:
     """A new folder that holds one run: datasets, tables, figures, and `config.json` with versions and seed.
 
@@ -40,6 +50,7 @@ class RunFolder:
         path.mkdir(parents=True, exist_ok=False)
         self.path = path
         self.console = console
+        self.claims: list[Claim] = []
         self._config = {
             "experiment": experiment,
             **asdict(setting),
@@ -64,6 +75,18 @@ class RunFolder:
     def save_figure(self, name: str, figure: Figure) -> None:
         """Write `name`.png."""
         self._write(f"{name}.png", lambda path: plot.save(figure, path))
+
+    def claim(self, statement: str, *, paper: str, ours: str, holds: bool) -> None:
+        """Record in claims.csv, and print, what the paper says beside what this run measured, and whether they agree.
+
+        **Arguments:** `statement`: one sentence that can be false; `paper`: its number or words ("-" where it gives
+        none); `ours`: the measured number; `holds`: whether the measurement shows the statement.
+        """
+        claim = Claim(statement, paper, ours, holds)
+        self.claims.append(claim)
+        self.save_table("claims", [asdict(claim) for claim in self.claims])
+        verdict = "shown" if holds else "NOT shown"
+        self.console.print(f"{verdict}: {statement} (paper: {paper}; here: {ours})", highlight=False, soft_wrap=True)
 
     def show(self, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> None:
         """Print rows as a table; `columns` maps keys to headings."""
