@@ -66,4 +66,10 @@ from .problem import (
     WeightDecay as WeightDecay,
 )
 from .results import RESULTS as RESULTS, status_name as status_name
-from .sweep import Zip as Zip, sweep as sweep
+from .sweep import (
+    SweepReport as SweepReport,
+    Zip as Zip,
+    map_grid as map_grid,
+    open_sweep as open_sweep,
+    sweep as sweep,
+)

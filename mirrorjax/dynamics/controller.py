@@ -1,4 +1,4 @@
-"""A step-size controller that gives up where a flow blows up, instead of creeping towards it.
+"""Step-size controllers around others: one gives up where a flow blows up, one remembers the step it has planned.
 
 diffrax's own `dtmin` is one absolute number, which either lies above a first step cut short by an early switch-off (a
 false alarm) or below the spacing of floats at a late blow-up (never reached). Here the bound follows t.
@@ -8,22 +8,15 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import diffrax
+import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
 
-class GiveUp(diffrax.AbstractAdaptiveStepSizeController):
-    """Another controller, ended with `dt_min_reached` when it rejects a step and the next would not move t.
+class _Around(diffrax.AbstractAdaptiveStepSizeController):
+    """A controller around another, whose tolerances it shows."""
 
-    That is, when the next step is below four spacings of floats at t: no smaller step can be represented.
-
-    **Arguments:** `controller`: any adaptive diffrax controller.
-    """
-
-    controller: diffrax.AbstractAdaptiveStepSizeController
-
-    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController):
-        self.controller = controller
+    controller: eqx.AbstractVar[diffrax.AbstractAdaptiveStepSizeController]
 
     @property
     def rtol(self) -> Any:
@@ -37,6 +30,20 @@ class GiveUp(diffrax.AbstractAdaptiveStepSizeController):
     def norm(self) -> Callable[[PyTree], Any]:
         return self.controller.norm
 
+
+class GiveUp(_Around):
+    """Another controller, ended with `dt_min_reached` when it rejects a step and the next would not move t.
+
+    That is, when the next step is below four spacings of floats at t: no smaller step can be represented.
+
+    **Arguments:** `controller`: any adaptive diffrax controller.
+    """
+
+    controller: diffrax.AbstractAdaptiveStepSizeController
+
+    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController):
+        self.controller = controller
+
     def wrap(self, direction: Any) -> "GiveUp":
         return GiveUp(cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction)))
 
@@ -49,3 +56,46 @@ class GiveUp(diffrax.AbstractAdaptiveStepSizeController):
         stuck = jnp.logical_not(keep) & (next_t1 - next_t0 <= 4 * eps * jnp.abs(t0))
         result = diffrax.RESULTS.where(stuck, diffrax.RESULTS.dt_min_reached, result)
         return keep, next_t0, next_t1, jumped, state, result
+
+
+class Resumable(_Around):
+    """Another controller whose state is `(its state, the step it has planned)`, for a solve that goes on later.
+
+    diffrax returns the state of solver and controller at the end of a solve, but not the size of the next step.
+
+    **Arguments:** `controller`: any adaptive diffrax controller.
+    """
+
+    controller: diffrax.AbstractAdaptiveStepSizeController
+
+    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController):
+        self.controller = controller
+
+    def wrap(self, direction: Any) -> "Resumable":
+        return Resumable(cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction)))
+
+    @staticmethod
+    def planned(state: PyTree) -> Any:
+        """The size of the next step, out of a state of this controller."""
+        return state[1]
+
+    def init(self, terms: Any, t0: Any, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
+        t1, state = self.controller.init(terms, t0, *args, **kwargs)
+        return t1, (state, t1 - t0)
+
+    def adapt_step_size(
+        self,
+        t0: Any,
+        t1: Any,
+        y0: PyTree,
+        y1_candidate: PyTree,
+        args: PyTree,
+        y_error: PyTree,
+        error_order: Any,
+        controller_state: PyTree,
+    ) -> tuple[Any, ...]:
+        state, _ = controller_state
+        keep, next_t0, next_t1, jumped, state, result = self.controller.adapt_step_size(
+            t0, t1, y0, y1_candidate, args, y_error, error_order, state
+        )
+        return keep, next_t0, next_t1, jumped, (state, next_t1 - next_t0), result

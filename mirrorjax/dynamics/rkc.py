@@ -217,12 +217,15 @@ def _after_jump(field: Field, t: Scalar, y: PyTree, state: RKCState, made_jump: 
     if made_jump is False:  # known when tracing, in solves that declare no jumps
         return state
     made_jump = jnp.asarray(made_jump)
-    renewed = lax.cond(eqxi.unvmap_any(made_jump), lambda: _renew(field, t, y, state), lambda: state)
+    renewed = lax.cond(eqxi.unvmap_any(made_jump), lambda: _renew(field, t, y, state, made_jump), lambda: state)
     return jax.tree.map(lambda new, old: jnp.where(made_jump, new, old), renewed, state)
 
 
-def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState) -> RKCState:
-    """f at (t, y), and power iterations there, from the state's vector, until the estimate of the radius settles."""
+def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState, wanted: Bool[ArrayLike, ""] = True) -> RKCState:
+    """f at (t, y), and power iterations there, from the state's vector, until the estimate of the radius settles.
+
+    `wanted`: whether this lane of a batch is what it is done for; others do not keep the loop running.
+    """
     dtype = state.radius.dtype
     # Frozen before and not after the loop, which could not be transposed if anything in it were differentiated.
     frozen, t_frozen, y_frozen, vector, before = _freeze((field, t, y, state.vector, state.radius))
@@ -230,7 +233,7 @@ def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState) -> RKCState:
 
     def unsettled(carry: tuple) -> Bool[Array, ""]:
         count, _, radius, before = carry
-        return (count < _MAX_PRODUCTS) & (jnp.abs(radius - before) > _SETTLED * radius)
+        return wanted & (count < _MAX_PRODUCTS) & (jnp.abs(radius - before) > _SETTLED * radius)
 
     def iterate(carry: tuple) -> tuple:
         count, vector, radius, _ = carry

@@ -32,7 +32,7 @@ from ..problem import (
     WeightDecay,
 )
 from ..sweep import Zip, sweep
-from ..sweep.store import Dataset
+from ..sweep.dataset import Dataset
 from .run import Experiment, RunFolder, Setting
 
 TRAINED = 1e-10  # the loss that counts as trained; the paper's own threshold is not printed

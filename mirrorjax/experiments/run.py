@@ -14,7 +14,7 @@ from rich.table import Table
 
 from .. import plot
 from ..plot import Figure
-from ..sweep.store import Dataset, versions
+from ..sweep.dataset import Dataset, versions
 
 
 @dataclass(frozen=True)

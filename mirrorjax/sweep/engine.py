@@ -1,139 +1,192 @@
-"""sweep(): many problems at once, vmapped in chunks of one size, so that one trace serves all values.
+"""sweep() and map_grid(): groups of lanes, one after the other, each kept as soon as it is through.
 
-No lane can spoil another: what is wrong with the values of one becomes its status, and its numbers are missing.
+Lanes are mixed by a fixed permutation, so that every group is a fair sample of the whole sweep: groups take about as
+long as each other, processes about as long as each other, and the time left can be told. A group is the unit of what is
+kept and of what is computed again; inside a group the scheduler keeps the slots of a batch full.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import abc
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, PyTree
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from jaxtyping import Int, PyTree
 
-from ..dynamics.flows import AbstractFlow
-from ..dynamics.solution import Solution
-from ..dynamics.solve import Metrics, Options, Solver, integrate, make_options
-from ..problem import Problem
-from ..problem._checks import Numbers
-from ..problem.problem import as_weights
-from ..problem.reparam import Weights
-from ..results import RESULTS, status_name
-from .lanes import Grid, OneLane, Values, Zip
-from .store import Dataset, to_dataset, versions
+from .dataset import EXECUTED, LANES, USEFUL, Arrays, Dataset, assemble, to_dataset, versions
+from .lanes import Grid, Zip
+from .memory import check_room
+from .progress import Callback, Reporter
+from .shard import of_this_process
+from .store import AbstractStore, Folder, Memory, read_all, read_configuration
 
-Lane = Callable[..., tuple[Problem, Weights]]
+Lanes = Int[np.ndarray, " lanes"]
+ABOUT, CHECKPOINT = "about", "checkpoint"
 
 
-def sweep(
-    lane: Lane,
-    grid: Mapping[str, Numbers | Zip] | Zip,
-    *,
-    t1: ArrayLike,
-    saveat: Numbers | None = None,
-    metrics: Metrics | None = None,
-    flow: AbstractFlow | None = None,
-    solver: Solver | None = None,
-    rtol: ArrayLike | None = None,
-    atol: ArrayLike | None = None,
-    max_steps: int = 100_000,
-    chunk: int = 64,
-    progress: bool | None = None,
-) -> Dataset:
-    """Solve `lane(**parameters)` for every point of a grid, vmapped, as one labelled dataset.
+class Checkpoint:
+    """Where a group in progress is kept, at most so often, and found again.
 
-    **Arguments:**
-
-    - `lane`: parameters -> `(Problem, w0)`, a pure JAX function; each parameter arrives as a scalar (or one slice).
-    - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` walks in step, and a `Zip`
-      may be an entry of a product.
-    - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`.
-    - `chunk`: lanes solved together; memory grows with it, and a chunk runs until its slowest lane ends.
-    - `progress`: show a bar; when `None`, on a terminal only.
-
-    **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`: `loss`, `a`, each metric, the final `x`
-    (dimensions x_0, ..), and for each lane `status` (the name of a `RESULTS`), `steps`, `rejected_steps` and `t_end`. A
-    failed lane holds NaN from the time it failed.
-
-    **Raises:** `ValueError` for an empty grid, a lane that does not return `(Problem, w0)`, or arguments that `solve`
-    would refuse. Bad *values* of a lane do not raise: they are its status.
+    **Arguments:** `store`: where; `group`: its name; `every`: seconds between two.
     """
-    lanes = Grid(grid)
-    if not isinstance(chunk, int) or chunk < 1:
-        raise ValueError(f"chunk must be a whole number of at least 1, got {chunk!r}")
-    first = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    w0 = jax.eval_shape(lambda values: _start(lane, values, t1, flow)[1], first)
-    options = make_options(
-        w0,
-        t1=t1,
-        saveat=saveat,
-        metrics=metrics,
-        flow=flow,
-        solver=solver,
-        rtol=rtol,
-        atol=atol,
-        max_steps=max_steps,
-    )
-    pieces = _solve_chunks(lane, lanes, options, min(chunk, len(lanes)), progress)
-    solved = jax.tree.map(lambda *piece: np.concatenate(piece), *pieces)
-    return to_dataset(lanes, solved, np.asarray(options.ts), {"versions": str(versions()), "t1": float(options.t1)})
+
+    def __init__(self, store: AbstractStore, group: str, every: float):
+        self._store, self._group, self._every = store, group, every
+        self._last = time.monotonic()
+
+    def find(self, template: PyTree) -> PyTree | None:
+        """The state that was kept of this group, structured like the template; None if there is none."""
+        kept = self._store.read(CHECKPOINT)
+        if kept is None or str(kept["group"]) != self._group:
+            return None
+        return jax.tree.unflatten(jax.tree.structure(template), [kept[str(i)] for i in range(len(kept) - 1)])
+
+    def offer(self, state: PyTree, now: bool = False) -> None:
+        """Keep the state if it is time to, or now."""
+        if not now and time.monotonic() - self._last < self._every:
+            return
+        leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        self._store.write(CHECKPOINT, leaves | {"group": np.asarray(self._group)})
+        self._last = time.monotonic()
 
 
-def _start(lane: Lane, values: OneLane, t1: ArrayLike, flow: AbstractFlow | None) -> tuple[Problem, Weights]:
-    """The problem of one lane, with everything checked that does not depend on values."""
-    made = lane(**values)
-    if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Problem)):
-        raise ValueError(f"the lane function must return (Problem, w0), got {made!r}")
-    problem, w0 = made[0], as_weights(made[1])
-    problem.check(w0, t1)
-    return problem, w0
+class About(NamedTuple):
+    """What a dataset is made of besides grid and results: save times, and which results have them as second axis."""
+
+    ts: np.ndarray | None = None
+    over_time: tuple[str, ...] = ()
 
 
-def _solve_lane(lane: Lane, values: OneLane, options: Options) -> Solution:
-    problem, w0 = _start(lane, values, options.t1, options.flow)
-    context, state = options.flow.start(problem, w0)
-    return integrate(problem, context, state, options)
+class AbstractJob(eqx.Module):
+    """What is done with the lanes of a grid: `group_size` of them are solved and kept together, `lane_bytes` each."""
+
+    group_size: eqx.AbstractVar[int]
+    lane_bytes: eqx.AbstractVar[int]
+
+    @abc.abstractmethod
+    def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
+        """The results (group, ...) of these lanes, by name."""
 
 
-@eqx.filter_jit
-def _solve_chunk(lane: Lane, values: Values, options: Options) -> Solution:
-    return jax.vmap(lambda values: _solve_lane(lane, values, options))(values)
+def run(
+    job: AbstractJob,
+    grid: Grid,
+    *,
+    about: About,
+    configure: Callable[[], dict[str, Any]],
+    store: str | Path | None,
+    resume: bool,
+    checkpoint_every: float | None,
+    progress: bool | None,
+    callback: Callback | None,
+) -> Dataset:
+    """Do a job for all lanes of this process, keep the results, and label those of all.
+
+    **Arguments:** `configure`: gives everything the numbers depend on, which only a store asks for.
+    """
+    folder = None if store is None else Path(store)
+    check_room(job.lane_bytes, len(grid), folder)
+    if folder is None:
+        if resume:
+            raise ValueError("resume=True needs the store that the sweep was kept in, e.g. store='runs/first'")
+        return _label(grid, about, _solve(job, grid, Memory(), None, progress, callback), {})
+    kept = Folder(folder, configure(), process=jax.process_index(), resume=resume)
+    try:
+        if kept.read(ABOUT) is None:
+            kept.write(ABOUT, _pack(grid, about))
+        for _ in _solve(job, grid, kept, checkpoint_every, progress, callback):
+            pass
+    finally:
+        kept.close()
+    return open_sweep(folder)
 
 
-def _solve_chunks(lane: Lane, grid: Grid, options: Options, size: int, progress: bool | None) -> list[dict[str, Any]]:
-    """Lanes in order, `size` at a time; the last chunk is filled up by repeating its last lane."""
-    pieces = []
-    with _progress_bar(progress) as bar:
-        task = bar.add_task("lanes", total=len(grid))
-        for start in range(0, len(grid), size):
-            lanes = np.arange(start, min(start + size, len(grid)))
-            padded = np.pad(lanes, (0, size - lanes.size), mode="edge")
-            solution = jax.block_until_ready(_solve_chunk(lane, grid.take(padded), options))
-            pieces.append(jax.tree.map(lambda leaf, count=lanes.size: np.asarray(leaf)[:count], _kept(solution)))
-            bar.advance(task, lanes.size)
-    return pieces
+def groups_of(count: int, size: int) -> list[Lanes]:
+    """The groups of this process: every lane in one group of one process, mixed by a fixed permutation."""
+    mixed = np.random.default_rng(0).permutation(count)
+    mine = mixed[of_this_process(count)]
+    return [mine[start : start + size] for start in range(0, len(mine), size)]
 
 
-def _kept(solution: Solution) -> PyTree[Any]:
-    """What a dataset holds of a batch of solutions; the state of failed lanes is missing, not wrong."""
-    okay = solution.result == RESULTS.successful
-    x = solution.last.x
-    return {
-        "loss": solution.loss,
-        "a": solution.a,
-        "x": jnp.where(okay.reshape(-1, *[1] * (x.ndim - 1)), x, jnp.nan),
-        "metrics": {} if solution.metrics is None else solution.metrics,
-        "status": status_name(solution.result),
-        "steps": solution.stats["steps"],
-        "rejected_steps": solution.stats["rejected_steps"],
-        "t_end": solution.t_end,
+def _solve(
+    job: AbstractJob,
+    grid: Grid,
+    store: AbstractStore,
+    every: float | None,
+    progress: bool | None,
+    callback: Callback | None,
+) -> Iterator[Arrays]:
+    """The results of group after group, found or computed."""
+    groups = groups_of(len(grid), job.group_size)
+    with Reporter(sum(len(group) for group in groups), progress, callback) as reporter:
+        for number, group in enumerate(groups):
+            name = f"group-{number:05d}"
+            found = store.read(name)
+            if found is not None:
+                reporter.found(len(group), failures(found))
+                yield found
+                continue
+            checkpoint = None if every is None else Checkpoint(store, name, every)
+            results = {**job.solve(group, checkpoint, reporter), LANES: group}
+            store.write(name, results)
+            if every is not None:
+                store.drop(CHECKPOINT)
+            yield results
+
+
+def failures(results: Arrays) -> int:
+    """How many lanes of a group have a status that is not successful."""
+    return int(np.sum(results["status"] != "successful")) if "status" in results else 0
+
+
+def open_sweep(path: str | Path) -> Dataset:
+    """The dataset of a run folder, finished or not, of one process or of many.
+
+    Only files that are whole count. Lanes that are not there yet have the status `"missing"` and missing values. Arrays
+    of more than a gigabyte are left on disk, and read where they are looked at.
+
+    **Arguments:** `path`: the `store` of a `sweep` or `map_grid`.
+    **Raises:** `ValueError` where there is no run.
+    """
+    folder = Path(path)
+    settings = read_configuration(folder)
+    about = next(read_all(folder, ABOUT), None)
+    if about is None:
+        raise ValueError(f"the run in {folder} has not begun: it has no results yet")
+    return _label(*_unpack(about), read_all(folder, "group"), settings, folder / "arrays")
+
+
+def _label(
+    grid: Grid, about: About, groups: Iterable[Arrays], settings: Mapping[str, Any], folder: Path | None = None
+) -> Dataset:
+    """The dataset of the results of groups, with the settings as attributes."""
+    lanes, totals = assemble(groups, len(grid), folder)
+    attributes: dict[str, Any] = {"versions": versions(), **settings}
+    if executed := totals.get(EXECUTED):
+        attributes["efficiency"] = float(totals[USEFUL] / executed)
+    return to_dataset(grid, lanes, attributes, about.ts, about.over_time)
+
+
+def _pack(grid: Grid, about: About) -> dict[str, np.ndarray]:
+    """What `_unpack` makes a grid and its `About` of."""
+    values = {
+        f"{axis}/{name}": np.asarray(value) for axis, part in grid.axes.items() for name, value in part.values.items()
     }
+    times = {} if about.ts is None else {".ts": about.ts, ".over_time": np.asarray(about.over_time, dtype=str)}
+    return values | times
 
 
-def _progress_bar(progress: bool | None) -> Progress:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bar = Progress(*columns, TimeRemainingColumn())
-    bar.disable = not bar.console.is_terminal if progress is None else not progress
-    return bar
+def _unpack(packed: Arrays) -> tuple[Grid, About]:
+    axes: dict[str, dict[str, np.ndarray]] = {}
+    for key, value in packed.items():
+        if not key.startswith("."):
+            axis, name = key.split("/")
+            axes.setdefault(axis, {})[name] = value
+    zipped = {axis: Zip(**values) for axis, values in axes.items()}
+    grid = Grid(zipped.get("lane", zipped))  # a lone Zip is a grid itself, with the dimension "lane"
+    if ".ts" not in packed:
+        return grid, About()
+    return grid, About(packed[".ts"], tuple(str(name) for name in packed[".over_time"]))

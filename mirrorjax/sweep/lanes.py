@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Shaped
+from jaxtyping import Array, Float, Int, Shaped
 
 from ..problem._checks import Numbers
 
@@ -75,6 +75,12 @@ class Grid:
             for axis, position in zip(self.axes.values(), positions, strict=True)
             for name, value in axis.values.items()
         }
+
+    def places(self, lanes: Int[np.ndarray, " lanes"]) -> Float[np.ndarray, "lanes axes"]:
+        """Where these lanes are on the grid, each axis from 0 to 1."""
+        sizes = tuple(self.shape.values())
+        positions = np.stack(np.unravel_index(lanes, sizes), axis=1)
+        return positions / np.maximum(np.asarray(sizes) - 1, 1)
 
     def coordinates(self) -> dict[str, tuple[str, np.ndarray]]:
         """Parameter name -> (dimension, values), for those with one number a lane."""

@@ -1,0 +1,56 @@
+"""Lanes over devices and hosts. Lanes are independent, so a device never talks to another.
+
+A jit that is left to shard a vmapped solve by itself puts collectives into its loops, and every device then waits for
+the slowest in each step. `shard_map` keeps the loops of the devices apart; a test counts the collectives: none.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, PartitionSpec
+from jaxtyping import Int, PyTree
+
+Device = Any  # a jax.Device, which is a variable to type checkers
+Devices = tuple[Device, ...]
+
+
+def choose_devices(devices: Sequence[Device] | None) -> Devices:
+    """The given devices, or all of this process."""
+    chosen = tuple(jax.local_devices() if devices is None else devices)
+    if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
+        raise ValueError(f"devices must be a non-empty sequence of jax devices, such as jax.devices(), got {devices!r}")
+    if foreign := [device for device in chosen if device.process_index != jax.process_index()]:
+        raise ValueError(f"devices must be of this process, got {foreign}; every process runs lanes of its own")
+    return chosen
+
+
+@eqx.filter_jit
+def on_devices(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, lanes: PyTree, devices: Devices) -> PyTree:
+    """`fn(shared, lanes)`, each device with all of `shared` and its share of the leading axis of `lanes`.
+
+    **Arguments:** `fn`: acts on a batch of any size, with outputs that have its leading axis; `lanes`: a pytree of
+    arrays (lanes, ...), their number a multiple of the number of devices.
+    """
+    if len(devices) == 1:
+        return fn(shared, jax.device_put(lanes, devices[0]))
+    arrays, rest = eqx.partition(shared, eqx.is_array)
+    mesh = Mesh(np.asarray(devices), ("lanes",), axis_types=(AxisType.Auto,))
+    whole, share = PartitionSpec(), PartitionSpec("lanes")
+
+    def local(arrays: PyTree, lanes: PyTree) -> PyTree:
+        return fn(eqx.combine(arrays, rest), lanes)
+
+    return jax.shard_map(local, mesh=mesh, in_specs=(whole, share), out_specs=share, check_vma=False)(arrays, lanes)
+
+
+def of_this_process(groups: int) -> Int[np.ndarray, " mine"]:
+    """The numbers of the groups that this process solves: every process its own, in turn."""
+    return np.arange(jax.process_index(), groups, jax.process_count())
+
+
+def spread(size: int, devices: Devices) -> int:
+    """`size` rounded up to a multiple of the number of devices."""
+    return -(-size // len(devices)) * len(devices)
