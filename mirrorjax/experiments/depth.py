@@ -113,7 +113,7 @@ def table_rows(dataset: Dataset, model: Model, method: str, seed: int) -> list[d
                 "first_end": float(end.parameters[0]),
                 "missing": int(missing.sum()),
                 "metric": float(off.metric.min()),
-                "least_time": float(needed.min()) if needed.size else None,
+                "least_time": float(np.min(needed)) if missing.any() else None,
                 "status": str(lane.status.values),
             }
         )

@@ -25,6 +25,8 @@ from ..sweep import sweep
 from ..sweep.store import Dataset
 from .planted import COORDINATES, PLANTED, sparse_regression
 
+Values = Float[np.ndarray, "..."] | float  # numpy makes a number of one value
+
 STRENGTHS = np.array([0.0, 0.01, 0.05, 0.1, 0.3, 1.0])
 OFF, HORIZON = 50.0, 550.0
 TIMES = np.unique(np.concatenate([np.arange(0, 20), np.arange(20, 100, 2), np.arange(100, 551, 10)])).astype(float)
@@ -93,7 +95,7 @@ def metric(g: AbstractReparameterization, w: Weights) -> Float[Array, " d"]:
     return sum((leaf**2 for leaf in jax.tree.leaves(pull(jnp.ones_like(x))[0])), jnp.zeros_like(x))
 
 
-def least_time(size: Float[np.ndarray, "..."], slope: Float[np.ndarray, "..."], depth: int) -> Float[np.ndarray, "..."]:
+def least_time(size: Values, slope: Values, depth: int) -> Values:
     """`int_s^1 ds' / (s'^{p-1} |slope|)`: no flow of x = w_1 .. w_p takes weights of size s to size 1 any sooner.
 
     Without decay `s ds/dt = -x df/dx <= s^p |df/dx|`, by the arithmetic and geometric means. For p = 2 it grows like

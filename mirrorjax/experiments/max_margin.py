@@ -9,6 +9,8 @@ from scipy.optimize import linprog, nnls
 
 from ..geometry import AbstractLegendre
 
+Values = Float[np.ndarray, "..."] | float  # numpy makes a number of one value
+
 
 class AbstractHorizon(abc.ABC):
     """`phi(x)`, what a potential grows like at infinity, up to scale: convex, positive, `phi(s x) = s phi(x)`.
@@ -20,7 +22,7 @@ class AbstractHorizon(abc.ABC):
     """
 
     @abc.abstractmethod
-    def size(self, x: Float[np.ndarray, "... d"]) -> Float[np.ndarray, "..."]:
+    def size(self, x: Float[np.ndarray, "... d"]) -> Values:
         """`phi(x)`."""
 
     @abc.abstractmethod
@@ -30,7 +32,7 @@ class AbstractHorizon(abc.ABC):
         **Raises:** `ValueError` where the points are not separable.
         """
 
-    def share(self, B: Float[np.ndarray, "n d"], x: Float[np.ndarray, "... d"]) -> Float[np.ndarray, "..."]:
+    def share(self, B: Float[np.ndarray, "n d"], x: Float[np.ndarray, "... d"]) -> Values:
         """The margin `min_i (B x)_i / phi(x)` over the largest there is: 1 for the best direction, NaN for x = 0."""
         largest = 1 / self.size(self.solve(B))
         size = self.size(x)
@@ -41,7 +43,7 @@ class AbstractHorizon(abc.ABC):
 class Euclidean(AbstractHorizon):
     """`phi(x) = |x|_2`."""
 
-    def size(self, x: Float[np.ndarray, "... d"]) -> Float[np.ndarray, "..."]:
+    def size(self, x: Float[np.ndarray, "... d"]) -> Values:
         return np.linalg.norm(x, axis=-1)
 
     def solve(self, B: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:
@@ -62,7 +64,7 @@ class Polyhedral(AbstractHorizon):
     up: Float[np.ndarray, " d"]
     down: Float[np.ndarray, " d"]
 
-    def size(self, x: Float[np.ndarray, "... d"]) -> Float[np.ndarray, "..."]:
+    def size(self, x: Float[np.ndarray, "... d"]) -> Values:
         return np.sum(np.where(x > 0, self.up, self.down) * np.abs(x), axis=-1)
 
     def solve(self, B: Float[np.ndarray, "n d"]) -> Float[np.ndarray, " d"]:

@@ -5,7 +5,6 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirrorjax.experiments import EXPERIMENTS, Setting
 from mirrorjax.experiments.convergence import INSIDE, TARGET, final_rate, make_objective
 from mirrorjax.geometry import legendre
 
@@ -35,9 +34,9 @@ def test_the_target_is_fitted_and_positive():
     assert min(TARGET) > 0
 
 
-def test_single_precision_is_refused():
+def test_single_precision_is_refused(run_quick):
     with pytest.raises(ValueError, match="leave out --float32"):
-        EXPERIMENTS["convergence"].run(None, Setting("quick", 0, 32))  # type: ignore[arg-type]
+        run_quick("convergence", bits=32)
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def test_the_size_of_weights_is_their_root_mean_square():
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_the_least_time_is_the_integral_it_is_said_to_be(depth):
     expected = quad(lambda s: 1 / (s ** (depth - 1) * 0.7), 0.01, 1)[0]
-    assert least_time(np.array(0.01), np.array(0.7), depth) == pytest.approx(expected, rel=1e-8)
+    assert least_time(0.01, 0.7, depth) == pytest.approx(expected, rel=1e-8)
 
 
 @pytest.mark.parametrize("depth", [2, 3])
@@ -44,7 +44,7 @@ def test_no_start_of_a_size_is_faster_than_the_least_time(depth):
     for direction in directions:
         w0 = 0.1 * direction / np.sqrt(np.mean(direction**2))
         times.append(solve_ivp(rhs, (0, 1e3), w0, events=arrived, rtol=1e-10, atol=1e-12).t_events[0][0])
-    least = least_time(np.array(0.1), np.array(0.7), depth)
+    least = least_time(0.1, 0.7, depth)
     assert times[0] == pytest.approx(least, rel=1e-7)
     assert min(times[1:]) > least
 

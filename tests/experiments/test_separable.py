@@ -7,7 +7,6 @@ import pytest
 from scipy.optimize import linprog
 from sklearn.svm import LinearSVC
 
-from mirrorjax.experiments import EXPERIMENTS, Setting
 from mirrorjax.experiments.max_margin import Euclidean, Polyhedral, separable_horizon
 from mirrorjax.geometry import legendre
 from mirrorjax.problem import Compatible, ExpDifference, Hadamard, PowerDifference, WeightDecay
@@ -83,9 +82,9 @@ def test_the_horizon_function_of_a_product_is_l1_at_every_a():
     assert slopes[0] == pytest.approx(slopes[1], rel=1e-3)
 
 
-def test_single_precision_is_refused():
+def test_single_precision_is_refused(run_quick):
     with pytest.raises(ValueError, match="leave out --float32"):
-        EXPERIMENTS["separable"].run(None, Setting("quick", 0, 32))  # type: ignore[arg-type]
+        run_quick("separable", bits=32)
 
 
 @pytest.mark.slow
