@@ -253,7 +253,9 @@ def late_figure(task: Task, dataset: Dataset) -> Any:
         panel("loss", "Train loss", "f(x) / f at the start", FITTED),
         panel("rel_error", "Distance to the planted solution", r"$|x - x^*|\ /\ |x^*|$", GENERAL),
     ]
-    return plot.line_panels(panels, f"{TITLES[task.name]}: decay off at t = {OFF:g} (dotted)", "strength")
+    return plot.line_panels(
+        panels, f"{TITLES[task.name]}: decay off at t = {OFF:g} (dotted); dashed: thresholds", "strength"
+    )
 
 
 def times_figure(rows: list[dict[str, Any]]) -> Any:

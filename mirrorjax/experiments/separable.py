@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .. import plot
+from ..dynamics import RKC
 from ..geometry import legendre
 from ..problem import (
     AbstractRegularizer,
@@ -143,7 +144,8 @@ def solve(family: Family, objective: Logistic, size: Size) -> Dataset:
     def metrics(t, x, w):
         return {"parameters": x}
 
-    return sweep(lane, {"alpha": size.strengths}, t1=TIMES[-1], saveat=TIMES, metrics=metrics)
+    # RKC: where strong decay has x follow few coordinates, Tsit5 is limited by stability and runs out of steps.
+    return sweep(lane, {"alpha": size.strengths}, t1=TIMES[-1], saveat=TIMES, metrics=metrics, solver=RKC())
 
 
 def with_shares(family: Family, B: Float[np.ndarray, "n d"], dataset: Dataset) -> Dataset:
@@ -210,7 +212,7 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
         "and its gap closes like 1/log t",
         paper="1/log t",
         ours=f"gap times log t: {scaled[0]:.3f} at 1e30, {scaled[1]:.3f} at 1e100",
-        holds=abs(scaled[1] / scaled[0] - 1) < 0.1,
+        holds=bool(abs(scaled[1] / scaled[0] - 1) < 0.1),
     )
     hadamard = rows["hadamard"]
     none, best, most = hadamard[0], max(hadamard, key=lambda row: row["share_100"]), hadamard[-1]
@@ -238,13 +240,14 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
         ours=f"a = {most['a']:g}: {most['share_100']:.3f}; those {most['picked']} can have {most['picked_share']:.3f}",
         holds=most["share_100"] < best["share_100"] - 0.05 and most["picked_share"] < best["picked_share"],
     )
-    power = solved["power_2"].share
-    late = np.abs(power.isel(time=-1) - power.sel(time=1e50, method="nearest")).values
+    before, after = (1 - solved["power_2"].share.sel(time=t, method="nearest").values for t in (1e50, 1e100))
+    closed = np.max(1 - after / before)
     folder.claim(
         "x = u^4 - v^4, of finite dual interval, stops short of the max margin of its horizon function",
         paper="not covered",
-        ours=f"{min(ends['power_2']):.3f} to {max(ends['power_2']):.3f}; moves by {late.max():.4f} from t = 1e50 on",
-        holds=max(ends["power_2"]) < 0.99 and late.max() < 0.01,
+        ours=f"{min(ends['power_2']):.3f} to {max(ends['power_2']):.3f} of it; at most {100 * closed:.1f} % of a gap "
+        "closes from t = 1e50 to 1e100, where 1/log t closes half",
+        holds=bool(closed < 0.1 and np.max(ends["power_2"]) < 0.99),
     )
 
 
