@@ -116,9 +116,7 @@ def make_objective(seed: int) -> LeastSquares:
 def run(folder: RunFolder, setting: Setting) -> None:
     """Every family in turn, written as soon as it is solved; then those outside the theorem; figures and claims."""
     if setting.bits < 64:
-        raise ValueError(
-            f"convergence measures losses down to {WINDOW[0]:g} of their start, past float32; leave out --float32"
-        )
+        raise ValueError(f"convergence follows losses down to {WINDOW[0]:g} of their start; leave out --float32")
     objective = make_objective(setting.seed)
     rows: dict[str, list[dict[str, Any]]] = {}
     solved = {}
