@@ -1,21 +1,27 @@
-"""The command line: `mirrorjax reproduce`, `list`, `explain`. It chooses; the rooms below do the work.
+"""The command line: `mirrorjax reproduce`, `list`, `explain`, `sweep`, `status`, `resume`. It chooses; the rooms below
+do the work.
 
 float64 unless told otherwise: set here, before anything is computed, and nowhere else in the package.
 """
 
 import importlib.metadata
+import json
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from .experiments import EXPERIMENTS, Experiment, RunFolder, Setting
 from .experiments.explain import FAMILIES, SCHEDULES, explain_bias
+from .sweep import open_sweep
+from .sweep.dataset import Dataset
+from .sweep.recipe import read_recipe, single_precision
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -37,7 +43,7 @@ def main() -> None:
     """Entry point of the `mirrorjax` command: bad input ends with one line and status 2, Ctrl-C with 130."""
     try:
         app(standalone_mode=True)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         _fail(str(error))
 
 
@@ -146,6 +152,68 @@ def explain(
         out=out,
         console=console,
     )
+
+
+@app.command("sweep")
+def sweep_file(
+    file: Annotated[Path, typer.Argument(help="A TOML file: lane, t1, [grid], ...", show_default=False)],
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for the run [default: runs/FILE-TIME].", show_default=False)
+    ] = None,
+) -> None:
+    """Solve every point of a grid that a TOML file describes, in a folder that survives being stopped or killed.
+
+    The file names a function that makes a problem of parameters, and their values:
+
+    lane = "lanes.py:lane"; t1 = 100.0; saveat = [0, 50, 100]; [grid] alpha = { geomspace = [0.01, 1, 8] }
+    """
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    _run_recipe(file.absolute(), out if out is not None else Path("runs") / f"{file.stem}-{stamp}", resume=False)
+
+
+@app.command()
+def resume(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", show_default=False)]) -> None:
+    """Go on with a sweep that was stopped or killed: the result is the same to the last bit."""
+    pointer = run / RECIPE
+    if not pointer.exists():
+        _fail(f"{run} is not the folder of `mirrorjax sweep`: it has no {RECIPE}")
+    _run_recipe(Path(json.loads(pointer.read_text())["file"]), run, resume=True)
+
+
+@app.command()
+def status(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", show_default=False)]) -> None:
+    """How far a sweep is, and how its lanes ended."""
+    _set_precision(False)
+    _summarise(open_sweep(run), run)
+
+
+RECIPE = "recipe.json"
+
+
+def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
+    _set_precision(single_precision(file))
+    recipe = read_recipe(file)
+    if not resume and run.exists():
+        _fail(f"the folder {run} exists and is not overwritten; choose another with --out, or `mirrorjax resume {run}`")
+    run.mkdir(parents=True, exist_ok=True)
+    (run / RECIPE).write_text(json.dumps({"file": str(file)}) + "\n")
+    try:
+        dataset = recipe.sweep(run, resume)
+    except KeyboardInterrupt:
+        errors.print(f"Interrupted. Go on with: mirrorjax resume {run}", highlight=False, soft_wrap=True)
+        raise SystemExit(INTERRUPTED) from None
+    _summarise(dataset, run)
+
+
+def _summarise(dataset: Dataset, run: Path) -> None:
+    names, counts = np.unique(dataset["status"].values, return_counts=True)
+    table = Table("status", "lanes", title=f"{dataset['status'].size} lanes in {run}", title_justify="left")
+    for name, count in zip(names, counts, strict=True):
+        table.add_row(str(name), str(count))
+    console.print(table)
+    if "efficiency" in dataset.attrs:
+        console.print(f"efficiency: {dataset.attrs['efficiency']:.0%} of the steps driven were steps of lanes")
+    console.print(f'open it with: mirrorjax.open_sweep("{run}")', highlight=False, soft_wrap=True)
 
 
 def _find(name: str) -> Experiment:

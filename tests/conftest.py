@@ -19,7 +19,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 with install_import_hook("mirrorjax", "beartype.beartype"):
-    import mirrorjax  # noqa: F401
+    import mirrorjax.experiments  # noqa: F401
 
 
 MAPS = Path("/proc/self/maps")

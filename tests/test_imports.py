@@ -33,8 +33,10 @@ DOORS = {
     "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "experiments"},
     "flax": {"nn", "experiments"},
     "matplotlib": {"plot.py"},
-    "xarray": {"sweep/store.py"},
-    "h5netcdf": {"sweep/store.py"},
+    "xarray": {"sweep/dataset.py"},
+    "h5netcdf": {"sweep/dataset.py"},
+    "filelock": {"sweep/store.py"},
+    "psutil": {"sweep/memory.py"},
     "typer": {"cli.py"},
     "tyro": {"cli.py"},
 }

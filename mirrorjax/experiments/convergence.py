@@ -35,7 +35,7 @@ from ..problem import (
 )
 from ..problem.reparam import Weights
 from ..sweep import sweep
-from ..sweep.store import Dataset
+from ..sweep.dataset import Dataset
 from .curves import strength_lines
 from .run import Experiment, RunFolder, Setting
 

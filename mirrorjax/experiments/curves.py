@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from .. import plot
-from ..sweep.store import Dataset
+from ..sweep.dataset import Dataset
 
 
 def strength_lines(

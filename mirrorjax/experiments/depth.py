@@ -15,7 +15,7 @@ import numpy as np
 
 from .. import plot
 from ..geometry import Report, check
-from ..sweep.store import Dataset
+from ..sweep.dataset import Dataset
 from .curves import strength_lines
 from .factors import HORIZON, MODELS, OFF, STRENGTHS, Model, least_time, solve
 from .planted import PLANTED, sparse_regression

@@ -22,7 +22,7 @@ from ..problem import (
 )
 from ..problem.reparam import Weights
 from ..sweep import sweep
-from ..sweep.store import Dataset
+from ..sweep.dataset import Dataset
 from .planted import COORDINATES, PLANTED, sparse_regression
 
 Values = Float[np.ndarray, "..."] | float  # numpy makes a number of one value

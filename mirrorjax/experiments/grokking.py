@@ -20,7 +20,7 @@ from .. import plot
 from ..dynamics import RKC
 from ..problem import Hadamard, Problem, SwitchOff, WeightDecay
 from ..sweep import sweep
-from ..sweep.store import Dataset
+from ..sweep.dataset import Dataset
 from . import matrix_sensing
 from .curves import settling_time, strength_lines
 from .planted import COORDINATES, sparse_regression

@@ -34,7 +34,7 @@ from ..problem import (
 )
 from ..problem.reparam import Weights
 from ..sweep import sweep
-from ..sweep.store import Dataset
+from ..sweep.dataset import Dataset
 from .curves import settling_time, strength_lines
 from .max_margin import AbstractHorizon, Euclidean, Polyhedral, separable_horizon
 from .run import Experiment, RunFolder, Setting
