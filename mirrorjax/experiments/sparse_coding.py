@@ -59,7 +59,7 @@ class Size:
 
 
 SIZES = {
-    "paper": Size(128, 400, 100, 400, (0.0, 0.01, 0.1, 0.3, 0.5, 0.6), 3),
+    "paper": Size(128, 400, 100, 100, (0.0, 0.01, 0.1, 0.3, 0.5, 0.6), 3),
     "quick": Size(48, 60, 16, 30, (0.0, 0.1, 0.3, 0.5), 1),
 }
 POWER_STRENGTHS = (0.0, 0.1, 0.5, 1.0, 3.0)
@@ -126,11 +126,11 @@ POWER_COLUMNS = {
 }
 LOG_COLUMNS = {
     "alpha": "alpha",
-    "norm_at_1": "nuclear norm at t = 1",
+    "norm_at_1": "norm at t = 1",
     "norm_at_10": "at 10",
+    "nuclear_norm": "at 20",
     "mse_at_10": "MSE at 10",
-    "nuclear_norm": "nuclear norm at the end",
-    "mse": "MSE",
+    "mse": "at 20",
     "failed": "failed",
     "status": "status",
 }
