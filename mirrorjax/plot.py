@@ -120,6 +120,56 @@ def heat_map(
     return figure
 
 
+def image_grid(rows: Sequence[tuple[str, Float[np.ndarray, "columns height width"]]], title: str) -> Figure:
+    """Gray pictures in labelled rows, all on one scale: from the smallest value of the first row to its largest.
+
+    **Arguments:** `rows`: label and pictures of each row, equally many in all of them; `title`: over all of them.
+    """
+    columns = len(rows[0][1])
+    figure = Figure(figsize=(1.1 * columns + 1.2, 1.15 * len(rows) + 0.5), layout="constrained")
+    axes = np.asarray(figure.subplots(len(rows), columns, squeeze=False))
+    low, high = np.min(rows[0][1]), np.max(rows[0][1])
+    for line, (label, pictures) in zip(axes, rows, strict=True):
+        for axis, picture in zip(line, pictures, strict=True):
+            axis.imshow(picture, cmap="gray", vmin=low, vmax=high)
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_visible(False)
+        line[0].set_ylabel(label, rotation=0, ha="right", va="center")
+    figure.suptitle(title)
+    return figure
+
+
+def intervals(
+    labels: Sequence[str],
+    mean: Float[np.ndarray, " n"],
+    half_width: Float[np.ndarray, " n"],
+    *,
+    title: str,
+    value_label: str,
+    highlighted: Sequence[bool],
+    floor: float,
+    floor_label: str,
+) -> Figure:
+    """A mean with its interval a row, the first on top; highlighted rows are in colour.
+
+    **Arguments:** `half_width`: of the interval around each mean; `value_label`: what is shown, with its unit;
+    `floor`: the value that no mean can be below, drawn dashed.
+    """
+    figure = Figure(figsize=(5.6, 0.28 * len(labels) + 1.4), layout="constrained")
+    axis = figure.subplots()
+    for row, chosen in enumerate(highlighted):
+        color = matplotlib.colormaps["viridis"](0.3) if chosen else "0.45"
+        axis.errorbar(mean[row], row, xerr=half_width[row], fmt="o", color=color, capsize=3, markersize=5)
+    axis.axvline(floor, color="0.5", linestyle="--", linewidth=1, label=floor_label)
+    axis.legend(frameon=False)
+    axis.set_yticks(range(len(labels)), labels)
+    axis.set(xlim=(0, None), title=title, xlabel=value_label)
+    axis.invert_yaxis()
+    axis.grid(alpha=0.25, axis="x")
+    axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def _log_edges(centers: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n+1"]:
     """Cell edges halfway between neighbours on a logarithmic axis."""
     logs = np.log(centers)

@@ -27,7 +27,7 @@ BELOW = {
 }
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
-    "diffrax": {"dynamics", "geometry/numeric.py"},
+    "diffrax": {"dynamics", "geometry/numeric.py", "experiments/sparse_coding.py"},
     "optimistix": {"geometry/inversion.py"},
     "lineax": {"geometry/inversion.py"},
     "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "experiments"},
@@ -37,6 +37,8 @@ DOORS = {
     "h5netcdf": {"sweep/dataset.py"},
     "filelock": {"sweep/store.py"},
     "psutil": {"sweep/memory.py"},
+    "pooch": {"data.py"},
+    "sklearn": {"experiments/dictionary.py"},
     "typer": {"cli.py"},
     "tyro": {"cli.py"},
 }

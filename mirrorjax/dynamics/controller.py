@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
@@ -52,6 +53,9 @@ class GiveUp(_Around):
 
     def adapt_step_size(self, t0: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         keep, next_t0, next_t1, jumped, state, result = self.controller.adapt_step_size(t0, *args, **kwargs)
+        # Steps after a breakpoint move with it; their lengths must not, or a step cut short by it and grown back
+        # multiplies rounding-level errors by the ratio of the two lengths.
+        next_t1 = next_t0 + jax.lax.stop_gradient(next_t1 - next_t0)
         eps = jnp.finfo(jnp.result_type(t0)).eps
         stuck = jnp.logical_not(keep) & (next_t1 - next_t0 <= 4 * eps * jnp.abs(t0))
         result = diffrax.RESULTS.where(stuck, diffrax.RESULTS.dt_min_reached, result)
