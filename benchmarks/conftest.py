@@ -5,6 +5,7 @@ Benchmarks are skipped unless asked for with `--benchmark-only`; the command is 
 
 import os
 import platform
+import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
@@ -15,8 +16,11 @@ import jax
 import pytest
 
 pytest.importorskip("pytest_benchmark")
+sys.path.insert(0, str(Path(__file__).parent))  # the benchmarks share modules with each other, and are no package
 
 jax.config.update("jax_enable_x64", True)
+
+BACKEND_COMPILE = "/jax/core/compile/backend_compile_duration"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -86,3 +90,29 @@ def measure(benchmark: Any, compiled: Callable[..., Callable]) -> Callable[..., 
         return benchmark(lambda: jax.block_until_ready(executable(*args)))
 
     return run
+
+
+@pytest.fixture
+def measure_once(benchmark: Any) -> Callable[..., Any]:
+    """`measure_once(warm, run)`: the seconds of `warm()` count as compilation; one timed `run()`, and its result.
+
+    For runs of many seconds. What is compiled in the timed run all the same is recorded too, as `recompiled_seconds`.
+    """
+    recompiled: list[float] = []
+
+    def hear(event: str, duration_secs: float, **_: Any) -> None:
+        if event == BACKEND_COMPILE:
+            recompiled.append(duration_secs)
+
+    def measured(warm: Callable[[], Any], run: Callable[[], Any]) -> Any:
+        start = time.perf_counter()
+        jax.block_until_ready(warm())
+        benchmark.extra_info["compile_seconds"] = time.perf_counter() - start
+        jax.monitoring.register_event_duration_secs_listener(hear)
+        value = benchmark.pedantic(run, rounds=1, iterations=1)
+        jax.monitoring.unregister_event_duration_listener(hear)
+        if recompiled:
+            benchmark.extra_info["recompiled_seconds"] = sum(recompiled)
+        return value
+
+    return measured

@@ -5,6 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+COMPARED = "matrix sensing"  # the group whose members compute one thing, and are compared with the first two
+RATIO_COLUMNS = {
+    "seconds_a_lane": "s a lane",
+    "lanes": "lanes",
+    "relative_error": "error of X",
+    "diverged": "diverged",
+    "evaluations": "evaluations a lane",
+    "compile_seconds": "compile s",
+}
+
 
 def table(record: dict[str, Any]) -> str:
     """Machine and commit, then one row a benchmark: median, slowest and fastest run, compilation, and what it kept."""
@@ -14,6 +24,7 @@ def table(record: dict[str, Any]) -> str:
     rows = [
         f"Machine: {machine}.",
         f"Commit: `{commit['id']}`{state}. Date: {record['datetime'][:10]}.",
+        *ratio_table([benchmark for benchmark in record["benchmarks"] if benchmark["group"] == COMPARED]),
         "",
         "| benchmark | median s | min to max s | rounds | compile s | recorded |",
         "|---|---|---|---|---|---|",
@@ -21,17 +32,33 @@ def table(record: dict[str, Any]) -> str:
     return "\n".join(rows + [row(benchmark) for benchmark in record["benchmarks"]])
 
 
+def ratio_table(compared: list[dict[str, Any]]) -> list[str]:
+    """Seconds a lane of each way, and how many times those of the first and second they are; nothing for no ways."""
+    if len(compared) < 2:
+        return []
+    names = [benchmark["params"]["name"] for benchmark in compared]
+    first, second = (benchmark["extra_info"]["seconds_a_lane"] for benchmark in compared[:2])
+    titles = ["", *RATIO_COLUMNS.values(), f"times {names[0]}", f"times {names[1]}"]
+    rows = ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
+    for name, benchmark in zip(names, compared, strict=True):
+        extra = benchmark["extra_info"]
+        ratios = [extra["seconds_a_lane"] / first, extra["seconds_a_lane"] / second]
+        cells = [number(value) for value in [*(extra.get(key, "-") for key in RATIO_COLUMNS), *ratios]]
+        rows.append(f"| {name} | {' | '.join(cells)} |")
+    return rows
+
+
 def row(benchmark: dict[str, Any]) -> str:
     stats, extra = benchmark["stats"], dict(benchmark["extra_info"])
-    compile_seconds = extra.pop("compile_seconds")
+    compile_seconds = extra.pop("compile_seconds", "-")
     kept = ", ".join(f"{name} {number(value)}" for name, value in extra.items())
     spread = f"{number(stats['min'])} to {number(stats['max'])}"
     cells = [benchmark["name"], number(stats["median"]), spread, str(stats["rounds"]), number(compile_seconds), kept]
     return f"| {' | '.join(cells)} |"
 
 
-def number(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
+def number(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":
