@@ -30,6 +30,8 @@ from .integrate import (
 )
 from .options import Options
 
+# Segments are not differentiated in reverse, and their loops need not be able to.
+FORWARD = diffrax.ForwardMode()
 # Beyond it squares overflow in float32. Coordinates are of order one, so a state that large has blown up.
 NORM_BOUND = 1e18
 

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ from jaxtyping import ArrayLike, PyTree
 from ..dynamics.flows import AbstractFlow
 from ..dynamics.integrate import saving, velocity
 from ..dynamics.options import Metrics, Options, Solver, as_clock, make_options
-from ..dynamics.segments import Outcome
+from ..dynamics.segments import FORWARD, Outcome
 from ..problem import Problem
 from ..problem._checks import Numbers, refuted
 from ..problem.problem import as_weights
@@ -107,7 +106,7 @@ def sweep(
         rtol=rtol,
         atol=atol,
         max_steps=max_steps,
-        adjoint=diffrax.ForwardMode(),
+        adjoint=FORWARD,
     )
     program = Program(start, options, _tolerance(steady))
     like = carried, outcome = shapes(program, one)
