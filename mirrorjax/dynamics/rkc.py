@@ -1,7 +1,8 @@
 """RKC: the stabilized explicit solver for flows whose Jacobian has real, mostly negative eigenvalues."""
 
+import itertools
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import diffrax
 import equinox as eqx
@@ -25,6 +26,8 @@ _SETTLED = 0.005
 # The share of random directions kept in the iterate: an eigenvector that overtakes the largest then grows from 1%, not
 # from rounding errors (a third of the steps, where measured). It lowers the estimate by 1e-4 of itself at most.
 _MIXING = 0.01
+# A batch is not narrowed below this: its products would take as long.
+_NARROWEST = 4
 
 
 class RKCState(eqx.Module):
@@ -119,7 +122,8 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
         s = jnp.where(possible, needed, 2).astype(int)
         # A step that is not possible is replaced by one of size 0, which can overflow neither here nor in a gradient.
         h = jnp.where(possible, terms.contr(t0, t1), 0)
-        move = _move(field, t0, jnp.where(possible, t1 - t0, 0), h, y0, state.f, s, max_stages=self.max_stages)
+        step = _Step(field, t0, jnp.where(possible, t1 - t0, 0), h, y0, state.f, s)
+        move = _move(step, max_stages=self.max_stages)
         y1 = jax.tree.map(jnp.add, y0, move)
         f1, product = jax.jvp(lambda y: field(t1, y), (y1,), (state.vector,))
         k0, k1 = _scale(h, state.f), _scale(h, f1)
@@ -135,58 +139,112 @@ def _close(terms: Any, t: Scalar, y: PyTree, args: PyTree) -> Field:
     return eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t, y)
 
 
+class _Step(NamedTuple):
+    """A step of the method: `h` is `duration`, negative where diffrax integrates back in time; `s` stages."""
+
+    field: Field
+    t0: Scalar
+    duration: Scalar
+    h: Scalar
+    y0: PyTree
+    f0: PyTree
+    s: Count
+
+
+class _Stages(NamedTuple):
+    """Where the recurrence is after some stages: the coefficients of the last one, and `d_{j-2}`, `d_{j-1}`."""
+
+    stage: Stage
+    b_before: Scalar
+    older: PyTree
+    newer: PyTree
+
+
 @eqx.filter_custom_jvp
-def _move(
-    field: Field, t0: Scalar, duration: Scalar, h: Scalar, y0: PyTree, f0: PyTree, s: Count, *, max_stages: int
-) -> PyTree:
-    """`y_{n+1} - y_n` after s stages. `h` is `duration`, negative where diffrax integrates back in time."""
-    return _stages(field, t0, duration, h, y0, f0, s, kind="lax", max_stages=max_stages)
+def _move(step: _Step, *, max_stages: int) -> PyTree:
+    """`y_{n+1} - y_n`. A batch spends its stages on the lanes that need them: see `_move_lanes`."""
+    arrays, static = eqx.partition(step, eqx.is_array)
+
+    @jax.custom_batching.custom_vmap
+    def one(arrays: _Step) -> PyTree:
+        step = eqx.combine(arrays, static)
+        return _until(step.s, lambda j, stages: _next_stage(step, j, stages), jnp.array(2), _first_stage(step))[1].newer
+
+    @one.def_vmap
+    def lanes(size: int, batched: list[_Step], arrays: _Step) -> tuple[PyTree, PyTree]:
+        moves = _move_lanes(size, batched[0], arrays, static)
+        return moves, jax.tree.map(lambda _: True, moves)
+
+    return one(arrays)
 
 
 @_move.def_jvp
 def _move_jvp(primals: tuple, tangents: tuple, *, max_stages: int) -> tuple[PyTree, PyTree]:
     """A plain loop is the fastest but cannot be transposed; one of bounded length can, and serves both modes."""
 
-    def bounded(*primals: Any) -> PyTree:
-        return _stages(*primals, kind="bounded", max_stages=max_stages)
+    def bounded(step: _Step) -> PyTree:
+        last = eqxi.unvmap_max(step.s)
+        start = jnp.array(2), _first_stage(step)
+        return eqxi.while_loop(
+            lambda carry: carry[0] <= last,
+            lambda carry: (carry[0] + 1, _next_stage(step, *carry)),
+            start,
+            kind="bounded",
+            max_steps=max_stages,
+        )[1].newer
 
     return eqx.filter_jvp(bounded, primals, tangents)
 
 
-def _stages(
-    field: Field,
-    t0: Scalar,
-    duration: Scalar,
-    h: Scalar,
-    y0: PyTree,
-    f0: PyTree,
-    s: Count,
-    *,
-    kind: Any,
-    max_stages: int,
-) -> PyTree:
-    """The recurrence of the stages, for the differences `d_j = Y_j - y_n`, which round to less than the Y_j:
+def _move_lanes(size: int, batched: _Step, arrays: _Step, static: _Step) -> PyTree:
+    """The moves of a batch. Its lanes stand at different times and need from 2 to some dozen stages, and few of them
+    need many: so they are sorted, and late stages are computed for a quarter, then a sixteenth of the lanes."""
+    s = arrays.s if batched.s else jnp.full(size, arrays.s)
+    order = jnp.argsort(-s)
+    s, arrays = s[order], jax.tree.map(lambda leaf, many: leaf[order] if many else leaf, arrays, batched)
+    axes = jax.tree.map(lambda many: 0 if many else None, batched)
+    first = jax.vmap(lambda arrays: _first_stage(eqx.combine(arrays, static)), in_axes=(axes,))
+    after = jax.vmap(
+        lambda arrays, j, stages: _next_stage(eqx.combine(arrays, static), j, stages), in_axes=(axes, None, 0)
+    )
+    widths = [width for width in (size, size // 4, size // 16) if width == size or width >= _NARROWEST]
+    j, stages = jnp.array(2), first(arrays)
+    for width, narrower in itertools.pairwise([*widths, 0]):
+        part = jax.tree.map(lambda leaf, many, width=width: leaf[:width] if many else leaf, arrays, batched)
+        head = jax.tree.map(lambda leaf, width=width: leaf[:width], stages)
+        j, head = _until(s[narrower], lambda j, stages, part=part: after(part, j, stages), j, head)
+        stages = jax.tree.map(lambda leaf, new, width=width: leaf.at[:width].set(new), stages, head)
+    return jax.tree.map(lambda leaf: leaf[jnp.argsort(order)], stages.newer)
 
-    `d_0 = 0`, `d_1 = mu~_1 h f_0`, `d_j = mu_j d_{j-1} + nu_j d_{j-2} + mu~_j h f(t_n + c_{j-1} h, y_n + d_{j-1}) +
-    gamma~_j h f_0`. Lanes of a batch that need fewer stages than others keep `d_s` by `mu = 1` and zeros, which
-    costs no copy of the state, as a loop that masks its carry would.
-    """
-    method = Method(s, duration.dtype)
+
+def _until(last: Count, after: Callable, j: Count, stages: _Stages) -> tuple[Count, _Stages]:
+    """The stages from number j to the last."""
+    return lax.while_loop(lambda carry: carry[0] <= last, lambda carry: (carry[0] + 1, after(*carry)), (j, stages))
+
+
+def _first_stage(step: _Step) -> _Stages:
+    """`d_0 = 0`, `d_1 = mu~_1 h f_0`."""
+    method = Method(step.s, step.duration.dtype)
     start = first_stage(method)
-    last = eqxi.unvmap_max(s)
+    zeros = jax.tree.map(jnp.zeros_like, step.y0)
+    return _Stages(start, start.b, zeros, _scale(start.b * method.w1 * step.h, step.f0))
 
-    def body(carry: tuple) -> tuple:
-        j, stage, b_before, older, newer = carry
-        f = field(t0 + stage.c * duration, jax.tree.map(jnp.add, y0, newer))
-        new = later_stage(j, method)
-        weights = _weights(new, stage, b_before, method, h)
-        kept = (1.0, 0.0, 0.0, 0.0)
-        weights = tuple(jnp.where(j <= s, weight, keep) for weight, keep in zip(weights, kept, strict=True))
-        return j + 1, new, stage.b, newer, _combine(weights, (newer, older, f, f0))
 
-    zeros = jax.tree.map(jnp.zeros_like, y0)
-    carry = (jnp.array(2), start, start.b, zeros, _scale(start.b * method.w1 * h, f0))
-    return eqxi.while_loop(lambda carry: carry[0] <= last, body, carry, kind=kind, max_steps=max_stages)[-1]
+def _next_stage(step: _Step, j: Count, stages: _Stages) -> _Stages:
+    """Stage j of the recurrence for the differences `d_j = Y_j - y_n`, which round to less than the Y_j:
+
+    `d_j = mu_j d_{j-1} + nu_j d_{j-2} + mu~_j h f(t_n + c_{j-1} h, y_n + d_{j-1}) + gamma~_j h f_0`. Lanes of a batch
+    that need fewer stages than others keep `d_s` by `mu = 1` and zeros, which costs no copy of the state, as a loop
+    that masks its carry would.
+    """
+    method = Method(step.s, step.duration.dtype)
+    stage, newer = stages.stage, stages.newer
+    f = step.field(step.t0 + stage.c * step.duration, jax.tree.map(jnp.add, step.y0, newer))
+    new = later_stage(j, method)
+    weights = _weights(new, stage, stages.b_before, method, step.h)
+    kept = (1.0, 0.0, 0.0, 0.0)
+    weights = tuple(jnp.where(j <= step.s, weight, keep) for weight, keep in zip(weights, kept, strict=True))
+    return _Stages(new, stage.b, newer, _combine(weights, (newer, stages.older, f, step.f0)))
 
 
 def _weights(

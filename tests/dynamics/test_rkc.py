@@ -11,7 +11,7 @@ import pytest
 from numpy.polynomial import Chebyshev
 from scipy.integrate import solve_ivp
 
-from mirrorjax.dynamics.rkc import RKC, RKCState, _move
+from mirrorjax.dynamics.rkc import RKC, RKCState, _move, _Step
 from mirrorjax.dynamics.rkc_coefficients import DAMPING, Method, later_stage, stages_needed
 
 STAGES = (2, 3, 4, 7, 16, 50)
@@ -82,7 +82,7 @@ class TestMethod:
             one = jnp.array(1.0)
             field = lambda t, y: z * y  # noqa: E731
             closed = eqx.filter_closure_convert(field, one, one)
-            return 1 + _move(closed, jnp.array(0.0), one, one, one, z, jnp.array(s), max_stages=64)
+            return 1 + _move(_Step(closed, jnp.array(0.0), one, one, one, z, jnp.array(s)), max_stages=64)
 
         T, w0, w1, a, b = polynomials(s)
         z = jnp.linspace(-(1 + w0) / w1, 0, 401)
@@ -93,6 +93,29 @@ class TestMethod:
         # An even T_s passes 1 at -w_0; an odd one must fall to -(1 + a)/b > -6, where cosh(s phi) = 6, phi = 2.48/s.
         outside = 1.001 * w0 if s % 2 == 0 else np.cosh(2.5 / s) * w0
         assert abs(amplification(jnp.array(-(w0 + outside) / w1))) > 1
+
+    def test_lanes_of_a_batch_need_different_stages(self):
+        """33 lanes, of which few need many stages: the batch is narrowed to 8 and each lane gets its own polynomial."""
+        stages = np.full(33, 2)
+        stages[[3, 8, 20]] = 40
+        stages[10:16] = np.arange(5, 11)
+        z = np.linspace(-0.9, -0.1, 33)
+        one = jnp.array(1.0)
+
+        def amplification(z, s):
+            closed = eqx.filter_closure_convert(lambda t, y: z * y, one, one)
+            return 1 + _move(_Step(closed, jnp.array(0.0), one, one, one, z, s), max_stages=64)
+
+        expected = []
+        for s, at in zip(stages, z, strict=True):
+            T, w0, w1, a, b = polynomials(int(s))
+            expected.append(a + b * T(w0 + w1 * at))
+        batch = jax.vmap(amplification)(jnp.asarray(z), jnp.asarray(stages))
+        np.testing.assert_allclose(batch, expected, atol=10 * 40**2 * np.finfo(float).eps)
+        # One number of stages for all, and all but one number the same, are batches too.
+        shared = jax.vmap(amplification, in_axes=(0, None))(jnp.asarray(z), jnp.array(7))
+        alone = [amplification(at, jnp.array(7)) for at in jnp.asarray(z)]
+        np.testing.assert_allclose(shared, alone, rtol=1e-14)
 
 
 def pendulum(t, y, args=None):
