@@ -33,8 +33,8 @@ from .store import recorded_slots
 # Lanes of a group, in batches: enough that filling and emptying the slots costs little.
 BATCHES = 8
 # Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It is done where a
-# thousand evaluations of the whole batch take as many operations as the device does in some ten seconds.
-WORTH = {"cpu": 1e12}
+# thousand evaluations of the whole batch take more operations than the device does in ten seconds.
+WORTH = {"cpu": 3e12}
 WORTH_ELSEWHERE = 1e13
 
 
