@@ -49,7 +49,7 @@ class Reduced(eqx.Module):
         return np.asarray(total / (self.missed.size * self.pixels))
 
 
-def reduce(signals: Signals, dictionary: Dictionary) -> Reduced:
+def reduce(signals: Signals, dictionary: Float[np.ndarray, "rows k"]) -> Reduced:
     """The least-squares problems of these signals on this dictionary, in the coordinates of its QR factorization.
 
     **Arguments:** `signals` (n, p), one a row; `dictionary` (p, k), one atom a column, k <= p.

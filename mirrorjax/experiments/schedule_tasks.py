@@ -185,8 +185,8 @@ def hand_made(shape: ArrayLike, total: ArrayLike, t_off: ArrayLike, t1: float) -
 class Learned(eqx.Module):
     """alpha(t) = exp(log_values_i) on equal pieces of [0, t_off), 0 after: positive by construction, t_off included."""
 
-    log_values: Float[Array, " pieces"]
-    log_t_off: Float[Array, ""]
+    log_values: Float[Array, "*batch pieces"]
+    log_t_off: Float[Array, "*batch"]
 
     @property
     def schedule(self) -> Piecewise:

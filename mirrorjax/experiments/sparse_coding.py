@@ -375,7 +375,7 @@ def faces_figure(
     images: Float[np.ndarray, "n height width"],
     means: Float[np.ndarray, "n 1"],
     dictionary: Dictionary,
-    codes: Sequence[tuple[str, Codes]],
+    codes: Sequence[tuple[str, Float[np.ndarray, "shown k"]]],
 ) -> Any:
     """Originals above what each set of codes reconstructs."""
     rows = [("original", images[SHOWN].astype(float))]

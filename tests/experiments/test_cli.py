@@ -27,7 +27,7 @@ def mirrorjax(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 def test_help_names_every_command():
     done = mirrorjax("--help")
     assert done.returncode == 0
-    for word in ("reproduce", "list", "explain", "--version"):
+    for word in ("reproduce", "list", "explain", "sweep", "status", "resume", "--version"):
         assert word in done.stdout
 
 
@@ -160,3 +160,38 @@ def test_geometry_draws_every_family_with_the_numeric_recovery_on_it(tmp_path):
     exponents = table.loc["hadamard"].local_exponent
     assert exponents.is_monotonic_decreasing or exponents.sort_index().is_monotonic_increasing
     assert len(list((tmp_path / "run").glob("geometry_*.png"))) == 7
+
+
+LANES = """
+import jax.numpy as jnp
+import mirrorjax as mj
+
+f = mj.LeastSquares(jnp.ones((2, 3)), jnp.ones(2))
+
+
+def lane(alpha, t_off):
+    return mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.SwitchOff(alpha, t_off), f), (jnp.ones(3), jnp.zeros(3))
+"""
+
+
+@pytest.mark.slow
+def test_sweep_status_resume(tmp_path):
+    (tmp_path / "lanes.py").write_text(LANES)
+    text = 'lane = "lanes.py:lane"\nt1 = 8.0\n[grid]\nalpha = [0.1, 1.0, -1.0]\nt_off = [1.0, 2.0]\n'
+    (tmp_path / "sweep.toml").write_text(text)
+    done = mirrorjax("sweep", "sweep.toml", "--out", "run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "6 lanes in run" in done.stdout
+    status = mirrorjax("status", "run", cwd=tmp_path)
+    for line in (done.stdout, status.stdout):
+        assert "invalid_schedule" in line
+        assert "successful" in line
+    again = mirrorjax("sweep", "sweep.toml", "--out", "run", cwd=tmp_path)
+    assert again.returncode == 2
+    assert "`mirrorjax resume run`" in " ".join(again.stderr.split())
+    assert mirrorjax("resume", "run", cwd=tmp_path).returncode == 0
+    (tmp_path / "sweep.toml").write_text(text.replace("8.0", "9.0"))
+    changed = mirrorjax("resume", "run", cwd=tmp_path)
+    assert changed.returncode == 2
+    assert "t1: 8.0 -> 9.0" in changed.stderr
+    assert mirrorjax("status", "sweep.toml", cwd=tmp_path).returncode == 2
