@@ -72,10 +72,11 @@ def test_stopped_at_every_call_and_resumed(whole, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_bits(tmp_path):
-    """Three kills of the real thing. The uninterrupted run is made by the same script, so by the same flags."""
+    """Two kills of the real thing. The uninterrupted run is made by the same script, so by the same flags."""
     script = f"""
 import sys, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import mirrorjax as mj
 from sweep_problems import lane, norm
@@ -84,7 +85,7 @@ mj.sweep(lane, grid, t1=60.0, metrics=norm, chunk=2, checkpoint_every=0.0, store
 """
     rng = np.random.default_rng(0)
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "whole")], check=True, timeout=200)
-    for _ in range(3):
+    for _ in range(2):
         process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")])
         manifest = tmp_path / "killed" / "process-000" / "manifest.json"
         deadline = time.monotonic() + 100
