@@ -210,6 +210,7 @@ def with_norms(dataset: Dataset, reduced: Reduced) -> Dataset:
 
 
 def final_codes(dataset: Dataset, index: int) -> Codes:
+    """The codes (faces, atoms) at the end, for one strength; missing where a lane failed."""
     return dataset.x.isel(alpha=index).transpose("face", "x_0").values
 
 
