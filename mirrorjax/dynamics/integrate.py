@@ -197,7 +197,7 @@ def _solution(problem: Problem, context: Any, raw: diffrax.Solution, options: Op
     last = options.flow.read(t_end, state, context)
     result = combine(valid, raw.result, options.flow.status(t_end, options.t1, state, context))
     reached = (ticks[:-1] <= tick) & (valid == RESULTS.successful)
-    kept, loss = jax.tree.map(lambda leaf: missing(leaf, reached), (kept, loss))
+    kept, loss = jax.tree.map(lambda leaf: _missing(leaf, reached), (kept, loss))
     point: Point = kept if options.metrics is None else jax.tree.map(lambda leaf: leaf[None], last)
     stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
     return Solution(
@@ -224,7 +224,7 @@ def combine(valid: RESULTS, raw: Any, flow_status: RESULTS) -> RESULTS:
     return R.where(valid == R.successful, status, valid)
 
 
-def missing(leaf: Array, reached: Bool[Array, " time"]) -> Array:
+def _missing(leaf: Array, reached: Bool[Array, " time"]) -> Array:
     """NaN at the save times that were never reached."""
     return jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan)
 

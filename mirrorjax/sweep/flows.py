@@ -22,7 +22,7 @@ from ..problem.reparam import Weights
 from ..results import status_name
 from .configuration import configuration, trace
 from .dataset import EXECUTED, USEFUL, Arrays, Dataset, flatten
-from .engine import About, AbstractJob, Checkpoint, Lanes, run
+from .engine import About, AbstractJob, Checkpoint, Lanes, failures, run
 from .lanes import Grid, OneLane, Zip
 from .memory import choose_slots, size_of
 from .progress import Callback, Reporter
@@ -171,10 +171,9 @@ class _Job(AbstractJob):
     def _tell(self, group: Lanes, reporter: Reporter, before: Batch, after: Batch) -> None:
         new = after.ended & np.logical_not(before.ended)
         latest = _named(jax.tree.map(lambda leaf: leaf[new], after.outcomes))
-        failed = int(np.sum(latest["status"] != "successful"))
         share = self.scheduler.underway(after)
         steps = int(after.useful - before.useful), int(after.executed - before.executed)
-        reporter.moved(latest | {"lanes": group[new]}, failed, share, *steps)
+        reporter.moved(latest | {"lanes": group[new]}, failures(latest), share, *steps)
 
 
 PER_LANE = ("x", "status", "steps", "rejected_steps", "t_end")
