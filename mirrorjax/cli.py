@@ -15,6 +15,7 @@ import jax
 import numpy as np
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from .experiments import EXPERIMENTS, Experiment, RunFolder, Setting
@@ -48,7 +49,7 @@ def main() -> None:
 
 
 def _fail(message: str) -> None:
-    errors.print(f"[red]Error:[/red] {message}", highlight=False, soft_wrap=True)
+    errors.print(f"[red]Error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
     raise SystemExit(2)
 
 

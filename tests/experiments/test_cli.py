@@ -61,6 +61,12 @@ def test_bad_arguments_exit_2_with_one_message(arguments, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_square_brackets_of_a_message_are_printed(tmp_path):
+    done = mirrorjax("resume", "runs[old]", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "runs[old] is not the folder of `mirrorjax sweep`" in " ".join(done.stderr.split())
+
+
 def test_an_existing_folder_is_refused_and_untouched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
