@@ -213,7 +213,7 @@ def _summarise(dataset: Dataset, run: Path) -> None:
         table.add_row(str(name), str(count))
     console.print(table)
     if "efficiency" in dataset.attrs:
-        console.print(f"efficiency: {dataset.attrs['efficiency']:.0%} of the steps driven were steps of lanes")
+        console.print(f"efficiency: {dataset.attrs['efficiency']:.0%} of the work was work of lanes")
     console.print(f'open it with: mirrorjax.open_sweep("{run}")', highlight=False, soft_wrap=True)
 
 

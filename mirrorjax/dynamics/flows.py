@@ -62,6 +62,32 @@ def finite_status(state: PyTree) -> RESULTS:
     return RESULTS.where(jnp.all(jnp.stack(finite)), RESULTS.successful, RESULTS.diverged)
 
 
+class WeightFlow(AbstractFlow):
+    """`dw/dt = -grad_w [f(g(w)) + alpha(t) h(w)]`, the weights and nothing else: what a sweep follows.
+
+    `PrimalFlow` without mu, which no result of a sweep holds and which would double the state: `read` gives NaN for it.
+    """
+
+    def start(self, problem: Problem, w0: Weights) -> tuple[Problem, AbstractCoordinates]:
+        refuse_nonsmooth(problem)
+        return problem, choose_coordinates(problem, w0)
+
+    def velocity(self, t: Time, state: AbstractCoordinates, context: Problem) -> PyTree:
+        return self.velocity_and_slope(t, state, context)[0]
+
+    def velocity_and_slope(self, t: Time, state: AbstractCoordinates, context: Problem) -> tuple[PyTree, Array]:
+        """Also `grad f(x)`, which it is computed from."""
+        slope = context.objective.gradient(state.parameters(context))
+        return state.velocity(context, slope, context.strength(t, like=slope)), slope
+
+    def read(self, t: Time, state: AbstractCoordinates, context: Problem) -> Point:
+        x = state.parameters(context)
+        return Point(x, state.weights(), jnp.full_like(x, jnp.nan), context.objective(x))
+
+    def status(self, t: Time, t1: Time, state: AbstractCoordinates, context: Problem) -> RESULTS:
+        return finite_status(state)
+
+
 class PrimalState(eqx.Module):
     """The weights, in the coordinates they are integrated in, and `mu = -int grad f(x) dt`."""
 
@@ -72,24 +98,23 @@ class PrimalState(eqx.Module):
 class PrimalFlow(AbstractFlow):
     """`dw/dt = -grad_w [f(g(w)) + alpha(t) h(w)]`: gradient flow on the weights, defined for every smooth pair (g, h).
 
-    Integrated on a logarithmic scale where g and h are homogeneous, see `dynamics/coordinates.py`.
+    Integrated on a logarithmic scale where g and h are homogeneous, see `dynamics/coordinates.py`; `d mu/dt = -grad
+    f(x)` is integrated along.
 
     Source: the paper's Eq. (3).
     """
 
     def start(self, problem: Problem, w0: Weights) -> tuple[Problem, PrimalState]:
-        refuse_nonsmooth(problem)
-        x = problem.g(w0)
-        return problem, PrimalState(choose_coordinates(problem, w0), jnp.zeros_like(x))
+        _, position = WeightFlow().start(problem, w0)
+        return problem, PrimalState(position, jnp.zeros_like(problem.g(w0)))
 
     def velocity(self, t: Time, state: PrimalState, context: Problem) -> PrimalState:
-        slope = context.objective.gradient(state.position.parameters(context))
-        alpha = context.strength(t, like=slope)
-        return PrimalState(state.position.velocity(context, slope, alpha), -slope)
+        rate, slope = WeightFlow().velocity_and_slope(t, state.position, context)
+        return PrimalState(rate, -slope)
 
     def read(self, t: Time, state: PrimalState, context: Problem) -> Point:
-        x = state.position.parameters(context)
-        return Point(x, state.position.weights(), state.mu, context.objective(x))
+        point = WeightFlow().read(t, state.position, context)
+        return Point(point.x, point.w, state.mu, point.loss)
 
     def status(self, t: Time, t1: Time, state: PrimalState, context: Problem) -> RESULTS:
         return finite_status(state)

@@ -13,7 +13,7 @@ from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..problem._checks import as_scalar, is_concrete
-from .rkc_coefficients import Method, Stage, first_stage, later_stage, stages_needed
+from .rkc_coefficients import MIN_STAGES, Method, Stage, first_stage, later_stage, stages_needed
 
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
@@ -21,7 +21,7 @@ Field = Callable[[Any, PyTree], PyTree]
 
 # A cold power iteration, at the start of a solve, may use this many Jacobian-vector products, and stops once a product
 # changes the estimate by no more than this share of it. After a jump it starts warm, and one to three products do.
-_MAX_PRODUCTS = 50
+MAX_PRODUCTS = 50
 _SETTLED = 0.005
 # The share of random directions kept in the iterate: an eigenvector that overtakes the largest then grows from 1%, not
 # from rounding errors (a third of the steps, where measured). It lowers the estimate by 1e-4 of itself at most.
@@ -78,13 +78,14 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
     max_stages: int = eqx.field(static=True)  # static: reverse mode sizes its loop over the stages by it
     safety: Scalar
 
+    ERROR_ORDER: ClassVar = 3
     term_structure: ClassVar = diffrax.ODETerm
     interpolation_cls: ClassVar[Callable[..., diffrax.AbstractLocalInterpolation]] = (
         diffrax.ThirdOrderHermitePolynomialInterpolation
     )
 
     def __init__(self, max_stages: int = 256, safety: ArrayLike = 1.2):
-        if not isinstance(max_stages, int) or max_stages < 2:
+        if not isinstance(max_stages, int) or max_stages < MIN_STAGES:
             raise ValueError(f"max_stages must be a whole number, at least 2, got {max_stages!r}")
         self.max_stages = max_stages
         self.safety = as_scalar(safety, "safety")
@@ -95,7 +96,7 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
         return 2
 
     def error_order(self, terms: PyTree) -> int:
-        return 3
+        return self.ERROR_ORDER
 
     def func(self, terms: Any, t0: Scalar, y0: PyTree, args: PyTree) -> PyTree:
         return terms.vf(t0, y0, args)
@@ -103,7 +104,7 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
     def init(self, terms: Any, t0: Scalar, t1: Scalar, y0: PyTree, args: PyTree) -> RKCState:
         field = _close(terms, t0, y0, args)
         nothing = jnp.zeros((), jnp.result_type(t0)), jnp.array(0), jnp.array(0)
-        return _renew(field, t0, y0, RKCState(y0, _noise(y0), *nothing))
+        return _renew(field, t0, y0, RKCState(y0, noise(y0), *nothing))
 
     def step(
         self,
@@ -119,7 +120,7 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
         state = _after_jump(field, t0, y0, solver_state, made_jump)
         needed = stages_needed(self.safety.astype(state.radius.dtype) * state.radius * (t1 - t0))
         possible = needed <= self.max_stages  # False also where the radius is NaN
-        s = jnp.where(possible, needed, 2).astype(int)
+        s = jnp.where(possible, needed, MIN_STAGES).astype(int)
         # A step that is not possible is replaced by one of size 0, which can overflow neither here nor in a gradient.
         h = jnp.where(possible, terms.contr(t0, t1), 0)
         step = _Step(field, t0, jnp.where(possible, t1 - t0, 0), h, y0, state.f, s)
@@ -128,7 +129,7 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
         f1, product = jax.jvp(lambda y: field(t1, y), (y1,), (state.vector,))
         k0, k1 = _scale(h, state.f), _scale(h, f1)
         error = jax.tree.map(lambda m, a, b: jnp.where(possible, 0.4 * (a + b) - 0.8 * m, jnp.inf), move, k0, k1)
-        vector, radius = lax.stop_gradient(_power_iterate(product, state.vector, state.radius.dtype))
+        vector, radius = lax.stop_gradient(power_iterate(product, state.vector, state.radius.dtype))
         new_state = RKCState(f1, vector, radius, state.num_evaluations + s, state.num_products + 1)
         result = diffrax.RESULTS.where(possible, diffrax.RESULTS.successful, diffrax.RESULTS.dt_min_reached)
         return y1, error, {"y0": y0, "y1": y1, "k0": k0, "k1": k1}, new_state, result
@@ -168,7 +169,8 @@ def _move(step: _Step, *, max_stages: int) -> PyTree:
     @jax.custom_batching.custom_vmap
     def one(arrays: _Step) -> PyTree:
         step = eqx.combine(arrays, static)
-        return _until(step.s, lambda j, stages: _next_stage(step, j, stages), jnp.array(2), _first_stage(step))[1].newer
+        first = jnp.array(MIN_STAGES), _first_stage(step)
+        return _until(step.s, lambda j, stages: _next_stage(step, j, stages), *first)[1].newer
 
     @one.def_vmap
     def lanes(size: int, batched: list[_Step], arrays: _Step) -> tuple[PyTree, PyTree]:
@@ -184,7 +186,7 @@ def _move_jvp(primals: tuple, tangents: tuple, *, max_stages: int) -> tuple[PyTr
 
     def bounded(step: _Step) -> PyTree:
         last = eqxi.unvmap_max(step.s)
-        start = jnp.array(2), _first_stage(step)
+        start = jnp.array(MIN_STAGES), _first_stage(step)
         return eqxi.while_loop(
             lambda carry: carry[0] <= last,
             lambda carry: (carry[0] + 1, _next_stage(step, *carry)),
@@ -208,7 +210,7 @@ def _move_lanes(size: int, batched: _Step, arrays: _Step, static: _Step) -> PyTr
         lambda arrays, j, stages: _next_stage(eqx.combine(arrays, static), j, stages), in_axes=(axes, None, 0)
     )
     widths = [width for width in (size, size // 4, size // 16) if width == size or width >= _NARROWEST]
-    j, stages = jnp.array(2), first(arrays)
+    j, stages = jnp.array(MIN_STAGES), first(arrays)
     for width, narrower in itertools.pairwise([*widths, 0]):
         part = jax.tree.map(lambda leaf, many, width=width: leaf[:width] if many else leaf, arrays, batched)
         head = jax.tree.map(lambda leaf, width=width: leaf[:width], stages)
@@ -241,13 +243,13 @@ def _next_stage(step: _Step, j: Count, stages: _Stages) -> _Stages:
     stage, newer = stages.stage, stages.newer
     f = step.field(step.t0 + stage.c * step.duration, jax.tree.map(jnp.add, step.y0, newer))
     new = later_stage(j, method)
-    weights = _weights(new, stage, stages.b_before, method, step.h)
+    weights = recurrence_weights(new, stage, stages.b_before, method, step.h)
     kept = (1.0, 0.0, 0.0, 0.0)
     weights = tuple(jnp.where(j <= step.s, weight, keep) for weight, keep in zip(weights, kept, strict=True))
     return _Stages(new, stage.b, newer, _combine(weights, (newer, stages.older, f, step.f0)))
 
 
-def _weights(
+def recurrence_weights(
     new: Stage, stage: Stage, b_before: Scalar, method: Method, h: Scalar
 ) -> tuple[Scalar, Scalar, Scalar, Scalar]:
     """`mu_j = 2 w_0 b_j / b_{j-1}`, `nu_j = -b_j / b_{j-2}`, `mu~_j h = 2 w_1 h b_j / b_{j-1}`, `gamma~_j = -a_{j-1}
@@ -291,33 +293,38 @@ def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState, wanted: Bool[Arr
 
     def unsettled(carry: tuple) -> Bool[Array, ""]:
         count, _, radius, before = carry
-        return wanted & (count < _MAX_PRODUCTS) & (jnp.abs(radius - before) > _SETTLED * radius)
+        return wanted & (count < MAX_PRODUCTS) & jnp.logical_not(has_settled(radius, before))
 
     def iterate(carry: tuple) -> tuple:
         count, vector, radius, _ = carry
-        return count + 1, *_power_iterate(multiply(vector), vector, dtype), radius
+        return count + 1, *power_iterate(multiply(vector), vector, dtype), radius
 
     count, vector, radius, _ = lax.while_loop(unsettled, iterate, iterate((jnp.array(0), vector, before, before)))
     return RKCState(field(t, y), vector, radius, state.num_evaluations + 1, state.num_products + count)
 
 
-def _power_iterate(product: PyTree, vector: PyTree, dtype: jnp.dtype) -> tuple[PyTree, Scalar]:
+def has_settled(radius: Scalar, before: Scalar) -> Bool[Array, ""]:
+    """Whether a product has changed the estimate of the radius by little, or left none that it could."""
+    return jnp.logical_not(jnp.abs(radius - before) > _SETTLED * radius)
+
+
+def power_iterate(product: PyTree, vector: PyTree, dtype: jnp.dtype) -> tuple[PyTree, Scalar]:
     """`(J v / |J v| + noise, |J v| / |v|)`: the next vector of the power iteration, and its estimate of the radius."""
-    size, noise = _norm(product, dtype), _noise(vector)
+    size, stir = norm(product, dtype), noise(vector)
     shrink = 1 / jnp.maximum(size, jnp.finfo(dtype).tiny)  # a product of 0 leaves the noise alone
-    mixed = _combine((shrink, _MIXING / _norm(noise, dtype)), (product, noise))
-    return mixed, size / _norm(vector, dtype)
+    mixed = _combine((shrink, _MIXING / norm(stir, dtype)), (product, stir))
+    return mixed, size / norm(vector, dtype)
 
 
-def _noise(y: PyTree) -> PyTree:
+def noise(y: PyTree) -> PyTree:
     """Fixed normal numbers shaped like y: the same in every step, lane and solve."""
     leaves, structure = jax.tree.flatten(y)
     keys = jax.random.split(jax.random.key(0), len(leaves))
-    noise = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, noise)
+    normal = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(structure, normal)
 
 
-def _norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
+def norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
     squares = [jnp.sum(jnp.square(x)).astype(dtype) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 

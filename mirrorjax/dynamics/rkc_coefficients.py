@@ -15,6 +15,7 @@ from jaxtyping import Array, Float, Int
 DAMPING = 2 / 13
 # s^2 = 1 + FACTOR |z| stages reach z: the interval is (2/3)(s^2 - 1)(1 - 2 eps/15) or a little more, 1.5314 rounded up.
 _STAGE_FACTOR = 1.54
+MIN_STAGES = 2
 # The terms of the series below fall at least like eps^k / (k! (2k-1)!!): the ninth is 3e-18 of the first.
 _SERIES_TERMS = 8
 
@@ -69,7 +70,12 @@ def later_stage(j: Count, method: Method) -> Stage:
 
 def stages_needed(z: Scalar) -> Scalar:
     """The number of stages, at least 2, whose interval of stability holds `-z`; a whole number, but a float."""
-    return jnp.maximum(jnp.ceil(jnp.sqrt(1 + _STAGE_FACTOR * z)), 2)
+    return jnp.maximum(jnp.ceil(jnp.sqrt(1 + _STAGE_FACTOR * z)), MIN_STAGES)
+
+
+def longest(stages: int) -> float:
+    """The largest z that so many stages hold."""
+    return (stages**2 - 1) / _STAGE_FACTOR
 
 
 def _slope(j: Scalar, shift: Scalar) -> Scalar:

@@ -1,74 +1,37 @@
 """A flow in segments of a few steps: what a sweep needs to let lanes leave and enter between them, and to be resumed.
 
-A segment ends after a number of steps, not at a time: lanes of one batch then stand at different times, and none waits
-for another. State of solver and controller and the planned step are carried, so that the segments take the very steps
-of one long solve, and the same segments give the same bits.
+A segment ends after so much work, not at a time: lanes of one batch then stand at different times, and none waits for
+another. State of solver and controller and the planned step are carried, so that segments of any length take the very
+steps of one solve. Lanes of `RKC` walk by single evaluations (`rkc_lanes.py`), others by steps of diffrax.
 """
 
+from collections.abc import Callable
 from typing import Any, cast
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..problem import Problem
+from ..problem.reparam import Weights
 from ..results import RESULTS
 from .controller import Resumable
 from .descent import AbstractDescent
-from .integrate import (
-    Carried,
-    combine,
-    input_status,
-    plan,
-    run,
-    saving,
-    to_ticks,
-    to_time,
-    velocity,
-)
+from .integrate import Carried, combine, input_status, plan, run, saving, solver_status, to_ticks, to_time, velocity
+from .lane import Outcome, Progress
 from .options import Options
+from .rkc import RKC
+from .rkc_lanes import STUCK, THROUGH, set_out, walk_on
 
 # Segments are not differentiated in reverse, and their loops need not be able to.
 FORWARD = diffrax.ForwardMode()
 # Beyond it squares overflow in float32. Coordinates are of order one, so a state that large has blown up.
 NORM_BOUND = 1e18
 
-
-class Progress(eqx.Module):
-    """Where a lane stands: all that is needed to go on as if it had never stopped.
-
-    - `tick`: time on the solver's clock; `state`: the flow's state there; `carried`: of solver and controller.
-    - `saved`: how many save times are behind; `metrics` and `loss` (time, ...) there, NaN at those ahead.
-    - `steps`, `rejected_steps`: solver steps so far.
-    - `running`: whether there is more to do; if not, `result` says how it ended, and `tick` when.
-    """
-
-    tick: Float[Array, ""]
-    state: PyTree
-    carried: Carried
-    saved: Int[Array, ""]
-    metrics: PyTree
-    loss: Float[Array, " time"]
-    steps: Int[Array, ""]
-    rejected_steps: Int[Array, ""]
-    running: Bool[Array, ""]
-    result: RESULTS
-
-
-class Outcome(eqx.Module):
-    """What is kept of a lane that has ended: parameters `x` at `t_end`, missing if it failed; `a`, `loss` and `metrics`
-    at the save times, missing at those it never reached."""
-
-    x: Float[Array, "..."]
-    a: Float[Array, " time"]
-    loss: Float[Array, " time"]
-    metrics: PyTree
-    t_end: Float[Array, ""]
-    steps: Int[Array, ""]
-    rejected_steps: Int[Array, ""]
-    result: RESULTS
+# What a lane is made of its parameters by: values -> (problem, w0).
+Start = Callable[[PyTree], tuple[Problem, Weights]]
 
 
 def begin(problem: Problem, options: Options, w0: PyTree) -> Progress:
@@ -79,39 +42,67 @@ def begin(problem: Problem, options: Options, w0: PyTree) -> Progress:
         dtype = jnp.result_type(*jax.tree.leaves(state))
         end = to_ticks(options.t1, options.flow, dtype)
         start, args = jnp.zeros_like(end), (options.flow, context, state)
-        step, controller_state = plan(problem, context, state, options, end)
-        solver_state = options.solver.init(diffrax.ODETerm(velocity), start, step, state, args)
+        step, control = plan(problem, context, state, options, end)
+        if isinstance(options.solver, RKC):
+            carried = set_out(start, state, step, control)
+        else:
+            solver_state = options.solver.init(diffrax.ODETerm(velocity), start, step, state, args)
+            carried = Carried(solver_state, control, jnp.array(False))
         metrics, loss = eqx.filter_eval_shape(saving(options), start, state, args)
         return jax.tree.map(
             _strong,
             Progress(
                 tick=start,
                 state=state,
-                carried=Carried(solver_state, controller_state, jnp.array(False)),
+                carried=carried,
                 saved=jnp.array(0),
                 metrics=jax.tree.map(lambda leaf: _unreached(leaf, options), metrics),
                 loss=_unreached(loss, options),
                 steps=jnp.array(0),
                 rejected_steps=jnp.array(0),
+                work=jnp.array(0),
                 running=valid == RESULTS.successful,
                 result=valid,
             ),
         )
 
 
+def work_of(options: Options) -> int:
+    """The work of a segment, after which a lane may leave: a lane that has ended idles for half of it on average, so it
+    is a few percent of what a lane takes in all. Descents end together."""
+    if isinstance(options.flow, AbstractDescent):
+        return 64
+    return 16
+
+
 def advance(
-    problem: Problem, options: Options, w0: PyTree, progress: Progress, *, steps: int, steady: Float[Array, ""] | None
+    start: Start, options: Options, values: PyTree, lanes: Progress, *, work: int, steady: Float[Array, ""] | None
 ) -> Progress:
-    """The lane after at most `steps` more steps, or until it is steady. One that has ended is returned as it is."""
-    with jax.default_matmul_precision("highest"):
+    """A batch of lanes after at most so much more work each. Those that have ended are returned as they are.
+
+    **Arguments:** `values`: the parameters of the lanes, with the same leading axis as `lanes`.
+    """
+
+    def each(fn: Callable) -> Callable:
+        return jax.vmap(lambda values, *rest: fn(*start(values), *rest))
+
+    def end(
+        problem: Problem, w0: Weights, moved: Progress, solver: RESULTS, paused: Array, before: Progress
+    ) -> Progress:
         context, _ = options.flow.start(problem, w0)
-        raw = _segment(problem, options, context, progress, steps)
-        moved = _record(options, progress, raw)
-        ended = _judge(options, context, moved, raw)
+        ended = _judge(options, context, moved, solver, paused)
         if steady is not None:
             resting = _is_steady(problem, options, context, moved, steady)
             ended = eqx.tree_at(lambda lane: lane.running, ended, ended.running & jnp.logical_not(resting))
-        return jax.tree.map(lambda new, old: jnp.where(progress.running, new, old), ended, progress)
+        return jax.tree.map(lambda new, old: jnp.where(before.running, new, old), ended, before)
+
+    with jax.default_matmul_precision("highest"):
+        if isinstance(options.solver, RKC):
+            moved = walk_on(each, options, values, lanes, work)
+            halted = jax.vmap(lambda lane: _halted(options, lane))(moved)
+        else:
+            moved, *halted = each(lambda *lane: _segment(options, work, *lane))(values, lanes)
+        return each(end)(values, moved, *halted, lanes)
 
 
 def read(problem: Problem, options: Options, w0: PyTree, lane: Progress) -> Outcome:
@@ -139,30 +130,39 @@ def read(problem: Problem, options: Options, w0: PyTree, lane: Progress) -> Outc
         )
 
 
-def _segment(problem: Problem, options: Options, context: Any, progress: Progress, steps: int) -> diffrax.Solution:
-    """The solver's steps. A lane that has ended takes one tiny step, which is thrown away."""
-    tick, running = progress.tick, progress.running
+def _segment(
+    options: Options, steps: int, problem: Problem, w0: Weights, lane: Progress
+) -> tuple[Progress, RESULTS, Bool[Array, ""]]:
+    """So many steps of a diffrax solver: the lane, what the solver says of it, and whether there is more to do.
+
+    A lane that has ended takes one tiny step, which is thrown away.
+    """
+    context, _ = options.flow.start(problem, w0)
+    tick, running = lane.tick, lane.running
     start = jnp.where(running, tick, 0.0)
     end = jnp.where(running, to_ticks(options.t1, options.flow, tick.dtype), jnp.finfo(tick.dtype).tiny)
     # The save times ahead, moved to the front. diffrax fills them one by one; NaN is never reached, and passes its
     # checks that times increase and lie inside. One at a breakpoint lies just before the start after it.
-    ahead = progress.saved + jnp.arange(options.ts.size)
+    ahead = lane.saved + jnp.arange(options.ts.size)
     ticks = to_ticks(options.ts, options.flow, tick.dtype)
     inside = jnp.maximum(ticks[ahead % options.ts.size], start)
     ts = jnp.where(running & (ahead < options.ts.size), inside, jnp.nan)
     whole_tick = isinstance(options.flow, AbstractDescent)
-    step = jnp.ones_like(tick) if whole_tick else Resumable.planned(progress.carried.controller_state)
+    step = jnp.ones_like(tick) if whole_tick else Resumable.planned(lane.carried.controller_state)
     span = {"start": start, "end": end, "ts": ts, "step": step, "max_steps": steps}
-    return run(problem, context, progress.state, options, carried=progress.carried, **span)
+    raw = run(problem, context, lane.state, options, carried=lane.carried, **span)
+    moved = _record(options, lane, raw)
+    paused = (raw.result == diffrax.RESULTS.max_steps_reached) & (moved.steps < options.max_steps)
+    return moved, solver_status(raw.result), paused
 
 
-def _record(options: Options, progress: Progress, raw: diffrax.Solution) -> Progress:
+def _record(options: Options, lane: Progress, raw: diffrax.Solution) -> Progress:
     """The lane with what the segment saved and where it stopped."""
     (metrics, loss), final = cast(tuple, raw.ys)
     times, last = cast(tuple, raw.ts)
     count = jnp.sum(jnp.isfinite(times))
     size = options.ts.size
-    positions = jnp.where(jnp.arange(size) < count, progress.saved + jnp.arange(size), size)
+    positions = jnp.where(jnp.arange(size) < count, lane.saved + jnp.arange(size), size)
 
     def write(buffer: Array, window: Array) -> Array:
         return buffer.at[positions].set(window, mode="drop")
@@ -171,25 +171,32 @@ def _record(options: Options, progress: Progress, raw: diffrax.Solution) -> Prog
         tick=last[0],
         state=jax.tree.map(lambda leaf: leaf[0], final),
         carried=Carried(raw.solver_state, raw.controller_state, jnp.asarray(raw.made_jump)),
-        saved=progress.saved + count,
-        metrics=jax.tree.map(write, progress.metrics, metrics),
-        loss=write(progress.loss, loss),
-        steps=progress.steps + raw.stats["num_steps"],
-        rejected_steps=progress.rejected_steps + raw.stats["num_rejected_steps"],
-        running=progress.running,
-        result=progress.result,
+        saved=lane.saved + count,
+        metrics=jax.tree.map(write, lane.metrics, metrics),
+        loss=write(lane.loss, loss),
+        steps=lane.steps + raw.stats["num_steps"],
+        rejected_steps=lane.rejected_steps + raw.stats["num_rejected_steps"],
+        work=lane.work + raw.stats["num_steps"],
+        running=lane.running,
+        result=lane.result,
     )
 
 
-def _judge(options: Options, context: Any, lane: Progress, raw: diffrax.Solution) -> Progress:
+def _halted(options: Options, lane: Progress) -> tuple[RESULTS, Bool[Array, ""]]:
+    """What the walk of a lane says of it, and whether there is more to do."""
+    phase = lane.carried.phase
+    short = (phase == THROUGH) & (lane.tick < to_ticks(options.t1, options.flow, lane.tick.dtype))
+    status = RESULTS.where(phase == STUCK, RESULTS.step_size_underflow, RESULTS.successful)
+    return RESULTS.where(short, RESULTS.max_steps_reached, status), phase < THROUGH
+
+
+def _judge(options: Options, context: Any, lane: Progress, solver: RESULTS, paused: Bool[Array, ""]) -> Progress:
     """Whether the lane has ended, and how: at t1, failed, blown up or out of steps."""
     t = to_time(lane.tick, options.flow)
-    out_of_steps = raw.result == diffrax.RESULTS.max_steps_reached
-    paused = out_of_steps & (lane.steps < options.max_steps)
     size = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in jax.tree.leaves(lane.state)]))
     blown = jnp.logical_not(size < NORM_BOUND)
     flow_status = options.flow.status(t, options.t1, lane.state, context)
-    result = combine(RESULTS.successful, raw.result, flow_status)
+    result = combine(RESULTS.successful, solver, flow_status)
     result = RESULTS.where(paused, RESULTS.successful, result)
     result = RESULTS.where(blown, RESULTS.diverged, result)
     return eqx.tree_at(lambda lane: (lane.running, lane.result), lane, (paused & jnp.logical_not(blown), result))

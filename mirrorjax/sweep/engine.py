@@ -166,7 +166,7 @@ def _label(
     lanes, totals = assemble(groups, len(grid), folder)
     attributes: dict[str, Any] = {"versions": versions(), **settings}
     if executed := totals.get(EXECUTED):
-        attributes["efficiency"] = float(totals[USEFUL] / executed)
+        attributes |= {"work": int(totals[USEFUL]), "efficiency": float(totals[USEFUL] / executed)}
     return to_dataset(grid, lanes, attributes, about.ts, about.over_time)
 
 

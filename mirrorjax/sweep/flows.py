@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, PyTree
 
-from ..dynamics.flows import AbstractFlow
+from ..dynamics.flows import AbstractFlow, PrimalFlow, WeightFlow
 from ..dynamics.integrate import saving, velocity
+from ..dynamics.lane import Outcome
 from ..dynamics.options import Metrics, Options, Solver, as_clock, make_options
-from ..dynamics.segments import FORWARD, Outcome
+from ..dynamics.segments import FORWARD
 from ..problem import Problem
 from ..problem._checks import Numbers, refuted
 from ..problem.problem import as_weights
@@ -84,8 +85,9 @@ def sweep(
 
     **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`: `loss`, `a`, each metric, the final `x`
     (dimensions x_0, ..), and for each lane `status` (the name of a `RESULTS`), `steps`, `rejected_steps` and `t_end`. A
-    failed lane holds NaN from the time it failed. `attrs["efficiency"]`: steps that lanes took, as a share of those
-    that slots of the batch were driven through.
+    failed lane holds NaN from the time it failed. `attrs["work"]`: the steps that all lanes took, or with
+    `RKC` their evaluations of the velocity; `attrs["efficiency"]`: their share in those that slots of the batch were
+    driven through.
 
     **Raises:** `ValueError` for an empty grid, a lane that does not return `(Problem, w0)` or is not pure, arguments
     that `solve` would refuse, results that fit neither memory nor disk, or a store that holds another run. `OSError`
@@ -108,6 +110,8 @@ def sweep(
         max_steps=max_steps,
         adjoint=FORWARD,
     )
+    if isinstance(options.flow, PrimalFlow):
+        options = eqx.tree_at(lambda options: options.flow, options, WeightFlow())
     program = Program(start, options, _tolerance(steady))
     like = carried, outcome = shapes(program, one)
     named = _named(outcome)

@@ -13,7 +13,8 @@ class SweepReport(NamedTuple):
     """How far a sweep is, as a callback gets it after every few segments.
 
     - `lanes`: of this process, in all; `ended`: through, with those of earlier runs; `failed`: not successful of these.
-    - `efficiency`: steps that lanes took, as a share of those that slots were driven through; NaN before the first.
+    - `efficiency`: work of lanes (steps, or evaluations with `RKC`), as a share of what slots were driven through; NaN
+      before the first.
     - `rate`: lanes a second since the start; `seconds`: since the start.
     - `latest`: what the lanes left that have just ended: arrays (lanes, ...) by variable, their numbers as `lanes`.
     """

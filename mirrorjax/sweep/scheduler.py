@@ -15,11 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..dynamics.descent import AbstractDescent
 from ..dynamics.integrate import to_ticks
+from ..dynamics.lane import Outcome, Progress
 from ..dynamics.options import Options
-from ..dynamics.rkc import RKC
-from ..dynamics.segments import Outcome, Progress, advance, begin, read
+from ..dynamics.segments import advance, begin, read, work_of
 from ..problem import Problem
 from ..problem.reparam import Weights
 from .lanes import Grid, OneLane, Values
@@ -46,7 +45,7 @@ class Batch(eqx.Module):
 
     - `slots`: which lane of the group is in each slot, -1 where none is; `progress`: how far it is.
     - `started`, `ended` (group,): which lanes have; `outcomes` (group, ...): what those that have ended left.
-    - `useful`, `executed`: steps lanes took, and steps slots were driven through.
+    - `useful`, `executed`: work of lanes, and work that slots were driven through: steps, or evaluations with `RKC`.
     """
 
     slots: Int[np.ndarray, " slots"]
@@ -95,13 +94,13 @@ class Scheduler(eqx.Module):
         batch = self._shrink(self._admit(group, batch))
         values = self.grid.take(group[np.maximum(batch.slots, 0)])
         wanted = np.full(len(self.devices), self._leave(group, batch) // len(self.devices))
-        before = int(np.sum(np.asarray(batch.progress.steps)[batch.slots >= 0]))
+        before = int(np.sum(np.asarray(batch.progress.work)[batch.slots >= 0]))
         progress, outcomes, driven = on_devices(_advance, self.program, (values, batch.progress, wanted), self.devices)
-        steps = np.asarray(progress.steps)[batch.slots >= 0]
+        work = np.asarray(progress.work)[batch.slots >= 0]
         batch = eqx.tree_at(
             lambda batch: (batch.progress, batch.useful, batch.executed),
             batch,
-            (progress, batch.useful + int(np.sum(steps)) - before, batch.executed + int(np.sum(np.asarray(driven)))),
+            (progress, batch.useful + int(np.sum(work)) - before, batch.executed + int(np.sum(np.asarray(driven)))),
         )
         return _collect(batch, outcomes)
 
@@ -205,26 +204,17 @@ def _read(program: Program, values: Values, progress: Progress) -> Outcome:
     return jax.vmap(one)(values, progress)
 
 
-def steps_of(options: Options) -> int:
-    """Steps of a segment, after which a lane may leave: a lane that has ended idles for half of them on average, so
-    they are a few percent of what it takes in all. Stabilized steps are long and few; descents end together."""
-    if isinstance(options.flow, AbstractDescent):
-        return 64
-    return 4 if isinstance(options.solver, RKC) else 16
-
-
 def _advance(program: Program, lanes: tuple[Values, Progress, Int[Array, " devices"]]) -> tuple:
-    """Segments in a row, until as many slots are empty as are wanted. Also how many steps the slots were driven."""
+    """Segments in a row, until as many slots are empty as are wanted. Also the work that slots were driven through."""
     values, progress, wanted = lanes
 
-    def one(values: Any, progress: Progress) -> Progress:
-        problem, w0 = program.start(**values)
-        return advance(problem, program.options, w0, progress, steps=steps_of(program.options), steady=program.steady)
+    options = program.options
 
     def body(carry: tuple) -> tuple:
         count, driven, progress = carry
-        moved = jax.vmap(one)(values, progress)
-        return count + 1, driven + jnp.max(moved.steps - progress.steps), moved
+        start = lambda values: program.start(**values)  # noqa: E731
+        moved = advance(start, options, values, progress, work=work_of(options), steady=program.steady)
+        return count + 1, driven + jnp.max(moved.work - progress.work), moved
 
     def more(carry: tuple) -> Bool[Array, ""]:
         count, _, progress = carry

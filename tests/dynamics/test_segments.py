@@ -9,8 +9,9 @@ import optax
 import pytest
 
 import mirrorjax as mj
+from mirrorjax.dynamics.lane import Outcome
 from mirrorjax.dynamics.options import make_options
-from mirrorjax.dynamics.segments import Outcome, advance, begin, read
+from mirrorjax.dynamics.segments import advance, begin, read
 
 Z = jax.random.normal(jax.random.key(3), (6, 10))
 OBJECTIVE = mj.LeastSquares(Z, Z @ jnp.zeros(10).at[:2].set(1.0))
@@ -28,11 +29,18 @@ def metrics(t, x, w):
 
 
 def in_segments(problem, w0, steps, steady=None, t1=8.0, ts=TS, **keywords) -> tuple[Outcome, int]:
-    """What a lane leaves that is advanced by so many steps at a time, and in how many segments."""
+    """What a lane leaves that is advanced by so much work at a time, alone in its batch, and in how many segments."""
     keywords = {"t1": t1, "saveat": ts, "metrics": metrics, "adjoint": diffrax.ForwardMode()} | keywords
     options = make_options(w0, **keywords)
     tolerance = None if steady is None else jnp.asarray(steady)
-    move = eqx.filter_jit(lambda lane: advance(problem, options, w0, lane, steps=steps, steady=tolerance))
+    alone = {"none": jnp.zeros(1)}
+
+    @eqx.filter_jit
+    def move(lane):
+        batch = jax.tree.map(lambda leaf: leaf[None], lane)
+        batch = advance(lambda _: (problem, w0), options, alone, batch, work=steps, steady=tolerance)
+        return jax.tree.map(lambda leaf: leaf[0], batch)
+
     lane, count = eqx.filter_jit(begin)(problem, options, w0), 0
     while lane.running:
         lane, count = move(lane), count + 1
