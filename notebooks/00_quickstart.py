@@ -1,5 +1,13 @@
 # ---
 # jupyter:
+#   jupytext:
+#     cell_metadata_filter: -all
+#     notebook_metadata_filter: kernelspec
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -96,9 +104,7 @@ for name in ("no decay", "decay, off at t = 50"):
 # %%
 grid = {"alpha": [0.02, 0.1, 0.5] if short else np.geomspace(0.01, 1.0, 6), "t_off": [5.0, 20.0, 80.0]}
 times = [550.0, 1100.0 if short else 4400.0]
-ds = mj.sweep(
-    lane, grid, t1=times[-1], saveat=times, metrics=lambda t, x, w: {"error": jnp.linalg.norm(x - x_true)}
-)
+ds = mj.sweep(lane, grid, t1=times[-1], saveat=times, metrics=lambda t, x, w: {"error": jnp.linalg.norm(x - x_true)})
 print(ds.error.isel(time=-1).to_pandas().round(4))
 
 # %% [markdown]

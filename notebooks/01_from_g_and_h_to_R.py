@@ -1,5 +1,13 @@
 # ---
 # jupyter:
+#   jupytext:
+#     cell_metadata_filter: -all
+#     notebook_metadata_filter: kernelspec
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -93,8 +101,8 @@ for name in ("$x = m\\,w$", "$x = u^4 - v^4$", "$x = \\log u - \\log v$"):
         )
 
 # %% [markdown]
-# The interval of $u^4 - v^4$ has ends that decay pushes outwards; that of $\log u - \log v$ shrinks, and ends altogether
-# once $|a|$ reaches $\min(u_0, v_0)^2 / 2$. Asking beyond gives a status with a name, never a number:
+# The interval of $u^4 - v^4$ has ends that decay pushes outwards; that of $\log u - \log v$ shrinks, and ends
+# altogether once $|a|$ reaches $\min(u_0, v_0)^2 / 2$. Asking beyond gives a status with a name, never a number:
 
 # %%
 log_difference = functions["$x = \\log u - \\log v$"]

@@ -1,5 +1,13 @@
 # ---
 # jupyter:
+#   jupytext:
+#     cell_metadata_filter: -all
+#     notebook_metadata_filter: kernelspec
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -10,9 +18,9 @@
 # # What is left of weight decay after it is switched off?
 #
 # A matrix of low rank is to be found from too few measurements: $f(X) = \frac{1}{2k} \sum_i (\langle A_i, X \rangle -
-# y_i)^2$ with $X = U U^\top$ and decay $h(U) = |U|_F^2$. Where the $A_i$ commute, the eigenvalues of $X$ follow a mirror
-# flow with the time-dependent Legendre function (Jacobs, Zhou, Burkholz,
-# [arXiv 2504.12883](https://arxiv.org/abs/2504.12883), Eq. (10), (17))
+# y_i)^2$ with $X = U U^\top$ and decay $h(U) = |U|_F^2$. Where the $A_i$ commute, the eigenvalues of $X$ follow a
+# mirror flow with the time-dependent Legendre function (Jacobs, Zhou, Burkholz, [arXiv
+# 2504.12883](https://arxiv.org/abs/2504.12883), Eq. (10), (17))
 #
 # $$R_a(x) = \tfrac14 \sum_i \left( x_i \log \tfrac{x_i}{x_{0,i}} - x_i \right) + |a| \sum_i x_i, \qquad
 # a_t = -\int_0^t \alpha(s)\,ds .$$

@@ -1,5 +1,13 @@
 # ---
 # jupyter:
+#   jupytext:
+#     cell_metadata_filter: -all
+#     notebook_metadata_filter: kernelspec
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#       jupytext_version: 1.19.6
 #   kernelspec:
 #     display_name: Python 3
 #     language: python
@@ -102,9 +110,9 @@ figure = plot.heat_map(
 figure
 
 # %% [markdown]
-# Along the white line the error at the upper left is as small as anywhere: strong and short is as good as weak and long,
-# until the step is too long for it. Above the line, where more was spent, there is a second way to fail that no status
-# reports: too much decay for too long leaves weights so small that $t = 256$ comes before they have grown back.
+# Along the white line the error at the upper left is as small as anywhere: strong and short is as good as weak and
+# long, until the step is too long for it. Above the line, where more was spent, there is a second way to fail that no
+# status reports: too much decay for too long leaves weights so small that $t = 256$ comes before they have grown back.
 #
 # **Over time.** One strength, several switch-off times; `ds` is indexed by name.
 
@@ -168,14 +176,15 @@ axis.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
-# Up to a total of about 3 the marks lie on the curve, whatever the switch-off time: there the prediction is all one needs.
-# Beyond, time decides. The flow has a limit far better than what it has reached at $t = 256$, and where too much was
-# spent it has hardly started. Dark marks off the crowd are strong decays, for which a step of 0.25 is no longer a flow.
+# Up to a total of about 3 the marks lie on the curve, whatever the switch-off time: there the prediction is all one
+# needs. Beyond, time decides. The flow has a limit far better than what it has reached at $t = 256$, and where too
+# much was spent it has hardly started. Dark marks off the crowd are strong decays, for which a step of 0.25 is no
+# longer a flow.
 #
 # ## Exercise
 #
-# How much of this picture is due to the steps? Sweep the same grid as gradient *flow*, and draw the same heat map. Which
-# lanes fail now? Where do the two maps differ most?
+# How much of this picture is due to the steps? Sweep the same grid as gradient *flow*, and draw the same heat map.
+# Which lanes fail now? Where do the two maps differ most?
 #
 # *Hint:* leave `flow` out of `settings` (and `chunk`, to let the batch be chosen). Datasets on one grid subtract:
 # `abs(a.error - b.error)`; its largest entries, `.to_series().nlargest()`, name their strengths.
