@@ -23,6 +23,7 @@
 # `mj.sweep` solves all of them in one batch and gives each a *status*: one that fails spoils no other.
 
 # %%
+# %matplotlib inline
 import os
 import tempfile
 
@@ -93,7 +94,8 @@ for status in failed:
     print("advice:", mj.RESULTS[getattr(mj.RESULTS, status)])
 
 # %% [markdown]
-# **The heat map.** Failed lanes are hatched. The white line joins schedules that spend the same total.
+# **The heat map.** Failed lanes are hatched. The white line joins schedules that spend the same total. Figures of
+# `mirrorjax.plot` are made without pyplot; `%matplotlib inline` above is what lets a notebook show them.
 
 # %%
 a_line = 10.0
