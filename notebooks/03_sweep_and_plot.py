@@ -38,6 +38,7 @@ from mirrorjax import plot
 
 jax.config.update("jax_enable_x64", True)  # the theory wants float64
 plt.style.use("talk.mplstyle")
+plt.rcParams["legend.frameon"] = True  # white on colours needs a ground
 short = "MIRRORJAX_SHORT" in os.environ  # smaller sizes, for tests
 
 # %% [markdown]
@@ -112,7 +113,7 @@ figure = plot.heat_map(
 figure
 
 # %% [markdown]
-# Along the white line the error at the upper left is as small as anywhere: strong and short is as good as weak and
+# Along the white line, the error at the upper left is as small as anywhere: strong and short is as good as weak and
 # long, until the step is too long for it. Above the line, where more was spent, there is a second way to fail that no
 # status reports: too much decay for too long leaves weights so small that $t = 256$ comes before they have grown back.
 #
