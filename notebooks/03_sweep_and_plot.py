@@ -179,7 +179,7 @@ axis.legend(loc="lower left")
 plt.show()
 
 # %% [markdown]
-# Up to a total of about 3 the marks lie on the curve, whatever the switch-off time: there the prediction is all one
+# Up to a total of about 1 the marks lie on the curve, whatever the switch-off time: there the prediction is all one
 # needs. Beyond, time decides. The flow has a limit far better than what it has reached at $t = 256$, and where too
 # much was spent it has hardly started. Dark marks off the crowd are strong decays, for which a step of 0.25 is no
 # longer a flow.
