@@ -21,3 +21,8 @@ def train(
 
     start = (params, optimizer.init(params) if state is None else state)
     return jax.jit(lambda carry: jax.lax.scan(step, carry, length=steps)[0])(start)
+
+
+def update(optimizer: optax.GradientTransformation, gradients: PyTree, state: PyTree, params: PyTree) -> PyTree:
+    """`optimizer.update`, whose types optax leaves wide open."""
+    return optimizer.update(gradients, state, params)
