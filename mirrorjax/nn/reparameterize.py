@@ -45,6 +45,7 @@ class Reparameterization(eqx.Module):
     - `merge(weights)`: the tree of tensors.
     - `compatible(weights)`: the regularizer that commutes with each tensor's family, summed; a term of the loss where
       that is not weight decay.
+    - `factors(weights)`: the factors of each tensor that has some, by name.
     - `factored`: True where a tensor is made of factors: a mask for weight decay and `mirrorjax.optim.pilot`.
     - `counts`, `tensors`, `report(gradients)`: what it costs, in all and by tensor.
     """
@@ -66,10 +67,15 @@ class Reparameterization(eqx.Module):
         parts = zip(self.rules, self._parts(weights), strict=True)
         return sum((rule.compatible(part) for rule, part in parts if rule is not None), jnp.zeros(()))
 
+    def factors(self, weights: PyTree) -> dict[str, Weights]:
+        """Name -> factors, of the tensors that are made of some: what a `SpectralTracker` looks at."""
+        parts = zip(self.tensors, self.rules, self._parts(weights), strict=True)
+        return {tensor.name: part for tensor, rule, part in parts if rule is not None and rule.is_factored}
+
     @property
     def factored(self) -> PyTree:
         """The model's tree with True for tensors made of factors, False for others: a prefix of the weights."""
-        return jax.tree.unflatten(self.treedef, [rule is not None and rule.factors for rule in self.rules])
+        return jax.tree.unflatten(self.treedef, [rule is not None and rule.is_factored for rule in self.rules])
 
     @property
     def counts(self) -> ParameterCount:

@@ -43,7 +43,7 @@ class AbstractRule(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def factors(self) -> bool:
+    def is_factored(self) -> bool:
         """Whether what trains is a parameterization's weights, on which weight decay moves the bias."""
 
 
@@ -64,7 +64,7 @@ class Factored(AbstractRule):
     balance: Float[Array, ""] = eqx.field(converter=_positive("balance"), default=1.0)
     initial: Callable | None = eqx.field(static=True, default=None)  # static: a function
 
-    factors = property(lambda self: True)
+    is_factored = property(lambda self: True)
 
     def split(self, x: Tensor, key: PRNGKeyArray | None) -> tuple[Weights, PyTree]:
         weights = self.initial(x) if self.initial else initial_weights(self.g, x, self.balance.astype(x.dtype))
@@ -112,7 +112,7 @@ class LowRank(AbstractRule):
     rank: int = eqx.field(static=True)  # static: it is the shape of the factors
     scale: Float[Array, ""] = eqx.field(converter=_positive("scale"), default=1.0)
 
-    factors = property(lambda self: True)
+    is_factored = property(lambda self: True)
 
     def __check_init__(self):
         if not isinstance(self.rank, int) or self.rank < 1:
@@ -139,7 +139,7 @@ class LowRank(AbstractRule):
 class Frozen(AbstractRule):
     """The tensor as it is, not trained: `None` stands in its place among the weights."""
 
-    factors = property(lambda self: False)
+    is_factored = property(lambda self: False)
 
     def split(self, x: Tensor, key: PRNGKeyArray | None) -> tuple[None, PyTree]:
         return None, x

@@ -124,7 +124,8 @@ class SpectralTracker(eqx.Module):
     """The spectra of named products of a model, every so many steps.
 
     **Arguments:** `products`: name -> function of the parameters that returns the two factors, for instance
-    `lambda weights: weights["attention"]["kernel"]` for LoRA factors (A, B), or one that ends in `attention_factors`;
+    `lambda weights: split.factors(weights)["attention/kernel"]` for LoRA's (A, B), or one that ends in
+    `attention_factors`;
     `every`: how many steps lie between two looks, >= 1.
     **Raises:** `ValueError` for `every` below 1, or no products.
 

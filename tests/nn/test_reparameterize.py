@@ -162,6 +162,32 @@ def test_flax_models_are_split_run_and_left_alone():
     np.testing.assert_allclose(model(x), run(split, trained), rtol=1e-13)
 
 
+def test_flax_optimizers_take_the_transformations():
+    def model() -> nnx.Linear:
+        return nnx.Linear(3, 2, rngs=nnx.Rngs(0), param_dtype=jnp.float64)
+
+    def fit(network: nnx.Linear, transformation: optax.GradientTransformation) -> nnx.Linear:
+        optimizer = nnx.Optimizer(network, transformation, wrt=nnx.Param)
+        step = nnx.jit(lambda net, opt: opt.update(net, nnx.grad(lambda net: jnp.mean(net(tensor(8, 3)) ** 2))(net)))
+        for _ in range(4):
+            step(network, optimizer)
+        return network
+
+    def kernels(network: object) -> object:
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, network)
+
+    with jax.numpy_dtype_promotion("standard"):  # optax's own Adam
+        ours = fit(model(), optim.switch_off_adamw(1e-2, weight_decay=0.1, off_at=jnp.inf, mask="kernel"))
+        theirs = fit(model(), optax.adamw(1e-2, weight_decay=0.1, mask=kernels))
+    same(nnx.state(ours), nnx.state(theirs), rtol=0)
+
+
+def test_another_structure_is_refused():
+    split, _ = nn.reparameterize(params(), {"*/kernel": mj.Hadamard()})
+    with pytest.raises(ValueError, match="layers"):
+        split.merge({"heads": []})
+
+
 def test_the_mask_of_factors_decays_factors_only():
     split, weights = nn.reparameterize(params(), {"*/kernel": mj.Hadamard()})
     decay = optim.scheduled_weight_decay(0.5, mask=split.factored)

@@ -109,8 +109,10 @@ def test_low_precision_factors_are_taken_in_float32():
 
 
 def test_the_tracker_looks_every_so_many_steps():
-    params = {"A": jnp.ones((6, 2)), "B": jnp.eye(2, 5)}
-    tracker = nn.SpectralTracker({"adapter": lambda p: (p["A"], p["B"])}, every=3)
+    split, start = nn.reparameterize({"head": jnp.ones((6, 5))}, {"head": nn.LowRank(2)}, key=jax.random.key(0))
+    params = jax.tree.map(lambda factor: jnp.ones_like(factor), start)
+    tracker = nn.SpectralTracker({"adapter": lambda weights: split.factors(weights)["head"]}, every=3)
+    assert tracker(start)["adapter"].effective_rank == 0  # B starts at 0
     assert [step for step in range(8) if tracker.due(step)] == [0, 3, 6]
     now = tracker(params)["adapter"]
     np.testing.assert_allclose(now.ratio, 1.0, rtol=1e-14)
