@@ -4,6 +4,7 @@ The flat public namespace. Importing it computes nothing and sets no global flag
 call `jax.config.update("jax_enable_x64", True)` first.
 """
 
+from . import nn as nn, optim as optim
 from .dynamics import (
     RKC as RKC,
     Descent as Descent,

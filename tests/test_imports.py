@@ -9,16 +9,17 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-EVERY = {"results", "problem", "geometry", "dynamics", "sweep", "optim", "nn", "data", "plot", "experiments"}
+EVERY = {"results", "paths", "problem", "geometry", "dynamics", "sweep", "optim", "nn", "data", "plot", "experiments"}
 # Which rooms a room may look into, besides itself.
 BELOW = {
     "results": set(),
+    "paths": set(),
     "problem": {"results"},
     "geometry": {"results", "problem"},
     "dynamics": {"results", "problem", "geometry"},
     "sweep": {"results", "problem", "geometry", "dynamics"},
-    "optim": {"results", "problem", "geometry"},
-    "nn": {"results", "problem", "geometry", "optim"},
+    "optim": {"results", "paths", "problem", "geometry"},
+    "nn": {"results", "paths", "problem", "geometry", "optim"},
     "data": {"results", "problem", "geometry"},
     "plot": EVERY - {"experiments"},
     "experiments": EVERY,
@@ -77,7 +78,7 @@ def test_outside_packages_come_by_their_doors(path):
         )
 
 
-def test_importing_sets_no_flag_and_loads_no_plotting():
+def test_importing_sets_no_flag_and_loads_no_plotting_and_no_flax():
     script = """
 import sys
 import jax
@@ -86,7 +87,7 @@ import mirrorjax
 changed = {name for name, value in jax.config.values.items() if before.get(name) != value}
 assert not changed, changed
 assert not jax.config.jax_enable_x64
-late = {"matplotlib", "typer"} & set(sys.modules)
+late = {"matplotlib", "typer", "flax", "orbax"} & set(sys.modules)
 assert not late, f"imported at once: {late}"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

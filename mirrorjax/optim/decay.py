@@ -1,0 +1,208 @@
+"""Weight decay whose strength follows a schedule, as optax transformations.
+
+Two conventions meet here, and they differ by a factor of two. The theory's `alpha |theta|^2` has the gradient
+`2 alpha theta`; optax and PyTorch call `weight_decay` what multiplies theta. So in this file `alpha` always means
+`2 alpha theta` and `weight_decay` always `weight_decay theta`: `alpha = weight_decay / 2`.
+
+Numbers may be traced: several strengths and switch-off times are lanes of `jax.vmap` when the optimizer is built inside
+the mapped function, and a new value does not recompile a step that takes it as an argument.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from ..paths import path_mask
+from ..problem import AbstractSchedule
+from .clock import ClockState, StepSize, Strength, advance, as_step_size, as_strength, start_clock, switched_off
+
+# A mask as optax takes it (a tree of booleans, or a function of the parameters), or patterns over paths.
+Mask = Any
+
+
+def as_mask(mask: Mask) -> Mask:
+    """Patterns as a mask of optax; anything else, a tree of booleans or a function, is one already."""
+    if isinstance(mask, str):
+        return path_mask(mask)
+    if isinstance(mask, Sequence) and mask and all(isinstance(pattern, str) for pattern in mask):
+        return path_mask(mask)
+    return mask
+
+
+def masked(transformation: optax.GradientTransformation, mask: Mask) -> optax.GradientTransformation:
+    """The transformation on the tensors of the mask; on all where it is `None`."""
+    return transformation if mask is None else optax.masked(transformation, as_mask(mask))
+
+
+def require_params(params: PyTree, name: str) -> None:
+    if params is None:
+        raise ValueError(f"{name} acts on the parameters: call optimizer.update(gradients, state, params)")
+
+
+def add_multiple(updates: PyTree, factor: Float[Array, ""], params: PyTree) -> PyTree:
+    """`updates + factor * params`, in each tensor's own dtype; tensors without an update stay without."""
+    return jax.tree.map(
+        lambda u, p: None if u is None else u + factor.astype(p.dtype) * p, updates, params, is_leaf=lambda u: u is None
+    )
+
+
+def scheduled_weight_decay(
+    alpha: Strength, *, step_size: StepSize | None = None, mask: Mask = None
+) -> optax.GradientTransformation:
+    """`u <- u + 2 alpha theta`, the gradient of `alpha |theta|^2`, with a strength that changes over training.
+
+    Stands where `optax.add_decayed_weights` stands. Before an optimizer the decay is coupled, between
+    `optax.scale_by_adam` and `optax.scale_by_learning_rate` it is decoupled; `coupled_weight_decay` and
+    `decoupled_weight_decay` say so by name. **Mind the 2:** the theory's alpha is half of optax's `weight_decay`.
+
+    **Arguments:**
+
+    - `alpha`: a schedule of `mirrorjax.problem` (`SwitchOff`, `CosineDecay`, ..), read at the flow's time t, the sum of
+      the learning rates of all steps before this one; or an optax schedule, read at the count of steps; or a number.
+    - `step_size`: the learning rate, a number > 0 or an optax schedule, which is what t is counted in. Required with a
+      schedule of the flow's time, refused otherwise. With heavy-ball momentum beta, the weights move 1 / (1 - beta) as
+      far in a unit of this t.
+    - `mask`: which tensors decay: patterns over paths such as `"*/kernel"`, or a mask as optax takes it.
+
+    **Returns:** an optax transformation; its state, a `ClockState`, is three scalars.
+
+    **Raises:** `ValueError` for a strength that is negative or not finite, a step size that is not positive, a missing
+    or superfluous step size, `update` without parameters, and a pattern that names nothing. What only a compiled step
+    gets to know (a traced value, a schedule that turns negative) makes the update NaN.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3) in discrete time, Theorem 3.10 for the switch-off.
+    """
+    timed = isinstance(alpha, AbstractSchedule)
+    if timed and step_size is None:
+        raise ValueError(
+            f"{type(alpha).__name__} is a function of the flow's time, the sum of the learning rates: give "
+            "step_size, the learning rate or its schedule; or give an optax schedule, which counts steps"
+        )
+    if not timed and step_size is not None:
+        raise ValueError(
+            "step_size is the clock of a schedule of the flow's time; this alpha is a number or counts steps: leave "
+            "step_size out, or give a schedule of mirrorjax.problem such as SwitchOff(alpha, t_off)"
+        )
+    clock = as_step_size(1.0 if step_size is None else step_size)
+
+    def add(u: PyTree, strength: Float[Array, ""], eta: Float[Array, ""], params: PyTree) -> PyTree:
+        return add_multiple(u, 2 * strength, params)
+
+    return masked(_decay(as_strength(alpha, "alpha"), clock, add, "scheduled_weight_decay"), mask)
+
+
+def _decay(strength: Callable, clock: Callable, act: Callable, name: str) -> optax.GradientTransformation:
+    """The transformation `u <- act(u, alpha, eta, theta)`, with the clock of schedules as its state."""
+
+    def init(params: PyTree) -> ClockState:
+        return start_clock()
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        require_params(params, name)
+        eta = clock(state.count)
+        return act(updates, strength(state), eta, params), advance(state, eta)
+
+    return optax.GradientTransformation(init, update)
+
+
+def coupled_weight_decay(
+    optimizer: optax.GradientTransformation, alpha: Strength, *, step_size: StepSize | None = None, mask: Mask = None
+) -> optax.GradientTransformation:
+    """`optimizer(grad f + 2 alpha theta)`: the optimizer sees the gradient of `f + alpha |theta|^2`.
+
+    This is L2 regularization. With plain gradient descent this is the primal flow's explicit Euler step.
+
+    **Arguments:** `optimizer`: any optax optimizer; the others as in `scheduled_weight_decay`.
+    **Returns, raises:** as `scheduled_weight_decay`.
+
+    Source: the paper's Eq. (3).
+    """
+    return optax.chain(scheduled_weight_decay(alpha, step_size=step_size, mask=mask), optimizer)
+
+
+def decoupled_weight_decay(
+    optimizer: optax.GradientTransformation, alpha: Strength, *, step_size: StepSize, mask: Mask = None
+) -> optax.GradientTransformation:
+    """`optimizer(grad f) - eta 2 alpha theta`: the decay, times the learning rate, passes the optimizer by (AdamW).
+
+    **Arguments:**
+
+    - `optimizer`: any complete optax optimizer, its learning rate included, e.g. `optax.adam(1e-3)`.
+    - `alpha`, `mask`: as in `scheduled_weight_decay`.
+    - `step_size`: eta, the optimizer's learning rate, a number > 0 or an optax schedule; also what the flow's time is
+      counted in.
+
+    **Returns, raises:** as `scheduled_weight_decay`.
+
+    Source: Loshchilov and Hutter, Decoupled Weight Decay Regularization (2019), with the learning rate as in optax.
+    """
+
+    def subtract(u: PyTree, strength: Float[Array, ""], eta: Float[Array, ""], params: PyTree) -> PyTree:
+        return add_multiple(u, -2 * strength * eta, params)
+
+    decay = _decay(as_strength(alpha, "alpha"), as_step_size(step_size), subtract, "decoupled_weight_decay")
+    return optax.chain(optimizer, masked(decay, mask))
+
+
+def switch_off_adamw(
+    learning_rate: StepSize,
+    b1: ArrayLike = 0.9,
+    b2: ArrayLike = 0.999,
+    eps: ArrayLike = 1e-8,
+    eps_root: ArrayLike = 0.0,
+    mu_dtype: Any = None,
+    weight_decay: Callable | ArrayLike = 1e-4,
+    mask: Mask = None,
+    *,
+    off_at: ArrayLike,
+    nesterov: bool = False,
+) -> optax.GradientTransformation:
+    """`optax.adamw` for the first `off_at` steps, `optax.adam` after.
+
+    **Arguments:** those of `optax.adamw` in its order, with its `weight_decay` (which multiplies theta: twice the
+    theory's alpha) and, beside its masks, patterns over paths; and `off_at`: how many steps decay, >= 0, `inf` for all.
+    **Returns:** an optax transformation.
+    **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN.
+
+    Source: the paper's section 5, Tables 3 and 5 (decay switched off in training).
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root, mu_dtype=mu_dtype, nesterov=nesterov),
+        _switch_off(weight_decay, off_at, mask),
+        optax.scale_by_learning_rate(learning_rate),  # type: ignore[arg-type]
+    )
+
+
+def switch_off_sgd(
+    learning_rate: StepSize,
+    momentum: ArrayLike | None = None,
+    nesterov: bool = False,
+    accumulator_dtype: Any = None,
+    *,
+    weight_decay: Callable | ArrayLike,
+    off_at: ArrayLike,
+    mask: Mask = None,
+) -> optax.GradientTransformation:
+    """`optax.sgd` of the gradient plus `weight_decay * theta` for the first `off_at` steps, `optax.sgd` after.
+
+    The decay is coupled, so momentum remembers it for a while after the switch-off (as in PyTorch's SGD).
+
+    **Arguments:** those of `optax.sgd` in its order; `weight_decay` multiplies theta (twice the theory's alpha);
+    `off_at`: how many steps decay, >= 0, `inf` for all; `mask`: which tensors, as in `scheduled_weight_decay`.
+    **Returns:** an optax transformation.
+    **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN.
+
+    Source: the paper's section 5, Table 5 (SGD with momentum 0.9).
+    """
+    return optax.chain(
+        _switch_off(weight_decay, off_at, mask),
+        optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),  # type: ignore[arg-type]
+    )
+
+
+def _switch_off(weight_decay: Callable | ArrayLike, off_at: ArrayLike, mask: Mask) -> optax.GradientTransformation:
+    schedule = switched_off(weight_decay, off_at, "weight_decay")
+    return scheduled_weight_decay(lambda count: schedule(count) / 2, mask=mask)  # halving and doubling are exact

@@ -1,0 +1,121 @@
+"""HAM, the hyperbolic step: mirror descent in a fixed hyperbolic geometry, without a second set of weights.
+
+Both forms below are first-order discretizations of
+
+    d theta/dt = -(1 + alpha |theta|) grad f(theta) - beta(t) theta.
+
+With s = 1 + alpha |w| / 2 that is the primal flow of the one-factor family `theta = w + alpha w |w| / 4`, whose squared
+slope is s^2 = 1 + alpha |theta|, under `h(w) = (s^2 - 1 - 2 log s) / alpha^2` at strength beta. Its mirror map at
+beta = 0 is `sign(theta) log(1 + alpha |theta|) / alpha`: its R is quadratic near 0 and |theta| log |theta| far out.
+Unlike x = m w under weight decay, whose metric `2 sqrt(x^2 + A_a^2)` has an A_a that decay shrinks, the geometry does
+not change as regularization is spent. And since `g'' h' - g' h'' = -1 / s` does not vanish, h does not commute with g:
+no R_a exists while beta > 0. The decay moves the weights, and stores nothing in the geometry.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, ArrayLike, Float, PyTree
+
+from ..problem._checks import as_scalar, require_nonnegative
+from .clock import ClockState, StepSize, Strength, advance, as_step_size, as_strength, or_nan, start_clock
+from .decay import Mask, as_mask, masked, require_params
+
+
+def _curvature(alpha: ArrayLike) -> Float[Array, ""]:
+    value = as_scalar(alpha, "alpha").astype(float)
+    require_nonnegative(value, "alpha", finite=True)
+    return or_nan(value)
+
+
+def hyperbolic_gradient(
+    alpha: ArrayLike, beta: Strength = 0.0, *, step_size: StepSize = 1.0, mask: Mask = None
+) -> optax.GradientTransformation:
+    """`u <- (1 + alpha |theta|) u + beta theta`: the right-hand side of HAM's flow, for a plain gradient step after it.
+
+    `optax.chain(hyperbolic_gradient(alpha, beta), optax.sgd(eta))` is the explicit Euler step of the flow above.
+
+    **Arguments:** `alpha`: >= 0, how fast the metric grows away from 0, a number; `beta`: the decay's strength (it
+    multiplies theta: no 2), a number, an optax schedule, or a schedule of the flow's time; `step_size`: what that time
+    is counted in, the learning rate or its schedule; `mask`: which tensors, as in `scheduled_weight_decay`.
+    **Returns:** an optax transformation; its state is a `ClockState`.
+    **Raises:** `ValueError` for a negative or non-finite number, a step size that is not positive, `update` without
+    parameters, a pattern that names nothing.
+
+    Source: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, HAM (arXiv 2506.02630), its Riemannian gradient flow.
+    """
+    growth, strength, clock = _curvature(alpha), as_strength(beta, "beta"), as_step_size(step_size)
+
+    def init(params: PyTree) -> ClockState:
+        return start_clock()
+
+    def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
+        require_params(params, "hyperbolic_gradient")
+        decay = strength(state)
+
+        def precondition(u: Array | None, p: Array) -> Array | None:
+            if u is None:
+                return None
+            return (1 + growth.astype(p.dtype) * jnp.abs(p)) * u + decay.astype(p.dtype) * p
+
+        moved = jax.tree.map(precondition, updates, params, is_leaf=lambda u: u is None)
+        return moved, advance(state, clock(state.count))
+
+    return masked(optax.GradientTransformation(init, update), mask)
+
+
+def hyperbolic_step(
+    optimizer: optax.GradientTransformation,
+    alpha: ArrayLike,
+    beta: Strength = 0.0,
+    *,
+    step_size: StepSize,
+    mask: Mask = None,
+) -> optax.GradientTransformationExtraArgs:
+    """`theta' = theta + optimizer(grad f)`, then `theta <- theta' exp(-eta (alpha sign(theta') grad f + beta))`.
+
+    The two-step form: any optimizer moves and may cross 0, then the exponentiated step scales; grad f is the gradient
+    at theta, as it is handed in. With `optax.sgd(eta)` its limit is the flow above, with another optimizer the first
+    term of that flow is the other optimizer's. Nothing bounds the exponent: clip gradients when alpha is large.
+
+    **Arguments:** `optimizer`: any complete optax optimizer, its learning rate included; `alpha`, `beta`: as in
+    `hyperbolic_gradient`; `step_size`: eta, the optimizer's learning rate or its schedule; `mask`: the tensors that the
+    second step takes, as in `scheduled_weight_decay` (the optimizer moves all).
+    **Returns:** an optax transformation; its state is the optimizer's and a `ClockState`.
+    **Raises:** as `hyperbolic_gradient`.
+
+    Source: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, HAM (arXiv 2506.02630), Algorithm 1.
+    """
+    optimizer = optax.with_extra_args_support(optimizer)
+    growth, strength, clock = _curvature(alpha), as_strength(beta, "beta"), as_step_size(step_size)
+
+    def init(params: PyTree) -> tuple[Any, ClockState]:
+        return optimizer.init(params), start_clock()
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
+        require_params(params, "hyperbolic_step")
+        gradients, (memory, time) = updates, state
+        updates, memory = optimizer.update(gradients, memory, params, **extra)
+        eta, decay = clock(time.count), strength(time)
+
+        def scale(chosen: bool, u: Array | None, grad: Array | None, p: Array) -> Array | None:
+            if u is None or grad is None or not chosen:
+                return u
+            half = p + u
+            rate = growth.astype(p.dtype) * jnp.sign(half) * grad + decay.astype(p.dtype)
+            return u + half * jnp.expm1(-eta.astype(p.dtype) * rate)
+
+        chosen = spread(mask, params)
+        moved = jax.tree.map(scale, chosen, updates, gradients, params, is_leaf=lambda u: u is None)
+        return moved, (memory, advance(time, eta))
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def spread(mask: Mask, params: PyTree) -> PyTree:
+    """The mask as one boolean a tensor; `None` takes all."""
+    mask = as_mask(True if mask is None else mask)
+    tree = mask(params) if callable(mask) else mask
+    return jax.tree.map(lambda chosen, subtree: jax.tree.map(lambda _: chosen, subtree), tree, params)
