@@ -127,7 +127,9 @@ def read_runs(folder: Path) -> list[Run]:
     found = {path.parent.name for path in folder.glob(f"*/{CONFIG}")}
     names = [*planned, *sorted(found - set(planned))]
     if not names:
-        raise ValueError(f"{folder} holds no run: neither it nor a folder in it has a {CONFIG} of `mirrorjax reproduce`")
+        raise ValueError(
+            f"{folder} holds no run: neither it nor a folder in it has a {CONFIG} of `mirrorjax reproduce`"
+        )
     return [read_run(folder / name, number) for number, name in enumerate(names, 1)]
 
 

@@ -21,7 +21,6 @@ from .. import plot
 from ..plot import Figure
 from ..sweep.dataset import Dataset, versions
 
-
 CONFIG = "config.json"
 
 
