@@ -125,28 +125,29 @@ def run(folder: RunFolder, setting: Setting) -> None:
     data = make_data(size, setting.seed)
     flow = _solve_rows(data, "flow")
     folder.save_dataset("flow", flow)
-    folder.save_figure("fig3_recovery", recovery_figure(flow))
-    folder.save_figure("fig5_nuclear_norm", nuclear_norm_figure(flow))
-    folder.save_figure("fig6_schedules", schedules_figure(flow))
-    folder.save_figure("fig7_late_recovery", late_recovery_figure(flow))
+    _save_figures(folder, flow)
     descent = _solve_rows(data, "descent")
     folder.save_dataset("descent", descent)
     rows = table_rows(flow, "flow") + table_rows(descent, "descent")
     folder.save_table("table2", rows)
     for method, title in (("flow", "gradient flow"), ("descent", f"gradient descent, step {STEP}")):
         chosen = [row for row in rows if row["method"] == method]
-        folder.show(f"Table 2 by {title}; n = {size.n}, rank {size.r} (the paper: 50, 5)", chosen, COLUMNS)
+        folder.show(f"Table 2 by {title}; n = {size.n}, rank {size.r} (the paper: 50, 5)", chosen, COLUMNS, "table2")
     baseline = _solve_baseline(data)
     folder.save_dataset("baseline", baseline)
     baseline_rows = table_rows(baseline, "proximal descent")
     folder.save_table("baseline", baseline_rows)
-    folder.show("Baseline: linear X with L1, by proximal descent", baseline_rows, BASELINE_COLUMNS)
+    folder.show("Baseline: linear X with L1, by proximal descent", baseline_rows, BASELINE_COLUMNS, "baseline")
     heat = _solve_heat_map(data, size)
     folder.save_dataset("heat_map", heat)
-    folder.save_figure("heat_map", heat_map_figure(heat))
+    folder.save_figure(
+        "heat_map",
+        heat_map_figure(heat),
+        "To look for: whether the total spent, strength times time, decides; along the dashed line it is constant.",
+    )
     seed_rows = _seed_rows([flow, *_other_seeds(size, setting.seed)])
     folder.save_table("seeds", seed_rows)
-    folder.show(f"Error of X over {SEEDS} data seeds, by the flow", seed_rows, SEED_COLUMNS)
+    folder.show(f"Error of X over {SEEDS} data seeds, by the flow", seed_rows, SEED_COLUMNS, "seeds")
     folder.console.print(f"trained: f < {TRAINED:g}; the paper's own threshold is not printed there")
     _claim(folder, flow, baseline)
 
@@ -208,10 +209,9 @@ def _solve_rows(data: Data, method: str) -> Dataset:
 
 
 def _other_seeds(size: Size, seed: int) -> list[Dataset]:
-    """The final state of all rows for the data seeds 0, 1, .. other than this one."""
+    """All rows for the data seeds 0, 1, .. other than this one, by the program that solved this one."""
     others = [other for other in range(SEEDS + 1) if other != seed][: SEEDS - 1]
-    data = [make_data(size, other) for other in others]
-    return [sweep(each.row, _row_grid(), t1=HORIZON, metrics=each.metrics) for each in data]
+    return [_solve_rows(make_data(size, other), "flow") for other in others]
 
 
 def _seed_rows(datasets: list[Dataset]) -> list[dict[str, Any]]:
@@ -318,6 +318,30 @@ LOSS_FLOOR, ERROR_FLOOR = 1e-11, 3e-6  # just above what the solver's tolerance 
 def _error_panel(flow: Dataset, shown: Mapping[str, str]) -> plot.Panel:
     lines = _lines(flow, "rel_error", shown)
     return plot.Panel(lines, "Reconstruction error", TIME, ERROR_LABEL, y_log=True, floor=ERROR_FLOOR)
+
+
+def _save_figures(folder: RunFolder, flow: Dataset) -> None:
+    """The figures over time."""
+    folder.save_figure(
+        "fig3_recovery",
+        recovery_figure(flow),
+        "Fig. 3. To look for: where decay was switched off the error falls, with constant or no decay it stays.",
+    )
+    folder.save_figure(
+        "fig5_nuclear_norm",
+        nuclear_norm_figure(flow),
+        "Fig. 5. To look for: on which side of the planted nuclear norm each schedule ends.",
+    )
+    folder.save_figure(
+        "fig6_schedules",
+        schedules_figure(flow),
+        "Fig. 6. To look for: one total in several shapes ends at one matrix, once decay is off.",
+    )
+    folder.save_figure(
+        "fig7_late_recovery",
+        late_recovery_figure(flow),
+        "Fig. 7. To look for: how long after each switch-off the error falls.",
+    )
 
 
 def recovery_figure(flow: Dataset) -> Any:

@@ -104,7 +104,7 @@ def write_report(folder: Path) -> Path:
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
     environment = jinja2.Environment(
-        loader=jinja2.PackageLoader(__package__, ""),
+        loader=jinja2.PackageLoader("mirrorjax.experiments", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,

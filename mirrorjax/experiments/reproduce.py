@@ -9,7 +9,7 @@ import jax
 from rich import box
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.table import Column, Table
 
 from .report import read_runs, write_report
 from .run import CONFIG, Experiment, RunFolder, Setting, make_folder, write_whole
@@ -69,9 +69,7 @@ def reproduce_all(
 
 def print_summary(path: Path, console: Console) -> None:
     """Print a line for each run in a folder: claims shown, seconds, how it ended."""
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading, justify in (("experiment", "left"), ("claims shown", "left"), ("seconds", "right"), ("state", "left")):
-        table.add_column(heading, justify=justify)
+    table = Table("experiment", "claims shown", Column("seconds", justify="right"), "state", box=box.SIMPLE_HEAD)
     for run in read_runs(path):
         claims = f"{run.shown} of {len(run.claims)}"
         table.add_row(run.name, claims, f"{run.config.get('seconds', 0.0):.0f}", run.config["state"])
