@@ -62,7 +62,7 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
     handles, labels = axes[0].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, title=legend_title, loc="outside right upper", frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.02, horizontalalignment="left")  # in the middle it would meet the legend
     return figure
 
 
@@ -195,7 +195,7 @@ def describe(figure: Figure) -> str:
         parts.append(": ".join(text for text in (axis.get_title(), over) if text))
     names = [text.get_text() for legend in (*figure.legends, *_own_legends(figure)) for text in legend.get_texts()]
     if names:
-        parts.append(f"curves: {', '.join(names)}")
+        parts.append(f"Curves: {'; '.join(names)}")
     return ". ".join(" ".join(part.split()) for part in parts if part).replace("$", "").replace("\\", "")
 
 

@@ -302,4 +302,4 @@ def loss_figure(rows: list[dict[str, Any]], dataset: Dataset) -> Any:
         ]
         time = "time since switch-off"
         panels.append(plot.Panel(lines, f"a = {row['a']:g}", time, "f(x)", x_log=True, y_log=True, floor=1e-14))
-    return plot.line_panels(panels, rows[0]["family"])
+    return plot.line_panels(panels, f"Loss after switch-off: {rows[0]['family']}")

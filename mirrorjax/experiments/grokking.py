@@ -298,7 +298,7 @@ def heat_figure(task: Task, dataset: Dataset, rows: list[dict[str, Any]]) -> Any
         np.array([[table[alpha, t_off] for t_off in times] for alpha in strengths]),
         strengths,
         times,
-        title=TITLES[task.name],
+        title=f"{TITLES[task.name]}: time found",
         row_label=r"strength $\alpha$",
         column_label="switch-off time t_off",
         value_label=f"time found (hatched: not by t = {dataset.time.values[-1]:g})",

@@ -280,8 +280,8 @@ def _claim(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
     kept = float(error.isel(lane=constant))
     best = float(baseline.rel_error.isel(time=-1).min())
     folder.claim("switched-off decay recovers X*", paper="below 1e-4", ours=f"{worst:.1e}", holds=worst < 1e-4)
-    folder.claim("constant decay does not", paper="about 0.07", ours=f"{kept:.3f}", holds=kept > 0.01)
-    folder.claim("linear X with L1 does not, at its best", paper="-", ours=f"{best:.3f}", holds=best > 0.01)
+    folder.claim("constant decay does not recover it", paper="about 0.07", ours=f"{kept:.3f}", holds=kept > 0.01)
+    folder.claim("linear X with L1 does not recover it, at its best", paper="-", ours=f"{best:.3f}", holds=best > 0.01)
 
 
 def _lines(dataset: Dataset, variable: str, shown: Mapping[str, str], positive: bool = False) -> list[plot.Line]:

@@ -153,6 +153,17 @@ def test_an_interrupted_run_of_all_says_what_is_missing(tmp_path, quiet):
     assert [table.title for table in runs[1].tables] == ["partial"]
 
 
+def test_existing_folders_are_refused(tmp_path, quiet):
+    with pytest.raises(FileExistsError, match="exists and results are never overwritten"):
+        reproduce(FAKE, tmp_path, SETTING, quiet)
+    with pytest.raises(FileExistsError, match="exists and results are never overwritten"):
+        reproduce_all([FAKE], tmp_path, "quick", None, 64, quiet)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be made"):
+        reproduce(FAKE, tmp_path / "file" / "run", SETTING, quiet)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_folder_of_folders_is_read_by_name(tmp_path, quiet):
     for name in ("b", "a"):
         reproduce(FAKE, tmp_path / name, SETTING, quiet)
