@@ -215,10 +215,10 @@ def grounds(runs: Sequence[Run]) -> list[Ground]:
 
 
 def duration(seconds: float) -> str:
-    """`seconds` as 8.3 s, 61 s, 12 min or 3.5 h."""
+    """`seconds` as 8.3 s, 161 s, 12 min or 3.5 h."""
     if seconds < 10:
         return f"{seconds:.1f} s"
-    if seconds < 120:
+    if seconds < 600:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
