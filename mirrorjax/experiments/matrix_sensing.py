@@ -125,7 +125,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
     data = make_data(size, setting.seed)
     flow = _solve_rows(data, "flow")
     folder.save_dataset("flow", flow)
-    _save_figures(folder, flow)
+    for name, draw, caption in FIGURES:
+        folder.save_figure(name, draw(flow), caption)
     descent = _solve_rows(data, "descent")
     folder.save_dataset("descent", descent)
     rows = table_rows(flow, "flow") + table_rows(descent, "descent")
@@ -140,11 +141,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     folder.show("Baseline: linear X with L1, by proximal descent", baseline_rows, BASELINE_COLUMNS, "baseline")
     heat = _solve_heat_map(data, size)
     folder.save_dataset("heat_map", heat)
-    folder.save_figure(
-        "heat_map",
-        heat_map_figure(heat),
-        "To look for: whether the total spent, strength times time, decides; along the dashed line it is constant.",
-    )
+    folder.save_figure("heat_map", heat_map_figure(heat), HEAT_CAPTION)
     seed_rows = _seed_rows([flow, *_other_seeds(size, setting.seed)])
     folder.save_table("seeds", seed_rows)
     folder.show(f"Error of X over {SEEDS} data seeds, by the flow", seed_rows, SEED_COLUMNS, "seeds")
@@ -320,30 +317,6 @@ def _error_panel(flow: Dataset, shown: Mapping[str, str]) -> plot.Panel:
     return plot.Panel(lines, "Reconstruction error", TIME, ERROR_LABEL, y_log=True, floor=ERROR_FLOOR)
 
 
-def _save_figures(folder: RunFolder, flow: Dataset) -> None:
-    """The figures over time."""
-    folder.save_figure(
-        "fig3_recovery",
-        recovery_figure(flow),
-        "Fig. 3. To look for: where decay was switched off the error falls, with constant or no decay it stays.",
-    )
-    folder.save_figure(
-        "fig5_nuclear_norm",
-        nuclear_norm_figure(flow),
-        "Fig. 5. To look for: on which side of the planted nuclear norm each schedule ends.",
-    )
-    folder.save_figure(
-        "fig6_schedules",
-        schedules_figure(flow),
-        "Fig. 6. To look for: one total in several shapes ends at one matrix, once decay is off.",
-    )
-    folder.save_figure(
-        "fig7_late_recovery",
-        late_recovery_figure(flow),
-        "Fig. 7. To look for: how long after each switch-off the error falls.",
-    )
-
-
 def recovery_figure(flow: Dataset) -> Any:
     """Fig. 3: train loss and reconstruction error over time."""
     panels = [
@@ -374,27 +347,11 @@ def schedules_figure(flow: Dataset) -> Any:
 def late_recovery_figure(flow: Dataset) -> Any:
     """Fig. 7: on logarithmic time, the error drops long after the decay was switched off."""
     shown = {name: STRENGTHS[name] for name in ("none", "constant 0.02", "constant 0.2", "constant 20")}
+    loss, error = (_lines(flow, name, shown, positive=True) for name in ("loss", "rel_error"))
+    style: dict[str, Any] = {"x_log": True, "y_log": True, "events": [625.0, 62.5, 0.625]}
     panels = [
-        plot.Panel(
-            _lines(flow, "loss", shown, positive=True),
-            "Train loss",
-            TIME,
-            "f(X)",
-            x_log=True,
-            y_log=True,
-            floor=LOSS_FLOOR,
-            events=[625.0, 62.5, 0.625],
-        ),
-        plot.Panel(
-            _lines(flow, "rel_error", shown, positive=True),
-            "Reconstruction error",
-            TIME,
-            ERROR_LABEL,
-            x_log=True,
-            y_log=True,
-            floor=ERROR_FLOOR,
-            events=[625.0, 62.5, 0.625],
-        ),
+        plot.Panel(loss, "Train loss", TIME, "f(X)", floor=LOSS_FLOOR, **style),
+        plot.Panel(error, "Reconstruction error", TIME, ERROR_LABEL, floor=ERROR_FLOOR, **style),
     ]
     return plot.line_panels(panels, "Late recovery: the drop comes after the switch-off (dotted)", "strength of decay")
 
@@ -412,3 +369,26 @@ def heat_map_figure(heat: Dataset) -> Any:
         floor=ERROR_FLOOR / 10,
         contour=plot.Line(heat.t_off.values, TOTAL / heat.t_off.values, f"total decay {TOTAL:g}", "--"),
     )
+
+
+HEAT_CAPTION = (
+    "To look for: whether the total spent, strength times time, decides; along the dashed line it is constant."
+)
+FIGURES = (
+    (
+        "fig3_recovery",
+        recovery_figure,
+        "Fig. 3. To look for: the error falls where decay was switched off, and only there.",
+    ),
+    ("fig5_nuclear_norm", nuclear_norm_figure, "Fig. 5. To look for: on which side of the planted norm each ends."),
+    (
+        "fig6_schedules",
+        schedules_figure,
+        "Fig. 6. To look for: one total in several shapes ends at one matrix, once off.",
+    ),
+    (
+        "fig7_late_recovery",
+        late_recovery_figure,
+        "Fig. 7. To look for: how long after each switch-off the error falls.",
+    ),
+)

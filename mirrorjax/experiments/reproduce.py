@@ -1,6 +1,7 @@
 """Running experiments: one, or all of them one after the other, each in its folder and with its report."""
 
 import json
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,7 +17,7 @@ from .run import CONFIG, Experiment, RunFolder, Setting, make_folder, write_whol
 
 
 def reproduce(experiment: Experiment, path: Path, setting: Setting, console: Console) -> None:
-    """Run an experiment in a new folder, and write its report however it ends.
+    """Run an experiment in a new folder, and write its report however it ends; the config keeps a failure's traceback.
 
     **Raises:** what the experiment raises, and `OSError` where the folder exists or cannot be made.
     """
@@ -27,7 +28,7 @@ def reproduce(experiment: Experiment, path: Path, setting: Setting, console: Con
         folder.finish("interrupted")
         raise
     except Exception as error:
-        folder.finish("failed", error=_message(error))
+        folder.finish("failed", error=_message(error), traceback=traceback.format_exc())
         raise
     else:
         folder.finish("finished")

@@ -107,11 +107,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
         (f"$m w$,\ndecay {LASSO_STRENGTHS[0]:g}", ends[0], 0),
     ]
     codes = [(label, final_codes(dataset, index)) for label, dataset, index in pictures]
-    folder.save_figure(
-        "fig13_faces",
-        faces_figure(faces.images, means, dictionary, codes),
-        "Fig. 13. Faces above what each set of codes makes of them.",
-    )
+    figure = faces_figure(faces.images, means, dictionary, codes)
+    folder.save_figure("fig13_faces", figure, "Fig. 13. Faces above what each set of codes makes of them.")
     rows = alternate(signals[: size.lasso_faces], dictionary, LASSO_STRENGTHS[0], size.rounds)
     folder.save_table("alternating", rows)
     folder.show(
@@ -309,11 +306,8 @@ def _report_power(folder: RunFolder, dataset: Dataset, size: Size, seconds: floa
     rows = power_rows(dataset)
     folder.save_dataset("power", dataset.drop_vars("codes"))
     folder.save_table("power", rows)
-    folder.save_figure(
-        "fig10_power",
-        over_time_figure(dataset, "Stronger decay settles sooner: $x = u^4 - v^4$"),
-        "Figs. 10 and 11. To look for: whether nuclear norm and error stop moving the sooner, the larger alpha.",
-    )
+    figure = over_time_figure(dataset, "Stronger decay settles sooner: $x = u^4 - v^4$")
+    folder.save_figure("fig10_power", figure, "Figs. 10, 11. To look for: both settle the sooner, the larger alpha.")
     folder.show(f"x = u^4 - v^4: {size.faces} faces, {size.atoms} atoms", rows, POWER_COLUMNS, "power")
     for key, name in (("norm_stationary", "nuclear norm"), ("mse_stationary", "MSE")):
         times = [row[key] for row in rows]
@@ -331,11 +325,8 @@ def _report_log(folder: RunFolder, dataset: Dataset, size: Size) -> None:
     rows = log_rows(dataset)
     folder.save_dataset("log", dataset.drop_vars("codes"))
     folder.save_table("log", rows)
-    folder.save_figure(
-        "fig12_log",
-        over_time_figure(dataset, r"Towards the end of the range: $x = \log u - \log v$"),
-        "Fig. 12. Here decay turns the bias from L1 to L2. To look for: whether the nuclear norm rises the faster.",
-    )
+    figure = over_time_figure(dataset, r"Towards the end of the range: $x = \log u - \log v$")
+    folder.save_figure("fig12_log", figure, "Fig. 12. To look for: the norm rises the faster, the larger alpha.")
     folder.show(f"x = log u - log v: {size.log_faces} faces, {size.atoms} atoms", rows, LOG_COLUMNS, "log")
     norms, errors = [row["norm_at_1"] for row in rows], [row["mse"] for row in rows]
     end = f"at t = {HORIZON:g}"

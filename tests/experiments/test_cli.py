@@ -82,7 +82,6 @@ def test_an_existing_folder_is_refused_and_untouched(tmp_path):
 
 
 FEW = """
-import os, signal
 from mirrorjax import cli
 from mirrorjax.experiments import Experiment
 
@@ -96,7 +95,7 @@ def broken(folder, setting):
 
 
 def stopped(folder, setting):
-    os.kill(os.getpid(), signal.SIGINT)
+    raise KeyboardInterrupt
 
 
 runs = {"fine": fine, "broken": broken, "stopped": stopped}

@@ -136,6 +136,7 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path):
     assert (config["state"], config["experiment"], config["seed"]) == ("finished", "fake", 0)
     assert config["seconds"] >= 0
     assert (tmp_path / "all" / "broken" / REPORT).exists()
+    assert "in broken\n" in json.loads((tmp_path / "all" / "broken" / "config.json").read_text())["traceback"]
 
 
 def test_an_interrupted_run_of_all_says_what_is_missing(tmp_path, quiet):
