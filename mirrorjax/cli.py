@@ -1,5 +1,5 @@
-"""The command line: `mirrorjax reproduce`, `list`, `explain`, `sweep`, `status`, `resume`. It chooses; the rooms below
-do the work.
+"""The command line: `mirrorjax reproduce`, `report`, `list`, `explain`, `sweep`, `status`, `resume`. It chooses; the
+rooms below do the work.
 
 float64 unless told otherwise: set here, before anything is computed, and nowhere else in the package.
 """
@@ -18,8 +18,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from .experiments import EXPERIMENTS, Experiment, RunFolder, Setting
+from .experiments import EXPERIMENTS, Experiment, Setting
 from .experiments.explain import FAMILIES, SCHEDULES, explain_bias
+from .experiments.report import REPORT, write_report
+from .experiments.reproduce import print_summary, reproduce as reproduce_one, reproduce_all
 from .sweep import open_sweep
 from .sweep.dataset import Dataset
 from .sweep.recipe import read_recipe, single_precision
@@ -33,6 +35,8 @@ app = typer.Typer(
 console = Console()
 errors = Console(stderr=True)
 INTERRUPTED = 130  # the shell's convention for Ctrl-C
+FAILED = 1
+ALL = "all"
 
 
 class Preset(StrEnum):
@@ -74,12 +78,13 @@ def list_experiments() -> None:
     table = Table("experiment", "presets", "what it shows", title="mirrorjax reproduce NAME", title_justify="left")
     for experiment in EXPERIMENTS.values():
         table.add_row(experiment.name, ", ".join(experiment.presets), experiment.summary)
+    table.add_row(ALL, ", ".join(Preset), "All of them, one after the other, in one report.")
     console.print(table)
 
 
 @app.command()
 def reproduce(
-    name: Annotated[str, typer.Argument(help="An experiment of `mirrorjax list`.", show_default=False)],
+    name: Annotated[str, typer.Argument(help="An experiment of `mirrorjax list`, or all.", show_default=False)],
     preset: Annotated[Preset, typer.Option(help="paper: the paper's size. quick: seconds, smaller.")] = Preset.paper,
     out: Annotated[
         Path | None,
@@ -90,29 +95,42 @@ def reproduce(
     ] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Single precision instead of double.")] = False,
 ) -> None:
-    """Reproduce an experiment of the paper: tables, figures and data in one folder.
+    """Reproduce an experiment of the paper: tables, figures, data and an HTML report in one folder.
 
-    Every number stands beside the paper's. Ctrl-C keeps what was finished.
+    Every number stands beside the paper's. Ctrl-C keeps what was finished. `all` runs every experiment, with one report
+    of all; one that fails does not stop the others, and the exit status is 1 then.
     """
-    experiment = _find(name)
+    chosen = None if name == ALL else _find(name)
     _set_precision(float32)
+    bits = 32 if float32 else 64
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
-    setting = Setting(str(preset), experiment.seed if seed is None else seed, 32 if float32 else 64)
+    failed = []
     try:
-        folder = RunFolder(path, name, setting, console)
-    except FileExistsError:
-        _fail(f"the folder {path} exists and results are never overwritten; choose another with --out, or remove it")
-    except OSError as error:
-        _fail(f"the folder {path} cannot be made: {error.strerror}; choose another with --out")
-    try:
-        experiment.run(folder, setting)
+        if chosen is None:
+            failed = reproduce_all(list(EXPERIMENTS.values()), path, str(preset), seed, bits, console)
+            print_summary(path, console)
+        else:
+            setting = Setting(str(preset), chosen.seed if seed is None else seed, bits)
+            reproduce_one(chosen, path, setting, console)
     except KeyboardInterrupt:
-        folder.finish("interrupted")
         errors.print(f"Interrupted. What was finished is in {path}", highlight=False, soft_wrap=True)
         raise SystemExit(INTERRUPTED) from None
-    folder.finish("finished")
-    console.print(f"Results are in {path}", highlight=False, soft_wrap=True)
+    console.print(f"Results are in {path}, to be read in {path / REPORT}", highlight=False, soft_wrap=True)
+    if failed:
+        errors.print(f"[red]Error:[/red] {len(failed)} failed: {', '.join(failed)}", highlight=False, soft_wrap=True)
+        raise SystemExit(FAILED)
+
+
+@app.command()
+def report(
+    folder: Annotated[Path, typer.Argument(help="The folder of a run, or of runs in folders.", show_default=False)],
+) -> None:
+    """Write the HTML report of what is in a folder of `mirrorjax reproduce`, finished or not, or of many.
+
+    One file, with its pictures inside, that can be read in any browser and sent to anyone.
+    """
+    console.print(f"The report is {write_report(folder)}", highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -219,7 +237,7 @@ def _summarise(dataset: Dataset, run: Path) -> None:
 
 def _find(name: str) -> Experiment:
     if name not in EXPERIMENTS:
-        _fail(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+        _fail(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}, {ALL}")
     return EXPERIMENTS[name]
 
 

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 WIDTH = 4.2  # inches a panel: readable at half a page
 
@@ -61,7 +62,7 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
     handles, labels = axes[0].get_legend_handles_labels()
     if labels:
         figure.legend(handles, labels, title=legend_title, loc="outside right upper", frameon=False)
-    figure.suptitle(title)
+    figure.suptitle(title, x=0.02, horizontalalignment="left")  # in the middle it would meet the legend
     return figure
 
 
@@ -181,3 +182,22 @@ def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG at 150 dots per inch and return the path."""
     figure.savefig(path, dpi=150)
     return path
+
+
+def describe(figure: Figure) -> str:
+    """What a figure shows, in words, from its own titles, labels and legends: the text for those who cannot see it."""
+    title = figure.get_suptitle()
+    parts = [title] if title else []
+    for axis in figure.axes:
+        if not axis.get_visible():
+            continue
+        over = " over ".join(label for label in (axis.get_ylabel(), axis.get_xlabel()) if label)
+        parts.append(": ".join(text for text in (axis.get_title(), over) if text))
+    names = [text.get_text() for legend in (*figure.legends, *_own_legends(figure)) for text in legend.get_texts()]
+    if names:
+        parts.append(f"Curves: {'; '.join(names)}")
+    return ". ".join(" ".join(part.split()) for part in parts if part).replace("$", "").replace("\\", "")
+
+
+def _own_legends(figure: Figure) -> list[Legend]:
+    return [legend for axis in figure.axes if (legend := axis.get_legend()) is not None]

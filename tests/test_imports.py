@@ -40,6 +40,7 @@ DOORS = {
     "psutil": {"sweep/memory.py"},
     "pooch": {"data.py"},
     "sklearn": {"experiments/dictionary.py"},
+    "jinja2": {"experiments/report.py"},
     "typer": {"cli.py"},
     "tyro": {"cli.py"},
 }

@@ -129,11 +129,11 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_table("convergence", [row for each in rows.values() for row in each])
     outside = [row for family in OUTSIDE for row in rows.pop(family.name)]
     inside = [row for each in rows.values() for row in each]
-    folder.show("Inside Theorem 3.10: rate of the loss after switch-off", inside, COLUMNS)
-    folder.show("Outside it: the theorem promises nothing", outside, OUTSIDE_COLUMNS)
-    folder.save_figure("rates", rates_figure(rows))
+    folder.show("Inside Theorem 3.10: rate of the loss after switch-off", inside, COLUMNS, "convergence")
+    folder.show("Outside it: the theorem promises nothing", outside, OUTSIDE_COLUMNS, "convergence")
+    folder.save_figure("rates", rates_figure(rows), RATES_CAPTION)
     for name in rows:
-        folder.save_figure(f"loss_{name}", loss_figure(rows[name], solved[name]))
+        folder.save_figure(f"loss_{name}", loss_figure(rows[name], solved[name]), LOSS_CAPTION)
     _claim(folder, inside, outside)
 
 
@@ -259,6 +259,11 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
     )
 
 
+RATES_CAPTION = (
+    "To look for: dots on lines, that is final rates of the loss as the metric at the limit has them; right, values "
+    "below 1, that is rates no smaller than the smallest metric on the way guarantees."
+)
+LOSS_CAPTION = "The loss after the switch-off. To look for: whether it stays below both of its bounds."
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 
 
@@ -297,4 +302,4 @@ def loss_figure(rows: list[dict[str, Any]], dataset: Dataset) -> Any:
         ]
         time = "time since switch-off"
         panels.append(plot.Panel(lines, f"a = {row['a']:g}", time, "f(x)", x_log=True, y_log=True, floor=1e-14))
-    return plot.line_panels(panels, rows[0]["family"])
+    return plot.line_panels(panels, f"Loss after switch-off: {rows[0]['family']}")

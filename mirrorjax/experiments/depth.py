@@ -43,13 +43,13 @@ def run(folder: RunFolder, setting: Setting) -> None:
             rows += table_rows(dataset.isel(seed=0), model, method, setting.seed)
         folder.save_table("depth", rows)
         folder.console.print(f"{model.name}: {_verdict(report)}", highlight=False, soft_wrap=True)
-    folder.show(f"Data seed {setting.seed}; decay until t = {OFF:g}, end at t = {HORIZON:g}", rows, COLUMNS)
+    folder.show(f"Data seed {setting.seed}; decay until t = {OFF:g}, end at t = {HORIZON:g}", rows, COLUMNS, "depth")
     folder.console.print(LEAST_TIME_NOTE, soft_wrap=True)
-    folder.save_figure("fig8_recovery", recovery_figure(solved))
-    folder.save_figure("fig9_range", range_figure(solved))
+    folder.save_figure("fig8_recovery", recovery_figure(solved), RECOVERY_CAPTION)
+    folder.save_figure("fig9_range", range_figure(solved), RANGE_CAPTION)
     spread = [row for (name, method), dataset in solved.items() for row in _seed_rows(dataset, name, method)]
     folder.save_table("seeds", spread)
-    folder.show(f"Distance to x* at the end over {len(seeds)} data seeds", spread, SEED_COLUMNS)
+    folder.show(f"Distance to x* at the end over {len(seeds)} data seeds", spread, SEED_COLUMNS, "seeds")
     _claim_linear(folder, [row for row in rows if row["model"] == "x = w, L1"])
     for method in ("flow", "descent"):
         _claim_deep(folder, method, [row for row in rows if row["method"] == method])
@@ -216,6 +216,13 @@ def _claim_over_seeds(folder: RunFolder, solved: Solved) -> None:
         folder.claim(f"{statement}, on every data seed", paper="one seed", ours=ours, holds=bool(shown.all()))
 
 
+RECOVERY_CAPTION = (
+    "Figs. 8 and 9. To look for: which models approach x* after the switch-off, and from which strengths."
+)
+RANGE_CAPTION = (
+    "Fig. 9. The metric J J^T says how freely x can still move. To look for: where it does not come back in time, "
+    "and x stays where it was."
+)
 LABELS = [f"{alpha:g}" for alpha in STRENGTHS]
 TIME = "time t"
 QUANTITIES: tuple[tuple[str, str, dict[str, Any]], ...] = (

@@ -93,8 +93,12 @@ def legendre_figure(R: AbstractLegendre, explanation: Explanation, scale: float)
     # Few curves, close together where most of the change is: at the start.
     chosen = np.unique(np.concatenate([[0.0], np.min(a) * np.geomspace(0.01, 1.0, 4)]))[::-1]
     x = np.linspace(-3 * scale, 3 * scale, 301)
-    curves = [curve(R, x, float(value), f"a = {value:.3g}") for value in chosen]
-    lines = [each.line(np.nanmax(each.excess), marker=(each.minimizer, 0.0)) for each in curves if each.exists]
+    lines = []
+    for value in chosen:
+        each = curve(R, x, float(value))
+        if each.exists:
+            minimizer = float(R.minimizer(float(value))[0])
+            lines.append(each.line(np.nanmax(each.excess), f"a = {value:.3g}", marker=(minimizer, 0.0)))
     panel = plot.Panel(lines, "Dots: argmin of each", "x", SHAPE_LABEL)
     return plot.line_panels([panel], "R_a as regularization is spent", "spent")
 

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from .. import plot
-from ..geometry import AbstractLegendre, effects, legendre
+from ..geometry import AbstractLegendre, legendre
+from ..geometry.effects import Effects, effects
 from ..problem import (
     AbstractReparameterization,
     Compatible,
@@ -62,8 +63,8 @@ CASES = (
     ),
     Case("exp", "x = e^u - e^v from u = 0.2, v = 0", ExpDifference(), (0.2, 0.0), SPENT),
 )
-FINE = {"paper": 201, "quick": 101}  # points of a curve in closed form
-COARSE = {"paper": 13, "quick": 7}  # points of the numeric recovery drawn on it
+FINE = {"paper": 241, "quick": 121}  # points of a curve in closed form
+EVERY = 20  # of them the numeric recovery is drawn at one in so many
 SHAPE_LABEL = r"$R_a(x) - \min R_a$, scaled to 1"
 SCALE = 1.0  # the distance from the minimum at which the local exponent is read
 
@@ -75,12 +76,14 @@ def run(folder: RunFolder, setting: Setting) -> None:
         closed, numeric = (
             legendre(case.g, Compatible(case.g), case.weights(), method=method) for method in ("closed_form", "numeric")
         )
-        x = np.linspace(-case.reach, case.reach, COARSE[setting.preset])
-        recovered = {a: curve(numeric, x, a, "") for a in case.spent}
-        rows += _rows(case, closed, [_difference(closed, recovered[a], a) for a in case.spent])
-        folder.save_figure(f"geometry_{case.name}", figure(case, closed, recovered, FINE[setting.preset]))
+        x = np.linspace(-case.reach, case.reach, FINE[setting.preset])
+        exact = {a: curve(closed, x, a) for a in case.spent}
+        recovered = {a: curve(numeric, x[::EVERY], a) for a in case.spent}
+        measured, drawn = _both(closed, case.spent)
+        rows += _rows(case, measured, [_difference(exact[a], recovered[a]) for a in case.spent])
+        folder.save_figure(f"geometry_{case.name}", figure(case, exact, recovered, measured, drawn), CAPTION)
         folder.save_table("geometry", rows)
-    folder.show("R_a by family; |diff|: mirror map, numeric against closed form", rows, COLUMNS)
+    folder.show("R_a by family; |diff|: mirror map, numeric against closed form", rows, COLUMNS, "geometry")
     worst = max(row["numeric_difference"] for row in rows if row["status"] == "ok")
     bound = 1e-9 if setting.bits == 64 else 1e-4
     folder.claim(
@@ -102,8 +105,22 @@ COLUMNS = {
 }
 
 
-def _rows(case: Case, R: AbstractLegendre, differences: list[float]) -> list[dict[str, Any]]:
-    measured = effects(R, jnp.asarray(case.spent), SCALE)
+CAPTION = (
+    "R_a of one coordinate as decay is spent, each scaled to its largest value shown; dots mark the minimum, "
+    "crosses the recovery from g and h alone. Then the three effects of spending it: type of bias (2 is L2-like, "
+    "1 is L1-like), positional bias, and range."
+)
+
+
+def _both(R: AbstractLegendre, spent: tuple[float, ...]) -> tuple[Effects, Effects]:
+    """The effects at the strengths of the table, and at those of a curve up to the last of them, by one program."""
+    fine = np.linspace(0.0, min(spent), 41)
+    together = effects(R, jnp.asarray(np.append(spent, fine)), SCALE)
+    count = len(spent)
+    return jax.tree.map(lambda leaf: leaf[:count], together), jax.tree.map(lambda leaf: leaf[count:], together)
+
+
+def _rows(case: Case, measured: Effects, differences: list[float]) -> list[dict[str, Any]]:
     names = status_name(measured.result)
     return [
         {
@@ -123,7 +140,7 @@ def _rows(case: Case, R: AbstractLegendre, differences: list[float]) -> list[dic
 
 @dataclass(frozen=True)
 class Curve:
-    """Points of R_a of one coordinate: `x`, `mu = grad R_a(x)`, `excess = R_a(x) - min R_a`, and where the minimum is.
+    """Points of R_a of one coordinate: `x`, `mu = grad R_a(x)`, `excess = R_a(x) - min R_a`.
 
     Entries are NaN, that is not drawn, where x is outside the range.
     """
@@ -131,65 +148,59 @@ class Curve:
     x: Float[np.ndarray, " n"]
     mu: Float[np.ndarray, " n"]
     excess: Float[np.ndarray, " n"]
-    minimizer: float
-    label: str
 
     @property
     def exists(self) -> bool:
         return bool(np.any(np.isfinite(self.excess)))
 
-    def line(self, height: float, **style: Any) -> plot.Line:
-        return plot.Line(self.x, self.excess / height, self.label, **style)
+    def line(self, height: float, label: str, **style: Any) -> plot.Line:
+        return plot.Line(self.x, self.excess / height, label, **style)
 
 
-def curve(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float, label: str) -> Curve:
+def curve(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
     """`R_a` at the points x, by the potential and the mirror map of R alone."""
-    mu, excess, minimizer = _evaluate(R, jnp.asarray(x), jnp.asarray(a))
-    return Curve(x, np.asarray(mu), np.asarray(excess), float(minimizer), label)
+    mu, excess = _evaluate(R, jnp.asarray(x), jnp.asarray(a))
+    return Curve(x, np.asarray(mu), np.asarray(excess))
 
 
 @eqx.filter_jit
 def _evaluate(
     R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""]
-) -> tuple[Float[Array, " n"], Float[Array, " n"], Float[Array, ""]]:
-    origin = jnp.zeros(1, x.dtype)
+) -> tuple[Float[Array, " n"], Float[Array, " n"]]:
     mu = jax.vmap(lambda point: R.dual(point[None], a).value)(x)
-    potential = jax.vmap(lambda mu: R.potential(mu, a))(jnp.concatenate([origin[None], mu]))
+    potential = jax.vmap(lambda mu: R.potential(mu, a))(jnp.concatenate([jnp.zeros((1, 1), x.dtype), mu]))
     # min R_a = -Q_a(0).
     excess = mu[:, 0] * x - potential[1:] + potential[0]
-    return mu[:, 0], jnp.where(jnp.isfinite(mu[:, 0]), excess, jnp.nan), R.primal(origin, a).value[0]
+    return mu[:, 0], jnp.where(jnp.isfinite(mu[:, 0]), excess, jnp.nan)
 
 
-def _difference(closed: AbstractLegendre, recovered: Curve, a: float) -> float:
+def _difference(exact: Curve, recovered: Curve) -> float:
     """Largest |mu_numeric - mu_closed| / (1 + |mu_closed|) over the points where both exist; NaN if there is none."""
-    exact = curve(closed, recovered.x, a, "").mu
-    gap = np.abs(recovered.mu - exact) / (1 + np.abs(exact))
+    mu = exact.mu[::EVERY]
+    gap = np.abs(recovered.mu - mu) / (1 + np.abs(mu))
     return float(np.nanmax(gap)) if np.any(np.isfinite(gap)) else float("nan")
 
 
-def figure(case: Case, closed: AbstractLegendre, recovered: Mapping[float, Curve], fine: int) -> Any:
+def figure(
+    case: Case, exact: Mapping[float, Curve], recovered: Mapping[float, Curve], measured: Effects, drawn: Effects
+) -> Any:
     """R_a with its minimum and the numeric recovery; local exponent, argmin and metric against the strength spent."""
-    grid = np.linspace(-case.reach, case.reach, fine)
-    curves = {a: curve(closed, grid, a, f"a = {a:g}") for a in case.spent}
     lines, points = [], []
-    for a, each in curves.items():
+    for minimizer, (a, each) in zip(np.asarray(measured.minimizer[:, 0]), exact.items(), strict=True):
         if each.exists:
             height = np.nanmax(each.excess)
-            lines.append(each.line(height, marker=(each.minimizer, 0.0)))
-            points.append(recovered[a].line(height, style="x", color="0.2"))
+            lines.append(each.line(height, f"a = {a:g}", marker=(float(minimizer), 0.0)))
+            points.append(recovered[a].line(height, "", style="x", color="0.2"))
     shape = plot.Panel([*lines, *points], "Lines: closed form; crosses: numeric", "x", SHAPE_LABEL)
-    return plot.line_panels([shape, *_effect_panels(case, closed)], case.title, "spent")
+    return plot.line_panels([shape, *_effect_panels(drawn)], case.title, "spent")
 
 
-def _effect_panels(case: Case, R: AbstractLegendre) -> list[plot.Panel]:
-    a = np.linspace(0.0, min(case.spent), 41)
-    measured = effects(R, jnp.asarray(a), SCALE)
+def _effect_panels(drawn: Effects) -> list[plot.Panel]:
     spent = "regularization spent, -a"
-    exponent = plot.Line(-a, np.asarray(measured.local_exponent))
-    minimizer = plot.Line(-a, np.asarray(measured.minimizer[:, 0]))
-    metric = plot.Line(-a, np.asarray(measured.metric[:, 0]))
+    a, exponents = np.asarray(drawn.a), np.asarray(drawn.local_exponent)
+    minimizers, metrics = np.asarray(drawn.minimizer[:, 0]), np.asarray(drawn.metric[:, 0])
     return [
-        plot.Panel([exponent], "Type of bias", spent, f"local exponent at {SCALE:g} from argmin"),
-        plot.Panel([minimizer], "Positional bias", spent, r"argmin $R_a$"),
-        plot.Panel([metric], "Range: metric at the minimum", spent, r"$J J^T$", y_log=True),
+        plot.Panel([plot.Line(-a, exponents)], "Type of bias", spent, f"local exponent at {SCALE:g} from argmin"),
+        plot.Panel([plot.Line(-a, minimizers)], "Positional bias", spent, r"argmin $R_a$"),
+        plot.Panel([plot.Line(-a, metrics)], "Range: metric at the minimum", spent, r"$J J^T$", y_log=True),
     ]

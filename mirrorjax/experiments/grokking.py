@@ -34,19 +34,24 @@ NEVER = np.inf
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: the matrices, the strengths besides 0, the switch-off times besides never, the end."""
+    """How large a preset is: the matrices, the strengths besides 0, the switch-off times besides never, the end, and
+    how many times are saved up to it.
+    """
 
     matrix: matrix_sensing.Size
     strengths: Float[np.ndarray, " strengths"]
     t_off: Float[np.ndarray, " times"]
     horizon: float
+    times: int
 
 
 SIZES = {
     "paper": Size(
-        matrix_sensing.Size(n=30, r=3, heat=0), np.geomspace(0.01, 10.0, 10), np.array([2, 5, 15, OFF, 150]), 2e4
+        matrix_sensing.Size(n=30, r=3, heat=0), np.geomspace(0.01, 10.0, 10), np.array([2, 5, 15, OFF, 150]), 2e4, 3000
     ),
-    "quick": Size(matrix_sensing.Size(n=15, r=2, heat=0), np.geomspace(0.02, 5.0, 7), np.array([15, OFF, 150]), 4e3),
+    "quick": Size(
+        matrix_sensing.Size(n=15, r=2, heat=0), np.geomspace(0.02, 5.0, 7), np.array([15, OFF, 150]), 4e3, 1000
+    ),
 }
 
 
@@ -74,10 +79,10 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_dataset(task.name, dataset)
         rows += table_rows(task, dataset)
         folder.save_table("grokking", rows)
-        folder.save_figure(f"fig7_{task.name}", late_figure(task, dataset))
-        folder.save_figure(f"heat_{task.name}", heat_figure(task, dataset, rows))
-    folder.save_figure("time_to_generalise", times_figure(rows))
-    folder.show(f"Switched off at t = {OFF:g}", [row for row in rows if row["t_off"] == OFF], COLUMNS)
+        folder.save_figure(f"fig7_{task.name}", late_figure(task, dataset), LATE_CAPTION)
+        folder.save_figure(f"heat_{task.name}", heat_figure(task, dataset, rows), HEAT_CAPTION)
+    folder.save_figure("time_to_generalise", times_figure(rows), TIMES_CAPTION)
+    folder.show(f"Switched off at t = {OFF:g}", [row for row in rows if row["t_off"] == OFF], COLUMNS, "grokking")
     for name, title in TITLES.items():
         _claim(folder, title, [row for row in rows if row["problem"] == name])
 
@@ -165,7 +170,7 @@ def solve(task: Task, size: Size) -> Dataset:
     """All strengths, 0 among them, with all switch-off times, never among them."""
     grid = {"alpha": np.append(0.0, size.strengths), "t_off": np.append(size.t_off, NEVER)}
     # Dense: the error falls by ten orders in a moment, and only the save times tell when.
-    ts = np.append(0.0, np.geomspace(0.1, size.horizon, 3000))
+    ts = np.append(0.0, np.geomspace(0.1, size.horizon, size.times))
     return sweep(task.lane, grid, t1=size.horizon, saveat=ts, metrics=task.metrics, solver=RKC())
 
 
@@ -234,6 +239,12 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
     )
 
 
+LATE_CAPTION = "Fig. 7. To look for: how much later than the loss the error falls, for weak and for strong decay."
+HEAT_CAPTION = "When the planted solution is found, by strength and switch-off time; hatched where it was not."
+TIMES_CAPTION = (
+    "When the data are fitted and when the planted solution is found, by strength, beside what is known without "
+    "integrating: the earliest time that strong decay allows and, in sparse regression, the time itself."
+)
 TIME = "time t (gradient flow)"
 
 
@@ -287,7 +298,7 @@ def heat_figure(task: Task, dataset: Dataset, rows: list[dict[str, Any]]) -> Any
         np.array([[table[alpha, t_off] for t_off in times] for alpha in strengths]),
         strengths,
         times,
-        title=TITLES[task.name],
+        title=f"{TITLES[task.name]}: time found",
         row_label=r"strength $\alpha$",
         column_label="switch-off time t_off",
         value_label=f"time found (hatched: not by t = {dataset.time.values[-1]:g})",

@@ -57,7 +57,7 @@ class Size:
 
 SIZES = {
     "paper": Size({"regression": SparseRegression(n=40, d=100), "sensing": Sensing(n=15, m=100)}, 10, 150),
-    "quick": Size({"regression": SparseRegression(n=30, d=60), "sensing": Sensing(n=8, m=30)}, 5, 20),
+    "quick": Size({"regression": SparseRegression(n=30, d=60), "sensing": Sensing(n=8, m=30)}, 5, 8),
 }
 
 
@@ -74,18 +74,25 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_table("totals", totals)
         learned, mine = learn(task, samples, tried, size)
         mine += limit_rows(task, samples, size.steps) if name == "regression" else []
-        rows += [{"task": name, **row} for row in mine]
+        mine = [{"task": name, **row} for row in mine]
+        rows += mine
         folder.save_table("schedules", rows)
-        folder.show(f"{name}: test error over {SEEDS} seeds, noise variance {task.noise**2:g}", mine, COLUMNS)
-        folder.save_figure(f"test_error_{name}", error_figure(mine, name, task.noise**2))
+        title = f"{name}: test error over {SEEDS} seeds, noise variance {task.noise**2:g}"
+        folder.show(title, mine, COLUMNS, "schedules")
+        folder.save_figure(f"test_error_{name}", error_figure(mine, name, task.noise**2), ERROR_CAPTION)
         panels.append(schedule_panel(task, tried, learned, name))
         _claim(folder, name, mine)
-    folder.save_figure("learned", plot.line_panels(panels, "Learned schedules and where they started (dashed)", "seed"))
+    curves = plot.line_panels(panels, "Learned schedules and where they started (dashed)", "seed")
+    folder.save_figure("learned", curves, LEARNED_CAPTION)
 
 
 EXPERIMENT = Experiment(
     "schedules", "Hand-made and learned schedules of decay on held-out data: Table 2 generalised.", run
 )
+ERROR_CAPTION = (
+    "Each schedule at the total and switch-off time that validation data choose; the learned ones in colour."
+)
+LEARNED_CAPTION = "Strength over time of the learned schedules for three draws of the data, beside those they began as."
 COLUMNS = {
     "schedule": "schedule",
     "test": "test error",
@@ -242,7 +249,8 @@ def learn(task: AbstractTask, samples: Sample, tried: Dataset, size: Size) -> tu
 def limit_rows(task: AbstractTask, samples: Sample, steps: int) -> list[dict[str, Any]]:
     """The same for t -> infinity, where only the total matters: the best of the grid, and the learned total."""
     evaluated = differentiated(functools.partial(limit, task))
-    grid = [evaluated(jnp.full(SEEDS, jnp.log(total)), samples)[0] for total in task.totals]
+    # With a dtype, so that one program serves the grid and what is learned.
+    grid = [evaluated(jnp.full(SEEDS, jnp.log(total), float), samples)[0] for total in task.totals]
     validation, test = (np.stack([np.asarray(getattr(each, key)) for each in grid]) for key in ("validation", "test"))
     chosen, seeds = np.nanargmin(validation, axis=0), np.arange(SEEDS)
     start = jnp.log(jnp.asarray(task.totals))[chosen]

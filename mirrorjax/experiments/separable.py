@@ -112,9 +112,11 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_dataset(family.name, dataset)
         rows += table_rows(family, B, dataset)
         folder.save_table("separable", rows)
-    folder.show(f"{size.n} separable points in {size.d} dimensions, decay off at t = {OFF:g}", rows, COLUMNS)
+    folder.show(
+        f"{size.n} separable points in {size.d} dimensions, decay off at t = {OFF:g}", rows, COLUMNS, "separable"
+    )
     folder.console.print(NOTE, highlight=False, soft_wrap=True)
-    folder.save_figure("separable", figure(solved, size))
+    folder.save_figure("separable", figure(solved, size), CAPTION)
     _claim(folder, solved, {family.name: [row for row in rows if row["family"] == family.title] for family in FAMILIES})
 
 
@@ -130,6 +132,10 @@ COLUMNS = {
     "picked": "picked",
     "picked_share": "their best",
 }
+CAPTION = (
+    "What is missing of the largest margin in each norm, up to t = 1e100. To look for: which norm's margin each family "
+    "approaches, and what decay that is long off changes in it."
+)
 NOTE = (
     "at t: the margin over the largest there is, in the norm of R_a at infinity; at the end: L2 share, the same in L2, "
     "and angle to the max-margin direction in degrees; picked: coordinates above "

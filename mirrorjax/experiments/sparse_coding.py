@@ -107,10 +107,13 @@ def run(folder: RunFolder, setting: Setting) -> None:
         (f"$m w$,\ndecay {LASSO_STRENGTHS[0]:g}", ends[0], 0),
     ]
     codes = [(label, final_codes(dataset, index)) for label, dataset, index in pictures]
-    folder.save_figure("fig13_faces", faces_figure(faces.images, means, dictionary, codes))
+    figure = faces_figure(faces.images, means, dictionary, codes)
+    folder.save_figure("fig13_faces", figure, "Fig. 13. Faces above what each set of codes makes of them.")
     rows = alternate(signals[: size.lasso_faces], dictionary, LASSO_STRENGTHS[0], size.rounds)
     folder.save_table("alternating", rows)
-    folder.show(f"Alternating dictionary, penalty {2 * LASSO_STRENGTHS[0]:g} |x|_1", rows, ALTERNATING_COLUMNS)
+    folder.show(
+        f"Alternating dictionary, penalty {2 * LASSO_STRENGTHS[0]:g} |x|_1", rows, ALTERNATING_COLUMNS, "alternating"
+    )
 
 
 EXPERIMENT = Experiment(
@@ -303,8 +306,9 @@ def _report_power(folder: RunFolder, dataset: Dataset, size: Size, seconds: floa
     rows = power_rows(dataset)
     folder.save_dataset("power", dataset.drop_vars("codes"))
     folder.save_table("power", rows)
-    folder.save_figure("fig10_power", over_time_figure(dataset, "Stronger decay settles sooner: $x = u^4 - v^4$"))
-    folder.show(f"x = u^4 - v^4: {size.faces} faces, {size.atoms} atoms", rows, POWER_COLUMNS)
+    figure = over_time_figure(dataset, "Stronger decay settles sooner: $x = u^4 - v^4$")
+    folder.save_figure("fig10_power", figure, "Figs. 10, 11. To look for: both settle the sooner, the larger alpha.")
+    folder.show(f"x = u^4 - v^4: {size.faces} faces, {size.atoms} atoms", rows, POWER_COLUMNS, "power")
     for key, name in (("norm_stationary", "nuclear norm"), ("mse_stationary", "MSE")):
         times = [row[key] for row in rows]
         folder.claim(
@@ -321,8 +325,9 @@ def _report_log(folder: RunFolder, dataset: Dataset, size: Size) -> None:
     rows = log_rows(dataset)
     folder.save_dataset("log", dataset.drop_vars("codes"))
     folder.save_table("log", rows)
-    folder.save_figure("fig12_log", over_time_figure(dataset, r"Towards the end of the range: $x = \log u - \log v$"))
-    folder.show(f"x = log u - log v: {size.log_faces} faces, {size.atoms} atoms", rows, LOG_COLUMNS)
+    figure = over_time_figure(dataset, r"Towards the end of the range: $x = \log u - \log v$")
+    folder.save_figure("fig12_log", figure, "Fig. 12. To look for: the norm rises the faster, the larger alpha.")
+    folder.show(f"x = log u - log v: {size.log_faces} faces, {size.atoms} atoms", rows, LOG_COLUMNS, "log")
     norms, errors = [row["norm_at_1"] for row in rows], [row["mse"] for row in rows]
     end = f"at t = {HORIZON:g}"
     folder.claim(
@@ -348,7 +353,9 @@ def _report_lasso(folder: RunFolder, reduced: Reduced, dataset: Dataset, seconds
     rows = lasso_rows(reduced, dataset, seconds)
     folder.save_dataset("lasso", dataset.drop_vars("codes"))
     folder.save_table("lasso", rows)
-    folder.show(f"x = m w, decay never off: {len(reduced.targets)} faces, {reduced.atoms} atoms", rows, LASSO_COLUMNS)
+    folder.show(
+        f"x = m w, decay never off: {len(reduced.targets)} faces, {reduced.atoms} atoms", rows, LASSO_COLUMNS, "lasso"
+    )
     worst = max(row["difference"] for row in rows if row["method"] == "flow")
     folder.claim(
         "x = m w under constant decay ends at scikit-learn's Lasso",

@@ -13,12 +13,19 @@ from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
 @pytest.fixture
 def run_quick(tmp_path: Path) -> Callable[..., RunFolder]:
     """Run an experiment by name, at its quick preset and usual seed."""
+    return lambda name, bits=64: run_in(tmp_path, name, bits)
 
-    def run(name: str, bits: int = 64) -> RunFolder:
-        experiment = EXPERIMENTS[name]
-        setting = Setting("quick", experiment.seed, bits)
-        folder = RunFolder(tmp_path / name, name, setting, Console(file=io.StringIO()))
-        experiment.run(folder, setting)
-        return folder
 
-    return run
+@pytest.fixture(scope="session")
+def quick_separable(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    """The cheapest experiment, which several tests look at."""
+    return run_in(tmp_path_factory.mktemp("quick"), "separable")
+
+
+def run_in(parent: Path, name: str, bits: int = 64) -> RunFolder:
+    experiment = EXPERIMENTS[name]
+    setting = Setting("quick", experiment.seed, bits)
+    folder = RunFolder(parent / name, name, setting, Console(file=io.StringIO()), experiment.summary)
+    experiment.run(folder, setting)
+    folder.finish("finished")
+    return folder

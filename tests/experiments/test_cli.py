@@ -13,6 +13,8 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from mirrorjax.experiments import EXPERIMENTS
+
 COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
 # One fresh environment: a terminal of 100 columns, no flags from the test session.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"} | {"COLUMNS": "100"}
@@ -27,20 +29,23 @@ def mirrorjax(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedP
 def test_help_names_every_command():
     done = mirrorjax("--help")
     assert done.returncode == 0
-    for word in ("reproduce", "list", "explain", "sweep", "status", "resume", "--version"):
+    for word in ("reproduce", "report", "list", "explain", "sweep", "status", "resume", "--version"):
         assert word in done.stdout
 
 
 def test_version_and_list():
     assert mirrorjax("--version").stdout.startswith("mirrorjax 0.")
-    assert "matrix-sensing" in mirrorjax("list").stdout
+    listed = mirrorjax("list").stdout
+    assert "matrix-sensing" in listed
+    assert "all" in listed.split()
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["reproduce", "sensing"], "there is no experiment 'sensing'; there are: matrix-sensing"),
+        (["reproduce", "sensing"], f"there is no experiment 'sensing'; there are: {', '.join(EXPERIMENTS)}, all"),
         (["reproduce", "matrix-sensing", "--preset", "big"], "'big' is not one of"),
+        (["report", "nowhere"], "nowhere holds no run"),
         (["explain", "cubic", "-i", "1"], "there is no family 'cubic'; there are: hadamard"),
         (["explain", "hadamard", "-i", "1", "-i", "1"], "R_a needs |m0| != |w0|"),
         (
@@ -70,10 +75,65 @@ def test_square_brackets_of_a_message_are_printed(tmp_path):
 def test_an_existing_folder_is_refused_and_untouched(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
-    done = mirrorjax("reproduce", "matrix-sensing", "--out", "mine", cwd=tmp_path)
+    done = mirrorjax("reproduce", "all", "--out", "mine", cwd=tmp_path)
     assert done.returncode == 2
     assert "the folder mine exists" in done.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
+
+
+FEW = """
+from mirrorjax import cli
+from mirrorjax.experiments import Experiment
+
+
+def fine(folder, setting):
+    folder.claim(f"float{setting.bits} and seed {setting.seed}", paper="-", ours="yes", holds=True)
+
+
+def broken(folder, setting):
+    raise RuntimeError("it broke [here]")
+
+
+def stopped(folder, setting):
+    raise KeyboardInterrupt
+
+
+runs = {"fine": fine, "broken": broken, "stopped": stopped}
+cli.EXPERIMENTS.clear()
+cli.EXPERIMENTS |= {name: Experiment(name, name, runs[name]) for name in CHOSEN}
+cli.main()
+"""
+
+
+def reproduce_few(cwd: Path, *chosen: str) -> subprocess.CompletedProcess:
+    """`mirrorjax reproduce all` where the registry holds a few experiments that take no time."""
+    script = FEW.replace("CHOSEN", repr(chosen))
+    command = [sys.executable, "-c", script, "reproduce", "all", "--preset", "quick", "--seed", "7", "--out", "run"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=ENVIRONMENT)
+
+
+def test_all_goes_on_after_a_failure_and_exits_1(tmp_path):
+    done = reproduce_few(tmp_path, "broken", "fine")
+    assert done.returncode == 1
+    assert "broken failed: RuntimeError: it broke [here]" in done.stdout
+    assert "1 failed: broken" in done.stderr
+    assert "Traceback" not in done.stderr
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "it broke [here]" in page
+    assert "float64 and seed 7" in page
+    # The same page again, from the folder alone.
+    assert mirrorjax("report", "run", cwd=tmp_path).returncode == 0
+    assert (tmp_path / "run" / "report.html").read_text() == page
+
+
+def test_ctrl_c_stops_all_and_the_report_says_what_is_missing(tmp_path):
+    done = reproduce_few(tmp_path, "fine", "stopped", "broken")
+    assert done.returncode == 130
+    assert "Interrupted. What was finished is in run" in done.stderr
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "float64 and seed 7" in page
+    assert "Interrupted: only what was finished is here" in page
+    assert "Not started" in page
 
 
 def test_explain_prints_the_effects_and_draws(tmp_path):
@@ -97,6 +157,7 @@ def test_reproduce_quick_writes_whole_files_and_shows_the_claims(tmp_path):
     done = mirrorjax("reproduce", "matrix-sensing", "--preset", "quick", "--out", "run", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "NOT shown" not in done.stdout
+    assert "to be read in run/report.html" in done.stdout
     run = tmp_path / "run"
     config = json.loads((run / "config.json").read_text())
     assert config["state"] == "finished"

@@ -49,8 +49,8 @@ def test_quick_shows_its_claims(run_quick):
     assert sparse.xs(0.0, level="strength").time_to_generalise.isna().all()
     assert sparse.loc[np.inf].time_to_generalise.isna().all()
     # |a| = 250 and 750. Once by scipy's Radau on the mirror flow, the weights' decay taken as done (save times here are
-    # 0.35% apart); and once by the limit |a| -> inf, which is left behind by a constant time, 5 units.
+    # 0.7% apart); and once by the limit |a| -> inf, which is left behind by a constant time, 5 units.
     strongest = sparse.xs(5.0, level="strength").loc[[50.0, 150.0]]
-    np.testing.assert_allclose(strongest.time_to_generalise, [890.35, 2660.8], rtol=4e-3)
+    np.testing.assert_allclose(strongest.time_to_generalise, [890.35, 2660.8], rtol=7e-3)
     np.testing.assert_allclose(strongest.time_to_generalise, strongest.predicted, rtol=1e-2)
     assert len(list(folder.path.glob("*.png"))) == 5

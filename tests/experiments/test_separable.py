@@ -88,8 +88,8 @@ def test_single_precision_is_refused(run_quick):
 
 
 @pytest.mark.slow
-def test_quick_shows_what_is_seen_and_says_what_is_not(run_quick):
-    folder = run_quick("separable")
+def test_quick_shows_what_is_seen_and_says_what_is_not(quick_separable):
+    folder = quick_separable
     failed = [claim.statement for claim in folder.claims if not claim.holds]
     # The limit is that of theory, but mu grows like log log t: it is not seen for every a.
     assert failed == ["x = m w tends to the L1 max margin for every a"]
