@@ -19,6 +19,7 @@ from .controller import GiveUp, Resumable
 from .descent import AbstractDescent, whole
 from .flows import AbstractFlow
 from .options import Options
+from .rkc import freeze
 from .solution import Point, Solution
 
 
@@ -105,16 +106,28 @@ def plan(
 
 
 def saving(options: Options) -> Callable:
-    """What is kept at a save time: the metrics, or the whole point, and always the loss."""
+    """What is kept at a save time: the metrics, or the whole point, and always the loss.
+
+    Under vmap diffrax saves for all lanes when one is at a save time, and throws away what the others extrapolated to.
+    That may overflow, and 0 times NaN would spoil their derivatives: so nothing is differentiated where a point is not
+    finite, and what is kept there is NaN.
+    """
 
     def save(tick, y, args):
-        flow, context, _ = args
+        flow, context, start = args
         t = to_time(tick, flow)
-        point = flow.read(t, y, context)
+        y_frozen, context_frozen = freeze((y, context))
+        ok = _is_finite(flow.read(t, y_frozen, context_frozen))
+        point = flow.read(t, jax.tree.map(lambda leaf, other: jnp.where(ok, leaf, other), y, start), context)
         kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
-        return jax.tree.map(_as_float, kept), point.loss
+        return jax.tree.map(lambda leaf: jnp.where(ok, _as_float(leaf), jnp.nan), (kept, point.loss))
 
     return save
+
+
+def _is_finite(point: Point) -> Bool[Array, ""]:
+    """Whether a point is one: mu is not looked at, which some flows do not follow."""
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((point.x, point.w, point.loss))]))
 
 
 def _raw_velocity(tick: Float[Array, ""], y: PyTree, args: tuple[AbstractFlow, Any, PyTree]) -> PyTree:
@@ -181,8 +194,7 @@ def input_status(problem: Problem, context: Any, state: PyTree, options: Options
     """Whether the numbers a lane was given can be integrated at all."""
     t0 = jnp.zeros_like(options.t1)
     point = options.flow.read(t0, state, context)
-    finite = jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves((point.x, point.w, point.loss))])
-    status = RESULTS.where(jnp.all(finite), RESULTS.successful, RESULTS.invalid_weights)
+    status = RESULTS.where(_is_finite(point), RESULTS.successful, RESULTS.invalid_weights)
     if isinstance(options.flow, AbstractDescent):
         status = RESULTS.where(whole(options.t1 / options.flow.step_size), status, RESULTS.partial_step)
     return RESULTS.where(problem.alpha.valid(options.t1), status, RESULTS.invalid_schedule)

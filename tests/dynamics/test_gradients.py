@@ -124,3 +124,20 @@ def test_a_trial_step_that_overflows_does_not_spoil_the_gradient():
     f = [loss(30.0 + k * step) for k in (-2, -1, 1, 2)]
     # Errors of 1e-9 a step, divided by the step, on a derivative of 0.01.
     np.testing.assert_allclose(jax.grad(loss)(30.0), (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * step), rtol=1e-3)
+
+
+def test_lanes_that_take_other_numbers_of_steps_do_not_spoil_each_others_gradients():
+    """When the mild lane saves, the stiff one is evaluated there too, hundreds of its steps ahead, and overflows."""
+
+    def last(stiffness, t_off):
+        objective = LeastSquares(stiffness * jnp.array([[1.0, 0.5]]), stiffness[None])
+        problem = Problem(Hadamard(), WeightDecay(), SwitchOff(0.3, t_off), objective)
+        w0 = (jnp.ones(2), jnp.zeros(2))
+        return solve(problem, w0, t1=30.0, solver=diffrax.Tsit5(), rtol=1e-4, throw=False).x[-1, 0]
+
+    slope = jax.jit(jax.grad(last, argnums=1))
+    lanes, t_off = jnp.array([1.0, 4.0]), jnp.asarray(10.0)
+    alone = [slope(stiffness, t_off) for stiffness in lanes]
+    assert np.all(np.isfinite(alone))
+    # The same steps; only how the compiler fuses the two programs differs.
+    np.testing.assert_allclose(jax.vmap(slope, in_axes=(0, None))(lanes, t_off), alone, rtol=1e-6)
