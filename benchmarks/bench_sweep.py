@@ -16,12 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from sensing import ALONE, HORIZON, KNOWN, RANK, TOTAL, Case, make_case
-from work_precision import counted
-from work_problems import Setting, sensing
+from sensing import ALONE, HORIZON, KNOWN, Case, make_case
 
 import mirrorjax as mj
-from mirrorjax.dynamics.options import make_options
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # those of the other packages
 
@@ -33,8 +30,13 @@ def sizes(name: str, default: str) -> list[int]:
 LANES, NS = sizes("BENCH_LANES", "1,4,16,64,256"), sizes("BENCH_N", "10,20,50,100")
 DEVICES = sizes("BENCH_DEVICES", "1")
 N, MAIN, SCALED = 50, 64, 16
-LOOSE = {"solver": mj.RKC(), "rtol": 1e-3}
-SWEEPS: dict[str, dict[str, Any]] = {"mirrorjax, default": {}, "mirrorjax, RKC at rtol 1e-3": LOOSE}
+# As loose as an error of X of 2e-4 at the end allows, with room: what the others are compared at.
+LOOSE = {"solver": mj.RKC(), "rtol": 1e-2}
+SWEEPS: dict[str, dict[str, Any]] = {
+    "mirrorjax, default": {},
+    "mirrorjax, RKC at rtol 1e-3": LOOSE | {"rtol": 1e-3},
+    "mirrorjax, RKC at rtol 1e-2": LOOSE,
+}
 ONE, FEW, ALL = np.array([ALONE]), KNOWN, make_case(N, MAIN).alphas
 # What takes one lane, or seconds a lane, is not asked for more lanes than it takes to see its rate.
 OTHERS: dict[str, tuple[Callable[..., competitors.Run], np.ndarray]] = {
@@ -101,19 +103,6 @@ def run_sweep(one: Case, t1: float, options: dict[str, Any]) -> Any:
     return mj.sweep(one.lane, one.grid, t1=t1, **options)
 
 
-def work(dataset: Any, options: dict[str, Any]) -> float:
-    """Velocities and Jacobian-vector products a lane, rejected steps and all.
-
-    Those of RKC, which the number of steps does not tell, are counted by a tally in the velocity of four single lanes.
-    """
-    solver = options.get("solver", make_options(jnp.ones(1, jnp.float32), t1=1.0).solver)
-    if not isinstance(solver, mj.RKC):
-        return 6 * float(dataset.steps.mean())  # Tsit5
-    settings = [Setting("", "", sensing(N, RANK[N], alpha, TOTAL / alpha), 0.0, 1.0, HORIZON) for alpha in KNOWN]
-    rtol = options.get("rtol", 1e-4)
-    return float(np.mean([counted(setting, jnp.float32, solver, rtol)[1]["evaluations"] for setting in settings]))
-
-
 def measured_sweep(benchmark: Any, measure_once: Callable, one: Case, options: dict[str, Any]) -> Any:
     """Compile on a short horizon, run once, and record the time and how uneven the lanes are."""
     dataset = measure_once(lambda: run_sweep(one, 1.0, options), lambda: run_sweep(one, HORIZON, options))
@@ -134,9 +123,10 @@ def test_sweep(benchmark, measure_once: Callable, name: str):
     """Beside the time: the work, and which share of the time its products alone would take."""
     one = make_case(N, MAIN)
     dataset = measured_sweep(benchmark, measure_once, one, SWEEPS[name])
-    seconds, evaluations = benchmark.extra_info["seconds_a_lane"], work(dataset, SWEEPS[name])
+    seconds, evaluations = benchmark.extra_info["seconds_a_lane"], dataset.attrs["work"] / one.lanes
     benchmark.extra_info.update(
         evaluations=evaluations,
+        efficiency=dataset.attrs["efficiency"],
         gflops=evaluations * velocity_flops(one) / seconds / 1e9,
         share_of_products=evaluations * floor_seconds(one) / seconds,
         **one.error(one.alphas, dataset.x.values),

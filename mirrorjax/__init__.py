@@ -34,6 +34,7 @@ from .geometry import (
 )
 from .problem import (
     L1 as L1,
+    AbstractDifference as AbstractDifference,
     AbstractObjective as AbstractObjective,
     AbstractRegularizer as AbstractRegularizer,
     AbstractReparameterization as AbstractReparameterization,

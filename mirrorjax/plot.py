@@ -1,7 +1,8 @@
 """Figures from arrays and datasets; the one door to matplotlib.
 
 Functions return a `matplotlib.figure.Figure` and touch no global state (no pyplot), so they work in scripts, notebooks
-and threads alike. Labels, units and titles are arguments: a figure without them is not finished.
+and threads alike (a notebook shows them once it has seen `%matplotlib inline`). Labels, units and titles are
+arguments: a figure without them is not finished.
 """
 
 from collections.abc import Sequence
@@ -114,7 +115,7 @@ def heat_map(
     mesh = axis.pcolormesh(_log_edges(columns), _log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
     if contour is not None:
         axis.plot(contour.x, contour.y, contour.style, color="white", label=contour.label, linewidth=1.6)
-        axis.legend(loc="lower left", facecolor="0.3", labelcolor="white", framealpha=0.8)
+        axis.legend(loc="lower left", frameon=True, facecolor="0.3", labelcolor="white", framealpha=0.8)
     axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
     axis.set(xlim=_log_edges(columns)[[0, -1]], ylim=_log_edges(rows)[[0, -1]])
     figure.colorbar(mesh, ax=axis, label=value_label)

@@ -11,7 +11,7 @@ FOLDER = Path(__file__).parent.parent / "notebooks"
 SOURCES = sorted(FOLDER.glob("*.py"))
 MOST_BYTES = 3_000_000  # of the folder: it is read on a web page
 # What a machine leaves in outputs: the first folder of an absolute path.
-PLACES = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|work|mnt|opt|usr|var)/")
+PLACES = re.compile(r"(?<![\w.])/(?:home|root|tmp|Users|mnt|opt|usr|var|srv)/")
 
 
 def cells_of_source(path: Path) -> list[tuple[str, str]]:

@@ -166,7 +166,8 @@ def improve(evaluated: Callable, start: PyTree, samples: Sample, steps: int) -> 
     optimizer = optax.adam(RATE)
     parameters, state = start, optimizer.init(start)
     best, (kept, gradient) = start, evaluated(start, samples)
-    for _ in range(steps):
+    for step in range(steps):
+        _refuse_undefined(gradient, step)
         with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in whole numbers
             updates, state = optimizer.update(gradient, state)
         parameters = optax.apply_updates(parameters, updates)
@@ -174,6 +175,13 @@ def improve(evaluated: Callable, start: PyTree, samples: Sample, steps: int) -> 
         better = measured.validation < kept.validation
         best, kept = _choose(better, parameters, best), _choose(better, measured, kept)
     return best, kept
+
+
+def _refuse_undefined(gradient: PyTree, step: int) -> None:
+    """A seed whose gradient is NaN would keep the schedule it has, and look as if there were nothing to gain."""
+    finite = [jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in jax.tree.leaves(gradient)]
+    if seeds := np.flatnonzero(~np.all(finite, axis=0)).tolist():
+        raise FloatingPointError(f"the gradient of the validation error is not finite at step {step} of seeds {seeds}")
 
 
 def _choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:

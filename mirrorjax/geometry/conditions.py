@@ -301,7 +301,7 @@ def _notes(g: AbstractReparameterization, h: AbstractRegularizer) -> tuple[str, 
 
 def _bracket_rows(name: str, brackets: Brackets) -> list[tuple[str, str]]:
     kind = "settling all" if brackets.complete else "random combinations, not all pairs"
-    among = f"{float(brackets.g_g):.2e} ({brackets.pairs} pairs, {kind})"
+    among = f"{float(brackets.g_g):.2e} ({brackets.pairs} {'pair' if brackets.pairs == 1 else 'pairs'}, {kind})"
     return [(f"{name} g with g", among), (f"{name} g with h", f"{float(brackets.g_h):.2e}")]
 
 

@@ -42,7 +42,7 @@ def compatible_regularizers(g: AbstractReparameterization) -> list[Admissible]:
     Differences get `g_u(u) + g_v(v)`; Hadamard of depth 2, Square, Gram and MatrixProduct their weight decay; Quadratic
     a basis of all symmetric G_0 that commute with every G_i, the identity first and the others of trace 0 (decay along
     a combination is contracting where the combination is positive semidefinite: add enough of the identity).
-    Multiples, and sums with functions of x alone, are admissible too and not listed.
+    Multiples, and sums with linear functions of x, are admissible too and not listed.
 
     **Arguments:** `g`: a reparameterization with concrete numbers.
     **Returns:** a list of `Admissible`, never empty.

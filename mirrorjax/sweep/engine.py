@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Int, PyTree
 
-from .dataset import EXECUTED, LANES, USEFUL, Arrays, Dataset, assemble, to_dataset, versions
+from .dataset import EXECUTED, LANES, MISSING, USEFUL, Arrays, Dataset, assemble, to_dataset, versions
 from .lanes import Grid, Zip
 from .memory import check_room
 from .progress import Callback, Reporter
@@ -164,6 +164,7 @@ def _label(
 ) -> Dataset:
     """The dataset of the results of groups, with the settings as attributes."""
     lanes, totals = assemble(groups, len(grid), folder)
+    lanes = lanes or {"status": np.full(len(grid), MISSING)}
     attributes: dict[str, Any] = {"versions": versions(), **settings}
     if executed := totals.get(EXECUTED):
         attributes |= {"work": int(totals[USEFUL]), "efficiency": float(totals[USEFUL] / executed)}

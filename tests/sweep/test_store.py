@@ -119,6 +119,15 @@ def test_a_damaged_file_is_computed_again_alone(whole, tmp_path, damage):
     assert counter.lanes == 16
 
 
+def test_before_the_first_group_every_lane_is_missing(whole, tmp_path):
+    path = copy(whole, tmp_path)
+    for file in path.glob("process-000/group-*.npz"):
+        file.unlink()
+    begun = mj.open_sweep(path)
+    assert begun.sizes["alpha"] == whole[1].sizes["alpha"]
+    assert set(begun.status.values.ravel()) == {"missing"}
+
+
 def test_a_run_is_not_overwritten(whole):
     with pytest.raises(ValueError, match=r"holds a run; pass resume=True"):
         run(whole[0])
