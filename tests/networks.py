@@ -16,10 +16,19 @@ TEXT = GPT2Config(vocabulary=50, context=16, layers=2, width=32, heads=4)
 IMAGE = ViTConfig(image=16, patch=4, layers=2, width=32, heads=4, hidden=48, classes=5)
 
 
+def described(config: GPT2Config | ViTConfig) -> Any:
+    """The model of a config with shapes in place of tensors."""
+
+    def build() -> GPT2 | ViT:
+        rngs = nnx.Rngs(0)
+        return GPT2(config, rngs=rngs) if isinstance(config, GPT2Config) else ViT(config, rngs=rngs)
+
+    return nnx.eval_shape(build)
+
+
 def drawn(config: GPT2Config | ViTConfig, seed: int = 0) -> Any:
     """A model whose biases and scales, zero and one in a fresh one, are drawn too."""
-    build = GPT2 if isinstance(config, GPT2Config) else ViT
-    graph, state = nnx.split(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(described(config))
     rng = np.random.default_rng(seed)
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 3, x.dtype), state))
 
@@ -31,8 +40,7 @@ def tensors(model: Any) -> dict[str, Array]:
 
 def count(config: GPT2Config | ViTConfig) -> int:
     """Parameters, without making any."""
-    build = GPT2 if isinstance(config, GPT2Config) else ViT
-    return sum(x.size for x in jax.tree.leaves(nnx.state(nnx.eval_shape(lambda: build(config, rngs=nnx.Rngs(0))))))
+    return sum(x.size for x in jax.tree.leaves(nnx.state(described(config))))
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> Array:

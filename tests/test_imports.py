@@ -33,6 +33,8 @@ DOORS = {
     "lineax": {"geometry/inversion.py"},
     "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "experiments"},
     "flax": {"nn", "experiments"},
+    "safetensors": {"nn/tensor_files.py"},
+    "tiktoken": {"nn/tokens.py"},
     "matplotlib": {"plot.py"},
     "xarray": {"sweep/dataset.py"},
     "h5netcdf": {"sweep/dataset.py"},
@@ -84,10 +86,11 @@ import sys
 import jax
 before = dict(jax.config.values)
 import mirrorjax
+import mirrorjax.nn
 changed = {name for name, value in jax.config.values.items() if before.get(name) != value}
 assert not changed, changed
 assert not jax.config.jax_enable_x64
-late = {"matplotlib", "typer", "flax", "orbax"} & set(sys.modules)
+late = {"matplotlib", "typer", "flax", "orbax", "safetensors", "tiktoken"} & set(sys.modules)
 assert not late, f"imported at once: {late}"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
