@@ -15,7 +15,8 @@ from networks import TEXT, count, drawn, tensors, tokens
 from mirrorjax import data, nn
 from mirrorjax.nn.gpt2 import GPT2Config
 from mirrorjax.nn.layers import attention_products
-from mirrorjax.nn.weights import load_gpt2, write_tensors
+from mirrorjax.nn.tensor_files import write_tensors
+from mirrorjax.nn.weights import load_gpt2
 
 
 @pytest.mark.parametrize(
