@@ -72,8 +72,10 @@ def train(
     - `keep`: keep the trained weights, as variables that `weights_of` reads.
     - `accumulate`: batches whose gradients are averaged in a step, one after the other.
     - `devices`: lanes are divided over them; where there are fewer lanes than devices, each batch is.
-    - `chunk`, `store`, `resume`, `checkpoint_every` (seconds), `progress`, `callback`: as in `mirrorjax.sweep`. A run
-      that was killed goes on from its last checkpoint and gives the same bits.
+    - `chunk`: how many lanes at a time. On a CPU whose cores and caches one lane's step fills already, `chunk=1` is
+      faster than all at once, and compiles once all the same.
+    - `store`, `resume`, `checkpoint_every` (seconds), `progress`, `callback`: as in `mirrorjax.sweep`. A run that was
+      killed goes on from its last checkpoint and gives the same bits.
 
     **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`, the count of steps: `loss`, the mean of
     the batches' since the record before (missing at step 0), the metrics, and a `status`, `"diverged"` where a loss was
