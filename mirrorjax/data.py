@@ -26,13 +26,17 @@ FOLDER = "MIRRORJAX_DATA"
 
 @dataclass(frozen=True)
 class Source:
-    """A data set: its name, its file in the folder, and the upstream file with its name in the cache and its hash."""
+    """A data set: its name, its file in the folder, and the upstream file with its name in the cache and its hash.
+
+    `cached` is None where upstream has the data in another form only, so that nothing is downloaded. `sha256` is None
+    where it is not known beforehand: that of the first download is kept beside it, and holds from then on.
+    """
 
     name: str
     local: str
     url: str
-    cached: str
-    sha256: str
+    cached: str | None
+    sha256: str | None
 
 
 TINY_SHAKESPEARE = Source(
@@ -55,6 +59,35 @@ CIFAR10 = Source(
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
     "cifar-10-python.tar.gz",
     "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+)
+GPT2_RANKS = Source(
+    "GPT-2's ranks of byte pairs",
+    "gpt2_bpe/gpt2.tiktoken",
+    "https://openaipublic.blob.core.windows.net/encodings/r50k_base.tiktoken",
+    "gpt2.tiktoken",
+    "306cd27f03c1a714eca7108e03d66b7dc042abe8c258b44c199a7ed9838dd930",
+)
+GPT2_WEIGHTS = Source(
+    "the weights of GPT-2",
+    "gpt2/model.safetensors",
+    "https://huggingface.co/openai-community/gpt2/resolve/607a30d783dfa663caf39e06633721c8d4cfcd7e/model.safetensors",
+    "gpt2.safetensors",
+    "248dfc3911869ec493c76e65bf2fcf7f615828b0254c12b473182f0f81d3a707",
+)
+_AUGREG = "Ti_16-i21k-300ep-lr_0.001-aug_none-wd_0.03-do_0.0-sd_0.0--imagenet2012-steps_20k-lr_0.03-res_224.npz"
+VIT_WEIGHTS = Source(
+    "the weights of ViT-tiny/16",
+    f"vit/{_AUGREG}",
+    f"https://storage.googleapis.com/vit_models/augreg/{_AUGREG}",
+    "vit-tiny-16-augreg.npz",
+    None,
+)
+GPT_NANO_SORT = Source(
+    "the trained sorter",
+    "gpt_nano_sort/gpt_nano_sort.npz",
+    "https://github.com/bbycroft/llm-viz",
+    None,
+    "dd0b36ea56af3770c929a47aa4672ccca2e41d86f762e36941c394e265887785",
 )
 
 
@@ -86,6 +119,20 @@ class Images:
     origin: str
 
 
+@dataclass(frozen=True)
+class Sorter:
+    """A small trained GPT and what it computes of one input: a fixture for other code's forward pass.
+
+    `config`: layers, heads, width, context, vocabulary; `weights`: GPT-2's names, linear maps (out, in); `activations`:
+    by name, of the tokens `idx`.
+    """
+
+    config: tuple[int, ...]
+    weights: dict[str, np.ndarray]
+    activations: dict[str, np.ndarray]
+    origin: str
+
+
 def tiny_shakespeare() -> Text:
     """1,115,394 characters of Shakespeare's plays, 65 of them distinct, all ASCII.
 
@@ -95,14 +142,8 @@ def tiny_shakespeare() -> Text:
 
     Source: Karpathy, char-rnn.
     """
-    path = locate(TINY_SHAKESPEARE)
-    content = path.read_bytes()
-    if hashlib.sha256(content).hexdigest() != TINY_SHAKESPEARE.sha256:
-        raise ValueError(
-            f"{path} is not the whole file of {TINY_SHAKESPEARE.name}: it has {len(content)} bytes and another SHA-256 "
-            f"than {TINY_SHAKESPEARE.sha256}; get it again from {TINY_SHAKESPEARE.url}"
-        )
-    return Text(np.frombuffer(content, np.uint8), str(path))
+    path = _whole(TINY_SHAKESPEARE)
+    return Text(np.frombuffer(path.read_bytes(), np.uint8), str(path))
 
 
 def olivetti_faces() -> Faces:
@@ -148,6 +189,51 @@ def cifar10() -> Images:
     return Images(**{name: arrays[name] for name in names}, origin=str(path))
 
 
+def gpt2_ranks() -> Path:
+    """The file of GPT-2's 50,256 byte pairs, for `mirrorjax.nn.tokens.gpt2_tokens`.
+
+    **Raises:** `ValueError` as `tiny_shakespeare` does.
+
+    Source: Radford et al. (2019), as tiktoken distributes it.
+    """
+    return _whole(GPT2_RANKS)
+
+
+def gpt2_weights() -> Path:
+    """The weights of the smallest GPT-2, 548 MB, for `mirrorjax.nn.weights.load_gpt2`.
+
+    **Raises:** `ValueError` as `tiny_shakespeare` does.
+
+    Source: Radford et al. (2019), openai-community/gpt2 on Hugging Face.
+    """
+    return _whole(GPT2_WEIGHTS)
+
+
+def vit_weights() -> Path:
+    """The weights of ViT-tiny/16, trained on ImageNet-21k and then on ImageNet, for `mirrorjax.nn.weights.load_vit`.
+
+    **Raises:** `ValueError` as `tiny_shakespeare` does.
+
+    Source: Steiner et al., How to train your ViT? (arXiv 2106.10270).
+    """
+    return _whole(VIT_WEIGHTS)
+
+
+def gpt_nano_sort() -> Sorter:
+    """A GPT of 3 layers that sorts letters, with its activations as PyTorch computed them; in the folder only.
+
+    **Raises:** `ValueError` as `tiny_shakespeare` does.
+
+    Source: Bycroft, llm-viz.
+    """
+    path = _whole(GPT_NANO_SORT)
+    with np.load(path, allow_pickle=False) as file:
+        arrays = dict(file)
+    config = tuple(int(size) for size in arrays.pop("config"))
+    activations = {name.removeprefix("ref/"): arrays.pop(name) for name in list(arrays) if name.startswith("ref/")}
+    return Sorter(config, arrays, activations, str(path))
+
+
 def locate(source: Source) -> Path:
     """The path of a data set's file: in the folder `MIRRORJAX_DATA`, in the cache, or downloaded to the cache.
 
@@ -159,19 +245,51 @@ def locate(source: Source) -> Path:
         raise ValueError(f"{FOLDER} is {named!r}, which is not a folder; correct it or unset it")
     if named and (Path(named) / source.local).is_file():
         return Path(named) / source.local
+    folder = f"the folder {named}" if named else f"a folder (the variable {FOLDER} is not set)"
+    if source.cached is None:
+        raise ValueError(
+            f"{source.name} is not in {folder} as {source.local}, and {source.url} has it in another form only; set "
+            f"{FOLDER} to a folder that holds {source.local}"
+        )
     cache = Path(pooch.os_cache("mirrorjax"))
+    known = None if source.sha256 is None else f"sha256:{source.sha256}"
     try:
-        return Path(pooch.retrieve(source.url, f"sha256:{source.sha256}", fname=source.cached, path=cache))
+        return Path(pooch.retrieve(source.url, known, fname=source.cached, path=cache))
     except (OSError, ValueError) as error:
         # pooch says ValueError for a wrong hash only; requests' errors are OSErrors.
         wrong = isinstance(error, ValueError)
         why = "gave a file with a wrong SHA-256" if wrong else f"failed ({type(error).__name__})"
-        folder = f"the folder {named}" if named else f"a folder (the variable {FOLDER} is not set)"
         raise ValueError(
             f"{source.name} is neither in {folder} as {source.local} nor whole in the cache as "
             f"{cache / source.cached}, and downloading {source.url} {why}; set {FOLDER} to a folder that holds "
             f"{source.local}, or put the download in the cache yourself"
         ) from error
+
+
+def _whole(source: Source) -> Path:
+    """The path of a file with the SHA-256 it must have; where that is unknown, with the one it had the first time."""
+    path = locate(source)
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    expected = source.sha256 or _kept_hash(path, found)
+    if found != expected:
+        raise ValueError(
+            f"{path} is not the whole file of {source.name}: it has {path.stat().st_size} bytes and another SHA-256 "
+            f"than {expected}; get it again from {source.url}"
+        )
+    return path
+
+
+def _kept_hash(path: Path, found: str) -> str:
+    """The hash in the file beside it in the cache, written there the first time; a folder's file is the user's."""
+    beside = path.with_name(f"{path.name}.sha256")
+    if beside.is_file():
+        return beside.read_text().strip()
+    if path.parent == Path(pooch.os_cache("mirrorjax")):
+        partial = path.with_name(f".{beside.name}.{os.getpid()}")
+        partial.write_text(found + "\n")
+        os.replace(partial, beside)
+    return found
 
 
 def _read(source: Source, path: Path, read: Callable[[], Any]) -> Any:

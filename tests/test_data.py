@@ -242,3 +242,38 @@ def test_the_real_files(monkeypatch):
     images = data.cifar10()
     assert images.x_train.shape[1:] == images.x_test.shape[1:] == (32, 32, 3)
     assert set(np.unique(images.y_train)) == set(range(10))
+
+
+def test_weights_and_ranks_are_files_of_the_right_hash(tmp_path, monkeypatch):
+    for name, find in (("GPT2_RANKS", data.gpt2_ranks), ("GPT2_WEIGHTS", data.gpt2_weights)):
+        path = tmp_path / "data" / getattr(data, name).local
+        path.parent.mkdir(parents=True)
+        monkeypatch.setenv("MIRRORJAX_DATA", str(tmp_path / "data"))
+        path.write_bytes(b"cut")
+        message = refusal(find)
+        assert f"{path} is not the whole file of {getattr(data, name).name}: it has 3 bytes" in message
+        expect(monkeypatch, name, b"cut")
+        assert find() == path
+
+
+def test_a_hash_not_known_beforehand_is_that_of_the_first_download(tmp_path, monkeypatch):
+    serve(monkeypatch, b"weights")
+    path = data.vit_weights()
+    assert path.read_bytes() == b"weights"
+    assert cached(tmp_path) == ["vit-tiny-16-augreg.npz", "vit-tiny-16-augreg.npz.sha256"]
+    assert data.vit_weights() == path
+    path.write_bytes(b"other weights")
+    assert "another SHA-256" in refusal(data.vit_weights)
+    path.unlink()
+    serve(monkeypatch, b"replaced upstream")
+    assert "another SHA-256" in refusal(data.vit_weights)
+    mine = folder(tmp_path, monkeypatch, data.VIT_WEIGHTS)
+    mine.write_bytes(b"fine-tuned")
+    assert data.vit_weights() == mine
+    assert [file.name for file in mine.parent.iterdir()] == [mine.name]
+
+
+def test_the_sorter_is_in_the_folder_only(tmp_path, monkeypatch):
+    assert "https://github.com/bbycroft/llm-viz has it in another form only; set" in refusal(data.gpt_nano_sort)
+    folder(tmp_path, monkeypatch, data.GPT_NANO_SORT).write_bytes(b"")
+    assert "it has 0 bytes" in refusal(data.gpt_nano_sort)

@@ -19,7 +19,7 @@ BELOW = {
     "dynamics": {"results", "problem", "geometry"},
     "sweep": {"results", "problem", "geometry", "dynamics"},
     "optim": {"results", "paths", "problem", "geometry"},
-    "nn": {"results", "paths", "problem", "geometry", "optim"},
+    "nn": {"results", "paths", "problem", "geometry", "optim", "sweep"},
     "data": {"results", "problem", "geometry"},
     "plot": EVERY - {"experiments"},
     "experiments": EVERY,
@@ -31,8 +31,11 @@ DOORS = {
     "diffrax": {"dynamics", "geometry/numeric.py", "experiments/sparse_coding.py"},
     "optimistix": {"geometry/inversion.py"},
     "lineax": {"geometry/inversion.py"},
-    "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "experiments"},
+    "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "nn/train.py", "experiments"},
     "flax": {"nn", "experiments"},
+    "safetensors": {"nn/tensor_files.py"},
+    "tiktoken": {"nn/tokens.py"},
+    "orbax": {"nn/checkpoint.py"},
     "matplotlib": {"plot.py"},
     "xarray": {"sweep/dataset.py"},
     "h5netcdf": {"sweep/dataset.py"},
@@ -85,10 +88,11 @@ import sys
 import jax
 before = dict(jax.config.values)
 import mirrorjax
+import mirrorjax.nn
 changed = {name for name, value in jax.config.values.items() if before.get(name) != value}
 assert not changed, changed
 assert not jax.config.jax_enable_x64
-late = {"matplotlib", "typer", "flax", "orbax"} & set(sys.modules)
+late = {"matplotlib", "typer", "flax", "orbax", "safetensors", "tiktoken"} & set(sys.modules)
 assert not late, f"imported at once: {late}"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)

@@ -1,4 +1,8 @@
-"""The theory in networks: tensors as g(w), and what happens to their spectra. Nothing here imports flax."""
+"""The theory in networks: tensors as g(w), and what happens to their spectra.
+
+Nothing here imports flax. What needs it, or another package of the extra `nn`, is imported by its own path: the
+networks `nn.gpt2` and `nn.vit`, their `nn.weights` and `nn.tokens`, and the training loop `nn.train`.
+"""
 
 from .initial import initial_weights as initial_weights
 from .reparameterize import Reparameterization as Reparameterization, reparameterize as reparameterize

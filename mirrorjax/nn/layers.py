@@ -1,0 +1,133 @@
+"""What GPT-2 and ViT share: attention, the two-layer perceptron, and the pre-norm block of both.
+
+Query, key and value have a kernel each, (in, out) with the heads side by side in the last axis, so that rules of
+`mirrorjax.nn.reparameterize` and spectra can name them: `blocks/0/attn/query/kernel`. Parameters are float32.
+"""
+
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn.initializers import Initializer
+from jaxtyping import Array, Float, PyTree
+
+from ..paths import leaf_names
+from .spectral import Factors, attention_factors
+
+Tokens = Float[Array, "batch length width"]
+
+
+@dataclass(frozen=True)
+class BlockConfig:
+    """What a block needs to know; `GPT2Config` and `ViTConfig` give it.
+
+    `hidden`: width between the two layers of the perceptron; `kernel_init` and `residual_init`: for kernels inside
+    and for those whose output is added to the residual stream; `dtype`: what is computed in, None for float32.
+    """
+
+    width: int
+    heads: int
+    hidden: int
+    is_causal: bool
+    is_gelu_tanh: bool
+    epsilon: float
+    kernel_init: Initializer
+    residual_init: Initializer
+    dtype: Any = None
+
+
+class Attention(nnx.Module):
+    """`softmax(q k^T / sqrt r) v` for each head of size r, then a linear map of the heads side by side."""
+
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        linear = partial(_linear, config, config.width, config.width, rngs=rngs)
+        self.query, self.key, self.value = linear(), linear(), linear()
+        self.out = linear(init=config.residual_init)
+        self.heads, self.is_causal = config.heads, config.is_causal
+
+    def __call__(self, x: Tokens) -> Tokens:
+        split = (*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+        q, k, v = (layer(x).reshape(split) for layer in (self.query, self.key, self.value))
+        return self.out(jax.nn.dot_product_attention(q, k, v, is_causal=self.is_causal).reshape(x.shape))
+
+
+class Perceptron(nnx.Module):
+    """`W_2 gelu(W_1 x + b_1) + b_2`, with the tanh approximation of gelu in GPT-2 and without in ViT."""
+
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        self.up = _linear(config, config.width, config.hidden, rngs=rngs)
+        self.down = _linear(config, config.hidden, config.width, init=config.residual_init, rngs=rngs)
+        self.is_gelu_tanh = config.is_gelu_tanh
+
+    def __call__(self, x: Tokens) -> Tokens:
+        return self.down(jax.nn.gelu(self.up(x), approximate=self.is_gelu_tanh))
+
+
+class Block(nnx.Module):
+    """`x + attn(norm1(x))`, then `x + mlp(norm2(x))`."""
+
+    def __init__(self, config: BlockConfig, *, rngs: nnx.Rngs):
+        self.norm1, self.norm2 = (layer_norm(config, rngs=rngs) for _ in range(2))
+        self.attn = Attention(config, rngs=rngs)
+        self.mlp = Perceptron(config, rngs=rngs)
+
+    def __call__(self, x: Tokens) -> Tokens:
+        x = x + self.attn(self.norm1(x))
+        return x + self.mlp(self.norm2(x))
+
+
+def _linear(
+    config: BlockConfig, inputs: int, outputs: int, *, init: Initializer | None = None, rngs: nnx.Rngs
+) -> nnx.Linear:
+    kernel_init = config.kernel_init if init is None else init
+    return nnx.Linear(inputs, outputs, kernel_init=kernel_init, dtype=config.dtype, param_dtype=jnp.float32, rngs=rngs)
+
+
+def layer_norm(config: BlockConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """Layer norm over the width, with scale and bias; in float32 where the rest is computed in less."""
+    is_low = config.dtype is not None and jnp.finfo(config.dtype).bits < 32
+    return nnx.LayerNorm(
+        config.width,
+        epsilon=config.epsilon,
+        dtype=jnp.float32 if is_low else config.dtype,
+        param_dtype=jnp.float32,
+        # E x^2 - (E x)^2 cancels where the mean is large, as it is in the streams of trained networks.
+        use_fast_variance=False,
+        rngs=rngs,
+    )
+
+
+@cache
+def normal_init(deviation: float) -> Initializer:
+    """Normal entries. Cached: modules keep their initializer, and equal models are to share compiled programs."""
+    return jax.nn.initializers.normal(deviation)
+
+
+def require_sizes(config: Any, *names: str) -> None:
+    """Refuse a config with a size below 1, or whose heads do not divide its width."""
+    for name in names:
+        size = getattr(config, name)
+        if not isinstance(size, int) or size < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+    if config.width % config.heads:
+        raise ValueError(f"heads must divide width, got heads={config.heads} and width={config.width}")
+
+
+def attention_products(params: PyTree, heads: int) -> Factors:
+    """`W_K, W_Q^T` of every layer and head of a GPT-2 or ViT, stacked: what `product_spectrum` wants.
+
+    **Arguments:** `params`: the model's parameters, e.g. `nnx.state(model, nnx.Param)` or `split.merge(weights)`;
+    `heads`: `model.config.heads`.
+    **Returns:** factors (layers, heads, d, r) and (layers, heads, r, d); biases of key and query have no part in it.
+    **Raises:** `ValueError` for a tree without such kernels, or whose width the heads do not divide.
+    """
+    named = list(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    keys, queries = (
+        [leaf for name, leaf in named if name.endswith(f"attn/{part}/kernel")] for part in ("key", "query")
+    )
+    if not keys:
+        raise ValueError("the tree has no tensor .../attn/key/kernel: give the parameters of a GPT2 or a ViT")
+    return attention_factors(jnp.stack(keys), jnp.stack(queries), heads)

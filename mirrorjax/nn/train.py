@@ -1,0 +1,313 @@
+"""train(): one training loop for every lane of a grid, vmapped, as one labelled dataset.
+
+A lane is a weight decay, a seed, a switch-off step: what differs between them are numbers in the optimizer and in the
+initial weights, never the program. The lanes, store and dataset are those of `mirrorjax.sweep`.
+"""
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..paths import leaf_names
+from ..problem._checks import Numbers
+from ..sweep.configuration import configuration, trace
+from ..sweep.dataset import Arrays, Dataset, flatten
+from ..sweep.engine import About, AbstractJob, Lanes, failures, run
+from ..sweep.lanes import Grid, OneLane, Values, Zip
+from ..sweep.memory import choose_slots, size_of
+from ..sweep.progress import Callback, Reporter
+from ..sweep.shard import Device, Devices, choose_devices, on_devices, spread
+from ..sweep.store import recorded_slots
+from .checkpoint import Checkpoint
+
+CHECKPOINTS = "checkpoints"
+KEPT = "weights."  # before the names of the trained weights
+Carry = tuple[PyTree, PyTree]  # weights and the optimizer's state
+History = dict[str, np.ndarray]
+State = tuple[Carry, History, np.ndarray]  # the carry, what was recorded, and the count of steps
+
+
+def train(
+    lane: Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]],
+    grid: Mapping[str, Numbers | Zip] | Zip,
+    *,
+    loss: Callable[[PyTree, PyTree], Float[Array, ""]],
+    batch: Callable[[PRNGKeyArray], PyTree],
+    steps: int,
+    every: int,
+    metrics: Callable[[PyTree], PyTree] | None = None,
+    keep: bool = False,
+    accumulate: int = 1,
+    chunk: int | None = None,
+    devices: Sequence[Device] | None = None,
+    store: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 60.0,
+    progress: bool | None = None,
+    callback: Callback | None = None,
+) -> Dataset:
+    """`w <- w + optimizer(mean of grad loss(w, batch))`, so many steps, for every point of a grid.
+
+    **Arguments:**
+
+    - `lane`: parameters -> `(optimizer, weights, key)`, pure JAX; each parameter arrives as a scalar. The key draws the
+      batches: lanes of equal keys see equal ones.
+    - `grid`: as in `mirrorjax.sweep`, e.g. `{"weight_decay": [0, 0.1], "seed": [0, 1, 2]}`.
+    - `loss`, `batch`: weights and a batch -> a number; a key -> a batch, a pytree with the examples along the first
+      axes. Both pure JAX; the precision is the model's. All of the functions may be `equinox.Module`s, whose arrays
+      are arguments of the compiled program and not constants in it: wanted for data sets and frozen weights.
+    - `steps`, `every`: how many, and how many between two records; `steps` is a multiple of `every`.
+    - `metrics`: weights -> a pytree of numbers, for instance `SpectralTracker.look` or a validation loss; recorded at
+      step 0 and after `every` more.
+    - `keep`: keep the trained weights, as variables that `weights_of` reads.
+    - `accumulate`: batches whose gradients are averaged in a step, one after the other.
+    - `devices`: lanes are divided over them; where there are fewer lanes than devices, each batch is.
+    - `chunk`: how many lanes at a time. On a CPU whose cores and caches one lane's step fills already, `chunk=1` is
+      faster than all at once, and compiles once all the same.
+    - `store`, `resume`, `checkpoint_every` (seconds), `progress`, `callback`: as in `mirrorjax.sweep`. A run that was
+      killed goes on from its last checkpoint and gives the same bits.
+
+    **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`, the count of steps: `loss`, the mean of
+    the batches' since the record before (missing at step 0), the metrics, and a `status`, `"diverged"` where a loss was
+    infinite or NaN.
+
+    **Raises:** `ValueError` for numbers of steps that do not fit, metrics of a taken name, or a store that holds
+    another run.
+    """
+    lanes, chosen = Grid(grid), choose_devices(devices)
+    _require_counts(steps=steps, every=every, accumulate=accumulate)
+    if steps % every:
+        raise ValueError(f"steps must be a multiple of every, got steps={steps} and every={every}")
+    shares = chosen if len(lanes) < len(chosen) else ()
+    task = Task(lane, loss, batch, metrics or (lambda weights: {}), every, accumulate, shares)
+    one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
+    carry, looked, records = eqx.filter_eval_shape(_once, task, one), _shapes(task, one), 1 + steps // every
+    lane_bytes = records * (size_of(looked) + 8) + (size_of(carry[0]) if keep else 0)
+    slots = recorded_slots(chunk, store, resume) or choose_slots(lane_bytes + size_of(carry), len(lanes), chosen)
+    size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
+    folder = None if store is None else Path(store) / CHECKPOINTS
+    dataset = run(
+        _Job(
+            task=task,
+            grid=lanes,
+            steps=steps,
+            keep=keep,
+            folder=folder,
+            checkpoint_every=checkpoint_every,
+            devices=chosen,
+            group_size=size,
+            lane_bytes=lane_bytes,
+        ),
+        lanes,
+        about=About(np.arange(records) * every, ("loss", *flatten(looked, "metric"))),
+        configure=lambda: configuration(
+            lanes,
+            trace(lambda values: _once(task, values), one),
+            slots,
+            chosen,
+            {"steps": steps, "every": every, "keep": keep},
+        ),
+        store=store,
+        resume=resume,
+        checkpoint_every=None,
+        progress=progress,
+        callback=callback,
+    )
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)  # of finished groups
+    dataset["time"].attrs.update(long_name="steps of the optimizer", units="1")
+    dataset["loss"].attrs.update(long_name="mean loss of the batches since the last record")
+    return dataset
+
+
+def weights_of(dataset: Dataset, like: PyTree, **lane: Any) -> PyTree:
+    """The trained weights of one lane, kept by `train(.., keep=True)`, structured like the weights it started from.
+
+    **Arguments:** `lane`: the value of each parameter of the grid, e.g. `seed=0`.
+    **Raises:** `ValueError` where weights were not kept or are of another structure; `KeyError` for another lane.
+    """
+    chosen = dataset.sel(lane) if lane else dataset
+    names = [_kept(name) for name in leaf_names(like)]
+    if missing := [name for name in names if name not in chosen]:
+        raise ValueError(f"the dataset has no {', '.join(missing[:3])}: train with keep=True, and give like's weights")
+    leaves, treedef = jax.tree.flatten(like)
+    found = [np.asarray(chosen[name]) for name in names]
+    for name, leaf, array in zip(names, leaves, found, strict=True):
+        if array.shape != leaf.shape:
+            raise ValueError(f"{name} has shape {array.shape}, like's has {leaf.shape}: name one lane of the grid")
+    return jax.tree.unflatten(treedef, [jnp.asarray(a, x.dtype) for a, x in zip(found, leaves, strict=True)])
+
+
+def _kept(name: str) -> str:
+    return KEPT + name.replace("/", ".")  # netCDF takes / for groups
+
+
+def _require_counts(**counts: int) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+
+
+class Task(eqx.Module):
+    """What is trained, of every lane; functions may be modules that hold data."""
+
+    lane: Callable
+    loss: Callable
+    batch: Callable
+    metrics: Callable
+    every: int = eqx.field(static=True)  # static: the length of a loop
+    accumulate: int = eqx.field(static=True)  # static: as every
+    shares: Devices = eqx.field(static=True)  # static: devices that each batch is divided over
+
+
+def _begin(task: Task, values: Values) -> Carry:
+    def lane(values: OneLane) -> Carry:
+        optimizer, weights, _ = task.lane(**values)
+        return weights, optimizer.init(weights)
+
+    return jax.vmap(lane)(values)
+
+
+def _advance(shared: tuple[Task, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
+    """`every` steps of each lane from the count `start`, and the mean of their losses."""
+    task, start = shared
+
+    def lane(values: OneLane, carry: Carry) -> tuple[Carry, Float[Array, ""]]:
+        optimizer, _, key = task.lane(**values)
+
+        def step(carry: Carry, count: Array) -> tuple[Carry, Float[Array, ""]]:
+            weights, state = carry
+            value, gradient = _gradient(task, weights, jax.random.fold_in(key, count))
+            updates, state = optimizer.update(gradient, state, weights)
+            return (optax.apply_updates(weights, updates), state), value
+
+        carry, losses = jax.lax.scan(step, carry, start + jnp.arange(task.every))
+        return carry, jnp.mean(losses)
+
+    return jax.vmap(lane)(*lanes)
+
+
+def _gradient(task: Task, weights: PyTree, key: PRNGKeyArray) -> tuple[Float[Array, ""], PyTree]:
+    """The mean of loss and gradient over the batches of a step."""
+
+    def add(total: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
+        batch = _divide(task.batch(key), task.shares)
+        return jax.tree.map(jnp.add, total, jax.value_and_grad(task.loss)(weights, batch)), None
+
+    like = jax.eval_shape(lambda: task.loss(weights, task.batch(key)))
+    zero = jnp.zeros(like.shape, like.dtype), jax.tree.map(jnp.zeros_like, weights)
+    total, _ = jax.lax.scan(add, zero, jax.random.split(key, task.accumulate))
+    return jax.tree.map(lambda x: x / task.accumulate, total)
+
+
+def _divide(batch: PyTree, devices: Devices) -> PyTree:
+    """Each device gets its share of the examples, where they can be divided evenly."""
+    if not devices:
+        return batch
+    mesh = Mesh(np.asarray(devices), ("batch",), axis_types=(AxisType.Auto,))
+    share = NamedSharding(mesh, PartitionSpec("batch"))
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, share) if x.ndim and x.shape[0] % len(devices) == 0 else x, batch
+    )
+
+
+def _look(task: Task, weights: PyTree) -> PyTree:
+    return jax.vmap(task.metrics)(weights)
+
+
+def _once(task: Task, values: OneLane) -> Carry:
+    """A lane's weights and state after a record: its program, to recognise it by, and its shapes."""
+    lanes = jax.tree.map(lambda value: value[None], values)
+    carry, _ = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
+    return jax.tree.map(lambda leaf: leaf[0], carry)
+
+
+def _shapes(task: Task, values: OneLane) -> PyTree:
+    return eqx.filter_eval_shape(lambda: task.metrics(task.lane(**values)[1]))
+
+
+class _Job(AbstractJob):
+    """The training of a grid, group by group; a group is one batch of lanes."""
+
+    task: Task
+    grid: Grid
+    steps: int
+    keep: bool
+    folder: Path | None
+    checkpoint_every: float
+    devices: Devices
+    group_size: int
+    lane_bytes: int
+
+    def solve(self, group: Lanes, checkpoint: Any, reporter: Reporter) -> Arrays:
+        values = self.grid.take(np.pad(group, (0, self.group_size - len(group)), mode="edge"))
+        carry = self._call(_begin, self.task, values)
+        history = self._record({}, 0, None, carry)
+        with self._checkpoint(group) as kept:
+            state = self._resume(kept, (carry, history, np.asarray(0)))
+            try:
+                while state[-1] < self.steps:
+                    state = self._step(values, *state)
+                    self._offer(kept, state)
+                    reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
+            except KeyboardInterrupt:
+                self._offer(kept, state, now=True)
+                raise
+        carry, history, _ = state
+        results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
+        reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
+        return results
+
+    def _step(self, values: Values, carry: Carry, history: History, count: np.ndarray) -> State:
+        """The state one record later."""
+        carry, loss = self._call(_advance, (self.task, jnp.asarray(int(count))), (values, carry))
+        count = count + self.task.every
+        return carry, self._record(history, int(count) // self.task.every, loss, carry), np.asarray(count)
+
+    def _call(self, fn: Callable, shared: PyTree, lanes: PyTree) -> Any:
+        return eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
+
+    def _checkpoint(self, group: Lanes) -> Any:
+        if self.folder is None:
+            return nullcontext()
+        return Checkpoint(self.folder / f"lane-{group[0]:05d}", self.checkpoint_every)
+
+    def _resume(self, kept: Checkpoint | None, fresh: State) -> State:
+        found = None if kept is None else kept.find(fresh)
+        return fresh if found is None else found
+
+    def _offer(self, kept: Checkpoint | None, state: State, now: bool = False) -> None:
+        if kept is not None:
+            kept.offer(int(state[-1]), state, now)
+
+    def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
+        """The history with one more record; a new one with the first."""
+        looked = flatten(self._call(_look, self.task, carry[0]), "metric")
+        now = {name: np.asarray(value, float) for name, value in looked.items()}
+        if clash := {"loss", "status"} & set(now):
+            raise ValueError(f"the metrics {sorted(clash)} have the names of variables of every run; rename them")
+        now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
+        length = 1 + self.steps // self.task.every
+        changed = {}
+        for name, value in now.items():
+            fresh = np.full((value.shape[0], length, *value.shape[1:]), np.nan)
+            changed[name] = np.array(history.get(name, fresh))
+            changed[name][:, at] = value
+        return changed
+
+    def _final(self, carry: Carry, history: History) -> dict[str, np.ndarray]:
+        is_finite = np.all(np.isfinite(history["loss"][:, 1:]), axis=1)
+        weights = dict(zip(leaf_names(carry[0]), jax.tree.leaves(carry[0]), strict=True)) if self.keep else {}
+        return {"status": np.where(is_finite, "successful", "diverged")} | {
+            _kept(name): np.asarray(leaf) for name, leaf in weights.items()
+        }

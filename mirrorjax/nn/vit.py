@@ -1,0 +1,155 @@
+"""ViT, without dropout: a transformer over patches of an image, whose class token gives the logits."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from .layers import Block, BlockConfig, layer_norm, normal_init, require_sizes
+
+# The initializers of the published code; flax's modules keep them, so each is made once.
+XAVIER = jax.nn.initializers.xavier_uniform()
+ZEROS = jax.nn.initializers.zeros
+
+SIZES = {  # image, patch, layers, width, heads, classes
+    "cifar": (32, 4, 12, 192, 3, 10),  # ViT-tiny for images of CIFAR-10
+    "tiny/16": (224, 16, 12, 192, 3, 1000),
+    "small/16": (224, 16, 12, 384, 6, 1000),
+    "base/16": (224, 16, 12, 768, 12, 1000),
+    "large/16": (224, 16, 24, 1024, 16, 1000),
+}
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """The sizes of a ViT; the defaults are those of `tiny/16`.
+
+    **Arguments:** `image`, `patch`: side lengths in pixels; `channels`; `layers`, `width`, `heads`; `hidden`: width
+    inside the perceptrons, None for 4 width; `classes`; `epsilon`: of the layer norms, 1e-6 in augreg files and 1e-12
+    in Hugging Face's; `dtype`: what is computed in, e.g. `jnp.bfloat16`, None for float32, that of the parameters.
+    **Raises:** `ValueError` for a size below 1, heads that do not divide the width, or patches that do not tile the
+    image.
+    """
+
+    image: int = 224
+    patch: int = 16
+    channels: int = 3
+    layers: int = 12
+    width: int = 192
+    heads: int = 3
+    hidden: int | None = None
+    classes: int = 1000
+    epsilon: float = 1e-6
+    dtype: Any = None
+
+    def __post_init__(self) -> None:
+        hidden = () if self.hidden is None else ("hidden",)
+        require_sizes(self, "image", "patch", "channels", "layers", "width", "heads", "classes", *hidden)
+        if self.image % self.patch:
+            raise ValueError(f"patch must divide image, got patch={self.patch} and image={self.image}")
+
+    @classmethod
+    def named(cls, name: str) -> "ViTConfig":
+        """The published `tiny/16`, `small/16`, `base/16`, `large/16`, and `cifar`: tiny, patches of 4 in 32 x 32."""
+        if name not in SIZES:
+            raise ValueError(f"no ViT is named {name!r}; there are {', '.join(SIZES)}")
+        image, patch, layers, width, heads, classes = SIZES[name]
+        return cls(image=image, patch=patch, layers=layers, width=width, heads=heads, classes=classes)
+
+    @property
+    def side(self) -> int:
+        """Patches along a side of the image."""
+        return self.image // self.patch
+
+    @property
+    def block(self) -> BlockConfig:
+        return BlockConfig(
+            width=self.width,
+            heads=self.heads,
+            hidden=4 * self.width if self.hidden is None else self.hidden,
+            is_causal=False,
+            is_gelu_tanh=False,
+            epsilon=self.epsilon,
+            kernel_init=XAVIER,
+            residual_init=XAVIER,
+            dtype=self.dtype,
+        )
+
+
+class ViT(nnx.Module):
+    """Logits of the classes of images. A fresh one gives zeros, since its head starts at zero.
+
+    **Arguments:** `config`: a `ViTConfig`; `rngs`: `nnx.Rngs(seed)`.
+
+    Tensors are named `patch/kernel`, `cls`, `positions`, `blocks/0/attn/query/kernel`, .., `norm/scale`, `head/kernel`.
+    Weights of augreg and of Hugging Face: `mirrorjax.nn.weights.load_vit`.
+
+    Source: Dosovitskiy et al., An image is worth 16x16 words (arXiv 2010.11929).
+    """
+
+    def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        sizes = {"dtype": config.dtype, "param_dtype": jnp.float32, "rngs": rngs}
+        square = (config.patch, config.patch)
+        self.config = config
+        self.patch = nnx.Conv(config.channels, config.width, square, strides=square, padding="VALID", **sizes)
+        self.cls = nnx.Param(jnp.zeros((1, 1, config.width), jnp.float32))
+        places = (1, config.side**2 + 1, config.width)
+        self.positions = nnx.Param(normal_init(0.02)(rngs.params(), places, jnp.float32))
+        self.blocks = nnx.List([Block(config.block, rngs=rngs) for _ in range(config.layers)])
+        self.norm = layer_norm(config.block, rngs=rngs)
+        self.head = nnx.Linear(config.width, config.classes, kernel_init=ZEROS, **sizes)
+
+    def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
+        """Logits, in the precision of the parameters.
+
+        **Raises:** `ValueError` for images of another size than the config's.
+        """
+        size = (self.config.image, self.config.image, self.config.channels)
+        if images.shape[1:] != size:
+            raise ValueError(f"images must have shape (batch, {', '.join(map(str, size))}), got {images.shape}")
+        patches = self.patch(images)
+        x = patches.reshape(patches.shape[0], -1, patches.shape[-1])
+        cls = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, x.shape[2])).astype(x.dtype)
+        x = jnp.concatenate([cls, x], axis=1) + self.positions[...].astype(x.dtype)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(self.norm(x[:, 0])).astype(self.positions.dtype)
+
+
+def with_head(model: ViT, classes: int, *, rngs: nnx.Rngs) -> ViT:
+    """The model with a new head, zero, for so many classes: what fine-tuning starts from. Shares the other tensors."""
+    config = dataclasses.replace(model.config, classes=classes)
+    head = nnx.Linear(config.width, classes, kernel_init=ZEROS, dtype=config.dtype, param_dtype=jnp.float32, rngs=rngs)
+    return _changed(model, config, head=head)
+
+
+def at_resolution(model: ViT, image: int) -> ViT:
+    """The model for images of another side length, its position embedding interpolated. Shares the other tensors.
+
+    The embedding of the patches is resized as an image, by cubic interpolation with antialiasing; that of the class
+    token stays.
+
+    **Raises:** `ValueError` for a side that patches do not tile.
+
+    Source: Dosovitskiy et al. (arXiv 2010.11929), section 3.2.
+    """
+    old, config = model.config, dataclasses.replace(model.config, image=image)
+    cls, grid = model.positions[:, :1], model.positions[:, 1:]
+    resized = jax.image.resize(
+        grid.reshape(1, old.side, old.side, old.width), (1, config.side, config.side, old.width), "cubic"
+    )
+    positions = jnp.concatenate([cls, resized.reshape(1, -1, old.width)], axis=1)
+    return _changed(model, config, positions=nnx.Param(positions))
+
+
+def _changed(model: ViT, config: ViTConfig, **parts: Any) -> ViT:
+    """Another model of the same tensors but for these; the model stays as it was."""
+    changed = nnx.merge(*nnx.split(model))
+    changed.config = config
+    for name, part in parts.items():
+        setattr(changed, name, part)
+    return changed

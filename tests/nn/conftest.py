@@ -1,0 +1,8 @@
+"""The modules of `mirrorjax.nn` that import flax come with their annotations checked, too."""
+
+from jaxtyping import install_import_hook
+
+with install_import_hook("mirrorjax.nn", "beartype.beartype"):
+    import mirrorjax.nn.tokens
+    import mirrorjax.nn.train
+    import mirrorjax.nn.weights  # noqa: F401
