@@ -213,22 +213,6 @@ def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
         assert np.all(data.status == "successful")
 
 
-@pytest.mark.slow
-def test_geometry_draws_every_family_with_the_numeric_recovery_on_it(tmp_path):
-    done = mirrorjax("reproduce", "geometry", "--preset", "quick", "--out", "run", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "NOT shown" not in done.stdout
-    table = pd.read_csv(tmp_path / "run" / "geometry.csv").set_index(["family", "a"])
-    # The closed forms of the theory: argmin R_a = e^{4a} m0 w0, and U, V = u0^2 + 2a, v0^2 + 2a for the logarithms.
-    assert table.loc[("unbalanced", -1.0), "argmin"] == pytest.approx(np.exp(-4) * 0.5, rel=1e-10)
-    assert table.loc[("log", -0.2), "dual_lower"] == pytest.approx(-(1.2**2 - 0.4) / 2, rel=1e-10)
-    assert table.loc[("log", -0.6), "status"] == "range_exhausted"
-    # L2-like at the start, towards L1 as decay is spent.
-    exponents = table.loc["hadamard"].local_exponent
-    assert exponents.is_monotonic_decreasing or exponents.sort_index().is_monotonic_increasing
-    assert len(list((tmp_path / "run").glob("geometry_*.png"))) == 7
-
-
 LANES = """
 import jax.numpy as jnp
 import mirrorjax as mj
