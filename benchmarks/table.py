@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-COMPARED = "matrix sensing"  # the group whose members compute one thing, and are compared with the first two
+COMPARED = "matrix sensing"  # the group whose members compute one thing, and are compared with ours
+OURS = "mirrorjax"
 RATIO_COLUMNS = {
     "seconds_a_lane": "s a lane",
     "lanes": "lanes",
@@ -33,16 +34,17 @@ def table(record: dict[str, Any]) -> str:
 
 
 def ratio_table(compared: list[dict[str, Any]]) -> list[str]:
-    """Seconds a lane of each way, and how many times those of the first and second they are; nothing for no ways."""
+    """Seconds a lane of each way, and how many times those of our ways they are; nothing for no ways."""
     if len(compared) < 2:
         return []
     names = [benchmark["params"]["name"] for benchmark in compared]
-    first, second = (benchmark["extra_info"]["seconds_a_lane"] for benchmark in compared[:2])
-    titles = ["", *RATIO_COLUMNS.values(), f"times {names[0]}", f"times {names[1]}"]
+    seconds = {name: benchmark["extra_info"]["seconds_a_lane"] for name, benchmark in zip(names, compared, strict=True)}
+    ours = [name for name in names if name.startswith(OURS)]
+    titles = ["", *RATIO_COLUMNS.values(), *(f"times {name}" for name in ours)]
     rows = ["", f"| {' | '.join(titles)} |", "|---" * len(titles) + "|"]
     for name, benchmark in zip(names, compared, strict=True):
         extra = benchmark["extra_info"]
-        ratios = [extra["seconds_a_lane"] / first, extra["seconds_a_lane"] / second]
+        ratios = [seconds[name] / seconds[other] for other in ours]
         cells = [number(value) for value in [*(extra.get(key, "-") for key in RATIO_COLUMNS), *ratios]]
         rows.append(f"| {name} | {' | '.join(cells)} |")
     return rows

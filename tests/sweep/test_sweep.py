@@ -12,6 +12,7 @@ import xarray as xr
 from sweep_problems import ALPHAS, OBJECTIVE, T_OFFS, lane, norm
 
 import mirrorjax as mj
+from mirrorjax.dynamics.flows import WeightFlow
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def test_equals_a_loop(dataset: xr.Dataset):
     for i, alpha in enumerate(ALPHAS):
         for j, t_off in enumerate(T_OFFS):
             problem, w0 = lane(alpha, t_off)
-            sol = mj.solve(problem, w0, t1=8.0, saveat=[0.0, 4.0, 8.0], metrics=norm)
+            sol = mj.solve(problem, w0, t1=8.0, saveat=[0.0, 4.0, 8.0], metrics=norm, flow=WeightFlow())
             one = dataset.isel(alpha=i, t_off=j)
             # The lanes take the same steps; only the order of sums inside batched products differs.
             np.testing.assert_allclose(one.x, sol.x[-1], rtol=1e-9, atol=1e-12)
@@ -115,8 +116,8 @@ def test_one_trace_whatever_the_values():
 
     mj.sweep(counted, {"alpha": ALPHAS, "t_off": T_OFFS}, t1=8.0, chunk=4)
     first = len(traces)
-    # Two for the structure and one for the operations; compiled are the start, the steps and the read-out.
-    assert first == 6
+    # Two for the structure and one for the operations; compiled are the start, the steps, how they end, the read-out.
+    assert first == 7
     mj.sweep(counted, {"alpha": ALPHAS * 2, "t_off": T_OFFS + 0.3}, t1=7.0, rtol=1e-5, chunk=4)
     assert len(traces) == first + 3  # nothing was compiled again, though there are two chunks
 
