@@ -131,7 +131,8 @@ class SpectralTracker(eqx.Module):
 
     `tracker.due(step)` is for a loop in Python; `tracker(params)` is compiled and returns a dictionary of `Spectrum`s;
     inside a compiled loop `tracker.at(step, params)` looks when it is due and returns NaN otherwise (under `jax.vmap`
-    over steps it looks at every one).
+    over steps it looks at every one). On a CPU the QRs run in OpenBLAS, whose threads wait for each other on a busy
+    machine: set `OPENBLAS_NUM_THREADS=1` before starting.
     """
 
     products: tuple[tuple[str, Callable[[PyTree], Factors]], ...] = eqx.field(static=True)  # static: functions
