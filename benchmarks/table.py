@@ -60,7 +60,7 @@ def row(benchmark: dict[str, Any]) -> str:
 
 
 def number(value: Any) -> str:
-    return f"{value:.3g}" if isinstance(value, float) else str(value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 if __name__ == "__main__":

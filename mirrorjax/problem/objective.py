@@ -194,7 +194,7 @@ class MatrixSensing(AbstractMeasured):
         rows, columns = np.triu_indices(self.shape[0])
         # <A, X> = sum_{j<=k} A_jk (X_jk + X_kj), with the diagonal counted once. Both taken from the flat X, and the
         # product written this way round, since XLA makes a fast product of lanes of it on a CPU: a third of the time.
-        flat, once = x.reshape(-1), np.where(rows == columns, 0.5, 1.0).astype(x.dtype)
+        flat, once = x.reshape(-1), jnp.asarray(np.where(rows == columns, 0.5, 1.0), x.dtype)
         twice = (
             flat[np.ravel_multi_index((rows, columns), x.shape)] + flat[np.ravel_multi_index((columns, rows), x.shape)]
         )

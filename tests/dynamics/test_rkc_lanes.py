@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 import mirrorjax as mj
 from mirrorjax.dynamics.options import make_options
@@ -109,8 +110,8 @@ def test_the_radius_is_that_of_the_jacobian():
     lane = jax.tree.map(lambda leaf: leaf[5], lanes)
     options = make_options(W0, t1=40.0)
     context, _ = options.flow.start(start(jax.tree.map(lambda value: value[0], values))[0], W0)
-    flat, unflatten = jax.flatten_util.ravel_pytree(lane.state)
-    rate = lambda y: jax.flatten_util.ravel_pytree(options.flow.velocity(lane.tick, unflatten(y), context))[0]  # noqa: E731
+    flat, unflatten = ravel_pytree(lane.state)
+    rate = lambda y: ravel_pytree(options.flow.velocity(lane.tick, unflatten(y), context))[0]  # noqa: E731
     radius = np.max(np.abs(np.linalg.eigvals(jax.jacobian(rate)(flat))))
     # Power iteration finds it from below, to within a few percent once warm: the room that `safety` leaves is 20 %.
     assert 0.9 * radius < float(lane.carried.power.radius) < 1.05 * radius
