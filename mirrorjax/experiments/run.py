@@ -117,9 +117,11 @@ class RunFolder:
             chosen = [self._rows[table_file].index(row) for row in rows]
             shown = {"file": table_file, "title": title, "columns": dict(columns), "rows": chosen}
             self._record(tables=[*self._config["tables"], shown])
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD)
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
         for key, heading in columns.items():
-            table.add_column(heading, justify="left" if isinstance(rows[0][key], str) else "right", no_wrap=True)
+            # In a narrow terminal headings wrap; numbers are never cut.
+            widest = max(len(as_text(row[key])) for row in rows)
+            table.add_column(heading, justify="left" if isinstance(rows[0][key], str) else "right", min_width=widest)
         for row in rows:
             table.add_row(*(as_text(row[key]) for key in columns))
         self.console.print(table)
