@@ -325,6 +325,7 @@ def noise(y: PyTree) -> PyTree:
 
 
 def norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
+    """The Euclidean norm over all leaves, in the precision of time."""
     squares = [jnp.sum(jnp.square(x)).astype(dtype) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
