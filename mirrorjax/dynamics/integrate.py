@@ -19,7 +19,6 @@ from .controller import GiveUp, Resumable
 from .descent import AbstractDescent, whole
 from .flows import AbstractFlow
 from .options import Options
-from .rkc import freeze
 from .solution import Point, Solution
 
 
@@ -106,23 +105,35 @@ def plan(
 
 
 def saving(options: Options) -> Callable:
-    """What is kept at a save time: the metrics, or the whole point, and always the loss.
-
-    Under vmap diffrax saves for all lanes when one is at a save time, and throws away what the others extrapolated to.
-    That may overflow, and 0 times NaN would spoil their derivatives: so nothing is differentiated where a point is not
-    finite, and what is kept there is NaN.
-    """
+    """What is kept at a save time: the metrics, or the whole point, and always the loss."""
 
     def save(tick, y, args):
-        flow, context, start = args
-        t = to_time(tick, flow)
-        y_frozen, context_frozen = freeze((y, context))
-        ok = _is_finite(flow.read(t, y_frozen, context_frozen))
-        point = flow.read(t, jax.tree.map(lambda leaf, other: jnp.where(ok, leaf, other), y, start), context)
+        flow, context, _ = args
+        arrays, static = eqx.partition((flow, to_time(tick, flow), y, context), eqx.is_array)
+        flow, t, y, context = eqx.combine(_guard(arrays, static), static)
+        point = flow.read(t, y, context)
         kept = point if options.metrics is None else options.metrics(t, point.x, point.w)
-        return jax.tree.map(lambda leaf: jnp.where(ok, _as_float(leaf), jnp.nan), (kept, point.loss))
+        return jax.tree.map(_as_float, kept), point.loss
 
     return save
+
+
+@eqx.filter_custom_jvp
+def _guard(arrays: PyTree, static: PyTree) -> PyTree:
+    """The arrays among the arguments of a read, with derivative 0 where the point they give is not finite.
+
+    Under vmap diffrax saves for all lanes when one is at a save time, and throws away what the others extrapolated to.
+    That may overflow, and 0 times NaN would spoil their derivatives.
+    """
+    return arrays
+
+
+@_guard.def_jvp
+def _guard_jvp(primals: tuple, tangents: tuple) -> tuple[PyTree, PyTree]:
+    arrays, static = primals
+    flow, *where = eqx.combine(arrays, static)
+    ok = _is_finite(flow.read(*where))
+    return arrays, jax.tree.map(lambda slope: jnp.where(ok, slope, jnp.zeros_like(slope)), tangents[0])
 
 
 def _is_finite(point: Point) -> Bool[Array, ""]:

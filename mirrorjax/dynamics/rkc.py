@@ -288,7 +288,7 @@ def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState, wanted: Bool[Arr
     """
     dtype = state.radius.dtype
     # Frozen before and not after the loop, which could not be transposed if anything in it were differentiated.
-    frozen, t_frozen, y_frozen, vector, before = freeze((field, t, y, state.vector, state.radius))
+    frozen, t_frozen, y_frozen, vector, before = _freeze((field, t, y, state.vector, state.radius))
     _, multiply = jax.linearize(lambda y: frozen(t_frozen, y), y_frozen)
 
     def unsettled(carry: tuple) -> Bool[Array, ""]:
@@ -330,6 +330,5 @@ def norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
 
 
-def freeze(tree: PyTree) -> PyTree:
-    """The same numbers, as constants."""
+def _freeze(tree: PyTree) -> PyTree:
     return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)
