@@ -41,6 +41,7 @@ ALL = "all"
 
 class Preset(StrEnum):
     paper = "paper"
+    gpu = "gpu"
     quick = "quick"
 
 
@@ -85,7 +86,9 @@ def list_experiments() -> None:
 @app.command()
 def reproduce(
     name: Annotated[str, typer.Argument(help="An experiment of `mirrorjax list`, or all.", show_default=False)],
-    preset: Annotated[Preset, typer.Option(help="paper: the paper's size. quick: seconds, smaller.")] = Preset.paper,
+    preset: Annotated[
+        Preset, typer.Option(help="paper: the paper's size. gpu: networks, for one GPU. quick: minutes on a CPU.")
+    ] = Preset.paper,
     out: Annotated[
         Path | None,
         typer.Option(help="A new folder for the results [default: runs/NAME-PRESET-TIME].", show_default=False),
@@ -97,22 +100,22 @@ def reproduce(
 ) -> None:
     """Reproduce an experiment of the paper: tables, figures, data and an HTML report in one folder.
 
-    Every number stands beside the paper's. Ctrl-C keeps what was finished. `all` runs every experiment, with one report
-    of all; one that fails does not stop the others, and the exit status is 1 then.
+    Every number stands beside the paper's. Ctrl-C keeps what was finished. `all` runs every experiment that has the
+    preset, with one report of all; one that fails does not stop the others, and the exit status is 1 then.
     """
-    chosen = None if name == ALL else _find(name)
+    chosen = _with_preset(list(EXPERIMENTS.values()) if name == ALL else [_find(name)], str(preset))
     _set_precision(float32)
     bits = 32 if float32 else 64
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
     failed = []
     try:
-        if chosen is None:
-            failed = reproduce_all(list(EXPERIMENTS.values()), path, str(preset), seed, bits, console)
+        if name == ALL:
+            failed = reproduce_all(chosen, path, str(preset), seed, bits, console)
             print_summary(path, console)
         else:
-            setting = Setting(str(preset), chosen.seed if seed is None else seed, bits)
-            reproduce_one(chosen, path, setting, console)
+            setting = Setting(str(preset), chosen[0].seed if seed is None else seed, bits)
+            reproduce_one(chosen[0], path, setting, console)
     except KeyboardInterrupt:
         errors.print(f"Interrupted. What was finished is in {path}", highlight=False, soft_wrap=True)
         raise SystemExit(INTERRUPTED) from None
@@ -239,6 +242,13 @@ def _find(name: str) -> Experiment:
     if name not in EXPERIMENTS:
         _fail(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}, {ALL}")
     return EXPERIMENTS[name]
+
+
+def _with_preset(experiments: list[Experiment], preset: str) -> list[Experiment]:
+    chosen = [experiment for experiment in experiments if preset in experiment.presets]
+    if not chosen:
+        _fail(f"{experiments[0].name} has no preset {preset!r}; it has: {', '.join(experiments[0].presets)}")
+    return chosen
 
 
 def _set_precision(float32: bool) -> None:

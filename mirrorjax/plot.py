@@ -30,6 +30,7 @@ class Line:
     style: str = "-"
     color: str | None = None
     marker: tuple[float, float] | None = None  # a point to mark on it
+    spread: np.ndarray | None = None  # half the height of a band around it, e.g. a standard deviation
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,9 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
     for line in panel.lines:
         chosen = next(colors) if line.color is None else line.color
         axis.plot(line.x, line.y, line.style, color=chosen, label=line.label, linewidth=1.6)
+        if line.spread is not None:
+            low, high = line.y - line.spread, line.y + line.spread
+            axis.fill_between(line.x, low, high, color=chosen, alpha=0.15, linewidth=0)
         if line.marker is not None:
             axis.plot(*line.marker, "o", color=chosen, markersize=5)
     for time in panel.events:
