@@ -8,6 +8,7 @@ arguments: a figure without them is not finished.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -28,7 +29,7 @@ class Line:
     y: np.ndarray
     label: str = ""
     style: str = "-"
-    color: str | None = None
+    color: Any = None  # as matplotlib takes it; None for the next of the palette
     marker: tuple[float, float] | None = None  # a point to mark on it
     spread: np.ndarray | None = None  # half the height of a band around it, e.g. a standard deviation
 
@@ -68,11 +69,16 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
     return figure
 
 
+def colors(count: int) -> list[tuple[float, float, float, float]]:
+    """So many colours from dark to bright, for curves that more than one panel or style shows."""
+    return [tuple(color) for color in matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(count, 2)))[:count]]
+
+
 def _draw_panel(axis: Axes, panel: Panel) -> None:
     free = sum(line.color is None for line in panel.lines)
-    colors = iter(matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(free, 2))))
+    fresh = iter(colors(free))
     for line in panel.lines:
-        chosen = next(colors) if line.color is None else line.color
+        chosen = next(fresh) if line.color is None else line.color
         axis.plot(line.x, line.y, line.style, color=chosen, label=line.label, linewidth=1.6)
         if line.spread is not None:
             low, high = line.y - line.spread, line.y + line.spread

@@ -120,10 +120,12 @@ class OverSeeds:
 
 
 def mean_text(mean: float, deviation: float) -> str:
-    """`1.234 ± 0.012`: the deviation with two digits, the mean with as many places."""
-    if not (math.isfinite(mean) and math.isfinite(deviation)):
+    """`1.23 ± 0.04`: the deviation with one digit, the mean with as many places; "-" where the mean is missing."""
+    if math.isnan(mean):
         return "-"
-    places = max(0, 1 - math.floor(math.log10(deviation))) if deviation > 0 else 3
+    if not (math.isfinite(deviation) and deviation > 0):
+        return f"{mean:.4g}"
+    places = max(0, -math.floor(math.log10(deviation)))
     return f"{mean:.{places}f} ± {deviation:.{places}f}"
 
 

@@ -89,7 +89,7 @@ def train(
     if steps % every:
         raise ValueError(f"steps must be a multiple of every, got steps={steps} and every={every}")
     shares = chosen if len(lanes) < len(chosen) else ()
-    task = Task(lane, loss, batch, metrics or (lambda weights: {}), every, accumulate, shares)
+    task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
     carry, looked, records = eqx.filter_eval_shape(_once, task, one), _shapes(task, one), 1 + steps // every
     lane_bytes = records * (size_of(looked) + 8) + (size_of(carry[0]) if keep else 0)
@@ -146,6 +146,11 @@ def weights_of(dataset: Dataset, like: PyTree, **lane: Any) -> PyTree:
         if array.shape != leaf.shape:
             raise ValueError(f"{name} has shape {array.shape}, like's has {leaf.shape}: name one lane of the grid")
     return jax.tree.unflatten(treedef, [jnp.asarray(a, x.dtype) for a, x in zip(found, leaves, strict=True)])
+
+
+def _nothing(weights: PyTree) -> PyTree:
+    # One function for all runs: a new one for each would compile each anew.
+    return {}
 
 
 def _kept(name: str) -> str:
