@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree, Real
 
 from .. import data, optim, plot
 from ..nn import Frozen, LowRank, Reparameterization, product_spectrum, reparameterize
@@ -71,7 +71,7 @@ class Size:
     def runs(self) -> list[Decay]:
         """Constant decays by strength, then those that are switched off."""
         constant = [Decay(strength) for strength in self.decays]
-        return constant + [Decay(strength, round(share * self.steps)) for strength, share in self.switched]
+        return constant + [Decay(strength, float(round(share * self.steps))) for strength, share in self.switched]
 
 
 _DECAYS = (0.0, 0.003, 0.007, 0.015)
@@ -88,9 +88,9 @@ SIZES = {
 class Corpus:
     """Tokens to pretrain on, to adapt to, and to be validated on: the end of what is adapted to."""
 
-    before: Int[np.ndarray, " n"]
-    adapted: Int[np.ndarray, " m"]
-    held_out: Int[np.ndarray, " k"]
+    before: Integer[Array, " n"]
+    adapted: Integer[Array, " m"]
+    held_out: Integer[Array, " k"]
 
 
 class Pretraining(eqx.Module):
@@ -151,13 +151,13 @@ def read_corpus(size: Size) -> Corpus:
     characters = data.tiny_shakespeare().characters
     if size.pretraining:
         tokens = np.unique(characters, return_inverse=True)[1].astype(np.uint8)
-        before, rest = np.split(tokens, 2) if tokens.size % 2 == 0 else np.split(tokens[1:], 2)
+        before, rest = np.array_split(tokens, 2)
     else:
         text = characters.tobytes().decode()
-        before, rest = np.zeros(0, np.uint16), gpt2_tokens(data.gpt2_ranks()).encode_ordinary(text)
-        rest = np.asarray(rest, np.uint16)
+        rest = np.asarray(gpt2_tokens(data.gpt2_ranks()).encode_ordinary(text), np.uint16)
+        before = rest[:0]
     end = round((1 - HELD_OUT) * rest.size)
-    return Corpus(before, rest[:end], rest[end:])
+    return Corpus(jnp.asarray(before), jnp.asarray(rest[:end]), jnp.asarray(rest[end:]))
 
 
 def pretrained(folder: RunFolder, size: Size, corpus: Corpus, seed: int) -> tuple[Any, PyTree]:
@@ -170,7 +170,7 @@ def pretrained(folder: RunFolder, size: Size, corpus: Corpus, seed: int) -> tupl
         Pretraining(weights, size.pretraining),
         {"seed": [seed]},
         loss=CrossEntropy(Network(graph, split)),
-        batch=Windows(jnp.asarray(corpus.before), size.length, 2 * size.batch),
+        batch=Windows(corpus.before, size.length, 2 * size.batch),
         steps=size.pretraining,
         every=size.pretraining // 10,
         keep=True,
@@ -194,8 +194,8 @@ def assemble(size: Size, corpus: Corpus, graph: Any, params: PyTree) -> Parts:
     """The adaptation of a model to the text; pure, so that its shapes can be known without the model's numbers."""
     lane = Adaptation(params, size.rank, jnp.asarray(size.step_size, jnp.float32))
     loss = CrossEntropy(Network(graph, lane.split(jax.random.key(0))[0]))
-    batch = Windows(jnp.asarray(corpus.adapted), size.length, size.batch)
-    return Parts(lane, loss, batch, Look(loss, held_out_texts(jnp.asarray(corpus.held_out), size)))
+    batch = Windows(corpus.adapted, size.length, size.batch)
+    return Parts(lane, loss, batch, Look(loss, held_out_texts(corpus.held_out, size)))
 
 
 def adapt(size: Size, corpus: Corpus, graph: Any, params: PyTree, seed: int) -> Dataset:
@@ -212,7 +212,7 @@ def adapt(size: Size, corpus: Corpus, graph: Any, params: PyTree, seed: int) -> 
     return dataset.rename(ratio_0="tensor").assign_coords(tensor=names)
 
 
-def held_out_texts(tokens: Int[Array, " k"], size: Size) -> Labelled:
+def held_out_texts(tokens: Integer[Array, " k"], size: Size) -> Labelled:
     """Texts at equal distances, the same for every lane and record."""
     starts = np.linspace(0, tokens.shape[0] - size.length - 1, size.validation).astype(int)
     texts = tokens[starts[:, None] + np.arange(size.length + 1)].astype(int)
@@ -225,7 +225,7 @@ def _averaged(dataset: Dataset) -> Dataset:
 
 
 def _name(run: Decay, size: Size) -> str:
-    return f"{run.strength:g}" if run.is_constant else f"{run.strength:g}, off at {run.off_at}"
+    return f"{run.strength:g}" if run.is_constant else f"{run.strength:g}, off at {run.off_at:g}"
 
 
 def _report_runs(folder: RunFolder, size: Size, dataset: Dataset) -> None:
@@ -293,7 +293,7 @@ def meetings(size: Size, curves: Dataset) -> Iterator[tuple[Decay, Decay, list[M
 
 
 def _meeting(
-    ts: Float[np.ndarray, " time"],
+    ts: Real[np.ndarray, " time"],
     off_at: float,
     off_ratio: Float[np.ndarray, " time"],
     on_ratio: Float[np.ndarray, " time"],

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree, Real, Shaped
 
 from .. import plot
 from ..nn import Reparameterization
@@ -23,7 +23,7 @@ from ..sweep import Zip
 from ..sweep.dataset import Dataset
 
 NEVER = math.inf
-Labelled = tuple[Shaped[Array, "batch ..."], Int[Array, "batch *length"]]
+Labelled = tuple[Shaped[Array, "batch ..."], Integer[Array, "batch *length"]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Rows(eqx.Module):
 class Windows(eqx.Module):
     """Texts of so many tokens from random places of a long one, and at each place the token that follows."""
 
-    tokens: Int[Array, " n"]
+    tokens: Integer[Array, " n"]
     length: int = eqx.field(static=True)  # static: shapes
     size: int = eqx.field(static=True)
 
@@ -130,7 +130,7 @@ def mean_text(mean: float, deviation: float) -> str:
 
 
 def crossing(
-    ts: Float[np.ndarray, " time"], rising: Float[np.ndarray, " time"], other: Float[np.ndarray, " time"], since: float
+    ts: Real[np.ndarray, " time"], rising: Float[np.ndarray, " time"], other: Float[np.ndarray, " time"], since: float
 ) -> float:
     """The first time after `since` at which the curve that was below the other is above it; NaN where there is none.
 
@@ -144,7 +144,7 @@ def crossing(
 
 
 def curve(
-    ts: Float[np.ndarray, " time"], over_seeds: OverSeeds, at: Any, label: str, style: str = "-", color: Any = None
+    ts: Real[np.ndarray, " time"], over_seeds: OverSeeds, at: Any, label: str, style: str = "-", color: Any = None
 ) -> plot.Line:
     """The mean over seeds with a band of one standard deviation; `at`: which curve, over the axes before time."""
     return plot.Line(ts, over_seeds.mean[at], label, style, color, spread=over_seeds.deviation[at])

@@ -5,9 +5,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from jaxtyping import install_import_hook
 from rich.console import Console
 
 from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
+
+# Read when they run, and here with their annotations checked.
+with install_import_hook("mirrorjax", "beartype.beartype"):
+    import mirrorjax.experiments.lora  # noqa: F401
 
 
 @pytest.fixture

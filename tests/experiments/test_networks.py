@@ -1,0 +1,88 @@
+"""What the network experiments share, on curves and texts whose answers are known, and every preset traced."""
+
+import importlib
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import xarray as xr
+
+from mirrorjax.experiments import EXPERIMENTS
+from mirrorjax.experiments.networks import Decay, OverSeeds, Rows, Windows, crossing, decay_grid, mean_text
+
+TS = np.arange(6.0)
+
+
+@pytest.mark.parametrize(
+    ("rising", "since", "expected"),
+    [
+        ([3.0, 1.0, 1.0, 1.0, 1.0, 1.0], 0.0, 3.5),  # meets 4.5 - t, which it was above at first
+        ([3.0, 1.0, 1.0, 1.0, 1.0, 1.0], 4.0, math.nan),  # crossed before it was asked about
+        ([0.0, 0.0, 0.0, 0.0, 0.0, -1.0], 0.0, math.nan),  # 4.5 - t is -0.5 at the end, and -1 is below it
+        ([5.0, 5.0, 5.0, 5.0, 5.0, 5.0], 0.0, math.nan),  # never was below
+        ([0.0, 0.0, 0.0, 2.0, 2.0, 2.0], 0.0, 2 + 2.5 / 3),  # a gap of -2.5 at 2 and 0.5 at 3
+    ],
+)
+def test_a_crossing_is_from_below_and_after_the_switch_off(rising, since, expected):
+    assert crossing(TS, np.asarray(rising), 4.5 - TS, since) == pytest.approx(expected, nan_ok=True)
+
+
+def test_a_crossing_between_two_records_counts_from_the_switch_off_between_them():
+    assert crossing(TS, np.full(6, 2.2), 4.5 - TS, 2.3) == pytest.approx(2.3)
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "text"),
+    [
+        (2.30141, 0.00091, "2.3014 ± 0.0009"),
+        (183.7, 3.2, "184 ± 3"),
+        (1.5, 0.0, "1.5"),
+        (1.5, math.nan, "1.5"),
+        (math.nan, 0.1, "-"),
+    ],
+)
+def test_a_mean_has_as_many_places_as_its_deviation(mean, deviation, text):
+    assert mean_text(mean, deviation) == text
+
+
+def test_statistics_are_over_seeds_with_one_degree_less():
+    values = np.random.default_rng(0).normal(size=(2, 3, 4))
+    found = OverSeeds(xr.Dataset({"loss": (("decay", "seed", "time"), values)}), "loss")
+    np.testing.assert_allclose(found.mean, values.mean(1))
+    np.testing.assert_allclose(found.deviation, np.std(values, axis=1, ddof=1))
+    assert found.columns("loss", (1, 2))["loss_mean"] == pytest.approx(values[1, :, 2].mean())
+
+
+def test_the_grid_of_decays_walks_in_step():
+    grid = decay_grid([Decay(0.1), Decay(0.2, 30.0)], [4, 5, 6])
+    assert {name: len(part) for name, part in grid.items()} == {"decay": 2, "seed": 3}
+    np.testing.assert_array_equal(grid["decay"].values["off_at"], [math.inf, 30])
+    assert Decay(0.1).is_constant
+    assert not Decay(0.1, 0.0).is_constant
+
+
+def test_windows_are_texts_and_what_follows_each_place():
+    tokens = jnp.arange(100, dtype=jnp.uint8)
+    inputs, labels = Windows(tokens, 7, 500)(jax.random.key(0))
+    assert inputs.shape == labels.shape == (500, 7)
+    np.testing.assert_array_equal(inputs + 1, labels)
+    np.testing.assert_array_equal(np.diff(inputs, axis=1), 1)
+    # From the first token to the last: of 93 starts all but a few in 500 draws.
+    assert inputs.min() == 0
+    assert labels.max() == 99
+
+
+def test_rows_of_all_arrays_go_together():
+    rows = {"x": jnp.arange(10), "y": 2 * jnp.arange(10)}
+    found = Rows(rows, 64)(jax.random.key(1))
+    np.testing.assert_array_equal(2 * found["x"], found["y"])
+    assert set(np.asarray(found["x"])) == set(range(10))
+
+
+@pytest.mark.parametrize("name", [name for name, each in EXPERIMENTS.items() if "gpu" in each.presets])
+def test_every_network_experiment_has_the_presets_it_is_listed_with(name):
+    module: Any = importlib.import_module(f"mirrorjax.experiments.{name.replace('-', '_')}")
+    assert set(module.SIZES) == set(EXPERIMENTS[name].presets)
