@@ -91,7 +91,7 @@ def train(
     shares = chosen if len(lanes) < len(chosen) else ()
     task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    carry, looked, records = eqx.filter_eval_shape(_once, task, one), _shapes(task, one), 1 + steps // every
+    carry, looked, records = eqx.filter_eval_shape(_start, task, one), _shapes(task, one), 1 + steps // every
     lane_bytes = records * (size_of(looked) + 8) + (size_of(carry[0]) if keep else 0)
     slots = recorded_slots(chunk, store, resume) or choose_slots(lane_bytes + size_of(carry), len(lanes), chosen)
     size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
@@ -176,11 +176,12 @@ class Task(eqx.Module):
 
 
 def _begin(task: Task, values: Values) -> Carry:
-    def lane(values: OneLane) -> Carry:
-        optimizer, weights, _ = task.lane(**values)
-        return weights, optimizer.init(weights)
+    return jax.vmap(lambda values: _start(task, values))(values)
 
-    return jax.vmap(lane)(values)
+
+def _start(task: Task, values: OneLane) -> Carry:
+    optimizer, weights, _ = task.lane(**values)
+    return weights, optimizer.init(weights)
 
 
 def _advance(shared: tuple[Task, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
@@ -231,7 +232,7 @@ def _look(task: Task, weights: PyTree) -> PyTree:
 
 
 def _once(task: Task, values: OneLane) -> Carry:
-    """A lane's weights and state after a record: its program, to recognise it by, and its shapes."""
+    """A lane's weights and state after a record: its program, to recognise it by."""
     lanes = jax.tree.map(lambda value: value[None], values)
     carry, _ = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
     return jax.tree.map(lambda leaf: leaf[0], carry)
