@@ -32,6 +32,11 @@ from .checkpoint import Checkpoint
 
 CHECKPOINTS = "checkpoints"
 KEPT = "weights."  # before the names of the trained weights
+TEXTS = {
+    "time": ("steps of the optimizer", "1"),
+    "loss": ("mean loss of the batches since the last record", "1"),
+    "status": ("how the lane ended", "1"),
+}
 Carry = tuple[PyTree, PyTree]  # weights and the optimizer's state
 History = dict[str, np.ndarray]
 State = tuple[Carry, History, np.ndarray]  # the carry, what was recorded, and the count of steps
@@ -109,7 +114,7 @@ def train(
             lane_bytes=lane_bytes,
         ),
         lanes,
-        about=About(np.arange(records) * every, ("loss", *flatten(looked, "metric"))),
+        about=About(np.arange(records) * every, ("loss", *flatten(looked, "metric")), TEXTS),
         configure=lambda: configuration(
             lanes,
             trace(lambda values: _once(task, values), one),
@@ -125,8 +130,6 @@ def train(
     )
     if folder is not None:
         shutil.rmtree(folder, ignore_errors=True)  # of finished groups
-    dataset["time"].attrs.update(long_name="steps of the optimizer", units="1")
-    dataset["loss"].attrs.update(long_name="mean loss of the batches since the last record")
     return dataset
 
 

@@ -30,6 +30,7 @@ class ClockState(NamedTuple):
 
 
 def start_clock() -> ClockState:
+    """No step taken, t = 0."""
     return ClockState(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
 
 

@@ -38,6 +38,7 @@ def masked(transformation: optax.GradientTransformation, mask: Mask) -> optax.Gr
 
 
 def require_params(params: PyTree, name: str) -> None:
+    """Refuse an update without parameters, which optax makes an optional argument."""
     if params is None:
         raise ValueError(f"{name} acts on the parameters: call optimizer.update(gradients, state, params)")
 

@@ -22,6 +22,17 @@ LANES, USEFUL, EXECUTED = ".lanes", ".useful", ".executed"
 MISSING = "missing"  # the status of a lane that was not solved yet
 # Larger arrays are kept in files that are read where they are looked at.
 LARGE = 2**30
+# Long name and units of what a sweep of flows gives.
+OF_FLOWS = {
+    "time": ("time (one step of descent takes step_size)", "units of the flow"),
+    "loss": ("f(x), without the regularizer", "1"),
+    "a": ("accumulated regularization, minus the integral of alpha", "1"),
+    "x": ("parameters at the end; missing where the lane failed", "1"),
+    "status": ("how the lane ended", "1"),
+    "steps": ("solver steps, accepted and rejected", "1"),
+    "rejected_steps": ("rejected solver steps", "1"),
+    "t_end": ("the time reached; below t1 where the lane failed or was steady", "units of the flow"),
+}
 
 
 def versions() -> dict[str, str]:
@@ -82,13 +93,15 @@ def to_dataset(
     grid: Grid,
     lanes: Arrays,
     settings: Mapping[str, Any],
+    texts: Mapping[str, tuple[str, str]],
     ts: np.ndarray | None = None,
     over_time: Iterable[str] = (),
 ) -> Dataset:
     """A dataset with the dimensions of the grid, and `time` for what was saved over it.
 
     **Arguments:** `lanes`: arrays with a leading lane axis; `ts`: save times; `over_time`: the names of those arrays
-    whose second axis is time; `settings`: the attributes, as JSON where they are no plain values.
+    whose second axis is time; `settings`: the attributes, as JSON where they are no plain values; `texts`: long name
+    and units of variables.
     """
     dims, shape = tuple(grid.shape), tuple(grid.shape.values())
     over_time = set(over_time)
@@ -107,19 +120,7 @@ def to_dataset(
         key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in settings.items()
     }
     dataset = Dataset(data, coords=coordinates, attrs=attrs)
-    for name in set(DESCRIPTIONS) & set(dataset.variables):
-        text, units = DESCRIPTIONS[name]
+    for name in set(texts) & set(dataset.variables):
+        text, units = texts[name]
         dataset[name].attrs.update(long_name=text, units=units)
     return dataset
-
-
-DESCRIPTIONS = {
-    "time": ("time (one step of descent takes step_size)", "units of the flow"),
-    "loss": ("f(x), without the regularizer", "1"),
-    "a": ("accumulated regularization, minus the integral of alpha", "1"),
-    "x": ("parameters at the end; missing where the lane failed", "1"),
-    "status": ("how the lane ended", "1"),
-    "steps": ("solver steps, accepted and rejected", "1"),
-    "rejected_steps": ("rejected solver steps", "1"),
-    "t_end": ("the time reached; below t1 where the lane failed or was steady", "units of the flow"),
-}

@@ -6,9 +6,11 @@ kept and of what is computed again; inside a group the scheduler keeps the slots
 """
 
 import abc
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -54,10 +56,14 @@ class Checkpoint:
 
 
 class About(NamedTuple):
-    """What a dataset is made of besides grid and results: save times, and which results have them as second axis."""
+    """What a dataset is made of besides grid and results.
+
+    `ts`: save times; `over_time`: which results have them as second axis; `texts`: long name and units by variable.
+    """
 
     ts: np.ndarray | None = None
     over_time: tuple[str, ...] = ()
+    texts: Mapping[str, tuple[str, str]] = MappingProxyType({})
 
 
 class AbstractJob(eqx.Module):
@@ -168,7 +174,7 @@ def _label(
     attributes: dict[str, Any] = {"versions": versions(), **settings}
     if executed := totals.get(EXECUTED):
         attributes |= {"work": int(totals[USEFUL]), "efficiency": float(totals[USEFUL] / executed)}
-    return to_dataset(grid, lanes, attributes, about.ts, about.over_time)
+    return to_dataset(grid, lanes, attributes, about.texts, about.ts, about.over_time)
 
 
 def _pack(grid: Grid, about: About) -> dict[str, np.ndarray]:
@@ -176,8 +182,10 @@ def _pack(grid: Grid, about: About) -> dict[str, np.ndarray]:
     values = {
         f"{axis}/{name}": np.asarray(value) for axis, part in grid.axes.items() for name, value in part.values.items()
     }
-    times = {} if about.ts is None else {".ts": about.ts, ".over_time": np.asarray(about.over_time, dtype=str)}
-    return values | times
+    if about.ts is None:
+        return values
+    over_time, texts = np.asarray(about.over_time, dtype=str), np.asarray(json.dumps(about.texts))
+    return values | {".ts": about.ts, ".over_time": over_time, ".texts": texts}
 
 
 def _unpack(packed: Arrays) -> tuple[Grid, About]:
@@ -190,4 +198,6 @@ def _unpack(packed: Arrays) -> tuple[Grid, About]:
     grid = Grid(zipped.get("lane", zipped))  # a lone Zip is a grid itself, with the dimension "lane"
     if ".ts" not in packed:
         return grid, About()
-    return grid, About(packed[".ts"], tuple(str(name) for name in packed[".over_time"]))
+    over_time = tuple(str(name) for name in packed[".over_time"])
+    texts = {name: (text, units) for name, (text, units) in json.loads(str(packed[".texts"])).items()}
+    return grid, About(packed[".ts"], over_time, texts)

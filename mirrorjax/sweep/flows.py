@@ -22,7 +22,7 @@ from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import status_name
 from .configuration import configuration, trace
-from .dataset import EXECUTED, USEFUL, Arrays, Dataset, flatten
+from .dataset import EXECUTED, OF_FLOWS, USEFUL, Arrays, Dataset, flatten
 from .engine import About, AbstractJob, Checkpoint, Lanes, failures, run
 from .lanes import Grid, OneLane, Zip
 from .memory import choose_slots, size_of
@@ -123,7 +123,7 @@ def sweep(
     return run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
         lanes,
-        about=About(np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE)),
+        about=About(np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), OF_FLOWS),
         configure=lambda: configuration(lanes, traced, slots, chosen, settings | {"steady": program.steady}),
         store=store,
         resume=resume,

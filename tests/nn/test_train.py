@@ -122,7 +122,10 @@ def test_interrupted_and_resumed_training_gives_the_same_bits(tmp_path, stop_at,
     assert len(reports) - begun == 4 - stop_at + 1  # the records that were left, and the end
     for name in whole:
         np.testing.assert_array_equal(resumed[name], whole[name], err_msg=name)
-    np.testing.assert_array_equal(mj.open_sweep(tmp_path / "run")["loss"], whole["loss"])
+    opened = mj.open_sweep(tmp_path / "run")
+    np.testing.assert_array_equal(opened["loss"], whole["loss"])
+    # A training's time is not a flow's, also from the folder.
+    assert opened["time"].attrs == whole["time"].attrs == {"long_name": "steps of the optimizer", "units": "1"}
     assert not (tmp_path / "run" / "checkpoints").exists()
     with pytest.raises(ValueError, match="holds a run of another configuration"):
         train(lane, GRID, resume=True, **options(store=tmp_path / "run", steps=10))
