@@ -2,13 +2,13 @@
 
 Every kernel is written as x = m w. Weight decay that is switched off narrows the width A of its bias, which is then L1
 for all |x| above A; after that the smallest |x| are pruned, and the others are tuned. Beside it: the same network as it
-is, pruned at the same time, and x = m w without decay. All train for as many epochs by the same optimizer on the same
-batches, each at the learning rate that is best on training images held out from it. The network that is not pruned but
-trains on is dense training.
+is, pruned at the same time, without decay and with the same decay on x, where its bias is L2; and x = m w without
+decay. All train for as many epochs by the same optimizer on the same batches, each at the learning rate that is best on
+training images held out from it. The network that is not pruned but trains on is dense training.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,16 +23,21 @@ from .networks import OverSeeds
 from .pruning import SMALL, Method, Perceptron, Size, load, solve
 from .run import RunFolder, Setting
 
-MAGNITUDE, NO_DECAY = Method("magnitude pruning", False), Method("x = m w, no decay", True)
-WIDE, NARROW = Method("PILoT, A = 0.05", True, 0.05), Method("PILoT, A = 0.005", True, 0.005)
-PROGRAMS = {"plain": (MAGNITUDE,), "factored": (NO_DECAY, WIDE, NARROW)}
-COLORS = dict(
-    zip(
-        (each.name for each in (MAGNITUDE, NO_DECAY, WIDE, NARROW)),
-        ("0.4", "tab:orange", "tab:cyan", "tab:blue"),
-        strict=True,
-    )
+WEAK, STRONG = 0.05, 0.005  # widths A: kernels are drawn with entries of about 0.1
+PLAIN = (
+    Method("magnitude", False),
+    Method("magnitude, weak decay", False, WEAK),
+    Method("magnitude, strong decay", False, STRONG),
 )
+FACTORED = (
+    Method("x = m w, no decay", True),
+    Method("PILoT, weak decay", True, WEAK),
+    Method("PILoT, strong decay", True, STRONG),
+)
+PROGRAMS = {"plain": PLAIN, "factored": FACTORED}
+MAGNITUDE, NO_DECAY, PILOT = PLAIN[0], FACTORED[0], FACTORED[-1]
+SHADES = ("#fdae6b", "#e6550d", "#8c2d04", "#9ecae1", "#4292c6", "#08306b")
+COLORS = {method.name: shade for method, shade in zip((*PLAIN, *FACTORED), SHADES, strict=True)}
 MOMENTS = ("mean", "deviation")
 SHOWN = 0.9  # curves over training have the learning rate that is best at this sparsity
 
@@ -50,13 +55,13 @@ def vit(rngs: nnx.Rngs) -> nnx.Module:
 VIT_RATES = (1e-4, 3e-4, 1e-3, 3e-3)
 SIZES = {
     "paper": Size(vit, 32, epochs=100, decaying=60, tuning=100, rates=VIT_RATES, seeds=5, record=5),
-    "gpu": Size(vit, 32, epochs=30, decaying=20, tuning=30, rates=VIT_RATES, seeds=3, record=5),
-    "quick": Size(perceptron, 8, epochs=12, decaying=8, tuning=12, rates=(1e-3, 3e-3, 1e-2, 2e-2), seeds=3, record=2),
+    "gpu": Size(vit, 32, epochs=30, decaying=20, tuning=30, rates=VIT_RATES[1:], seeds=3, record=5),
+    "quick": Size(perceptron, 8, epochs=12, decaying=8, tuning=12, rates=(5e-4, 2e-3, 7e-3, 2e-2), seeds=3, record=2),
 }
 
 
 def run(folder: RunFolder, setting: Setting) -> None:
-    """The kernels as they are, then x = m w, each written when it is solved; then the table, the figures, the claims."""
+    """The kernels as they are, then x = m w, each written when it is solved; then table, figures and claims."""
     size = SIZES[setting.preset]
     splits = load(size, setting.seed)
     found: dict[Method, Outcome] = {}
@@ -68,6 +73,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     rows = [row for method, outcome in found.items() for row in table_rows(method, outcome)]
     folder.save_table("pilot", rows)
     folder.show(f"Accuracy in % of {len(splits.test[1])} test images, {size.seeds} seeds", rows, COLUMNS, "pilot")
+    folder.console.print(NOTE.format(size.held_out, 50 / len(splits.test[1]) ** 0.5), soft_wrap=True)
     folder.save_figure("accuracy", accuracy_figure(rows), ACCURACY_CAPTION)
     folder.save_figure("training", training_figure(found, size), TRAINING_CAPTION)
     _claim_accuracy(folder, rows)
@@ -105,13 +111,16 @@ class Outcome:
 
 COLUMNS = {
     "method": "method",
-    "sparsity": "sparsity %",
-    "rate": "learning rate",
+    "sparsity": "pruned %",
+    "rate": "rate",
     "epochs": "epochs",
-    "trained": "before pruning",
     "pruned": "just after",
     "tuned": "at the end",
 }
+NOTE = (
+    "rate: the best one by {} training images held out; ±: standard deviation over seeds, which all see the same test "
+    "images (these alone are worth a standard error of up to {:.1f} %); pruned 0 %: trains on without pruning"
+)
 
 
 def table_rows(method: Method, outcome: Outcome) -> list[dict[str, Any]]:
@@ -125,7 +134,7 @@ def table_rows(method: Method, outcome: Outcome) -> list[dict[str, Any]]:
         rows.append(
             {
                 "method": method.name,
-                "sparsity": 100 * float(sparsity),
+                "sparsity": round(100 * float(sparsity), 6),
                 "rate": float(rate),
                 "epochs": float(tuning.time[-1]),
                 **before.columns("trained", -1),
@@ -139,52 +148,54 @@ def table_rows(method: Method, outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def _claim_accuracy(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Accuracies beside each other; more than the standard deviation of their difference counts as a difference."""
+    """Strong decay beside the others; more than a standard deviation of the difference counts as a difference."""
     table = {(row["method"], row["sparsity"]): row for row in rows}
-    sparsities = sorted({row["sparsity"] for row in rows})
-
-    def compare(method: Method, other: Method, sparsity: float) -> tuple[str, float]:
-        """Both accuracies in words, and by how many standard deviations the first is the higher one."""
-        ours, theirs = table[method.name, sparsity], table[other.name, sparsity]
-        gap = ours["tuned_mean"] - theirs["tuned_mean"]
-        return f"{ours['tuned']} beside {theirs['tuned']} %", gap / math.hypot(ours["tuned_std"], theirs["tuned_std"])
-
-    for sparsity in sparsities[1:]:
-        text, deviations = compare(NARROW, MAGNITUDE, sparsity)
-        folder.claim(
-            f"at {sparsity:g} % sparsity PILoT is more accurate than magnitude pruning",
-            paper="higher at high sparsity",
-            ours=text,
-            holds=deviations > 1,
-        )
-    for sparsity in sparsities[1:]:
-        text, deviations = compare(NARROW, NO_DECAY, sparsity)
-        statement = f"at {sparsity:g} % sparsity it is more accurate than x = m w without decay"
-        folder.claim(statement, paper="-", ours=text, holds=deviations > 1)
-    lost = {
-        method: [table[method.name, s]["trained_mean"] - table[method.name, s]["pruned_mean"] for s in sparsities[1:]]
-        for method in (NARROW, MAGNITUDE)
+    sparsities = sorted({row["sparsity"] for row in rows if row["sparsity"] > 0})
+    rivals = {
+        "magnitude pruning": (PLAIN[:1], "gains, above all at high sparsity"),
+        "magnitude pruning after decay of x, the better strength": (PLAIN[1:], "-"),
+        "x = m w without decay": (FACTORED[:1], "-"),
     }
-    texts = [", ".join(f"{value:.1f}" for value in values) for values in lost.values()]
+    for text, (methods, paper) in rivals.items():
+        for sparsity in sparsities:
+            ours = table[PILOT.name, sparsity]
+            other = max((table[method.name, sparsity] for method in methods), key=lambda row: row["tuned_mean"])
+            gap, deviation = ours["tuned_mean"] - other["tuned_mean"], math.hypot(ours["tuned_std"], other["tuned_std"])
+            folder.claim(
+                f"at {sparsity:g} % sparsity PILoT (strong decay) is more accurate than {text}",
+                paper=paper,
+                ours=f"{ours['tuned']} beside {other['tuned']} %",
+                holds=gap > deviation,
+            )
+    lost = np.array([[_lost(table[method.name, sparsity]) for sparsity in sparsities] for method in (PILOT, *PLAIN)])
+    least = lost[1:].min(axis=0)
     folder.claim(
-        f"before tuning, pruning to {', '.join(f'{s:g}' for s in sparsities[1:])} % costs PILoT less accuracy",
+        f"pruning to {_listed(sparsities)} % costs PILoT less accuracy, before tuning, than networks of x itself",
         paper="-",
-        ours=f"{texts[0]} beside {texts[1]} %",
-        holds=bool(np.all(np.less(*lost.values()))),
+        ours=f"{_listed(lost[0])} beside at least {_listed(least)} %",
+        holds=bool(np.all(lost[0] < least)),
     )
+
+
+def _lost(row: Mapping[str, Any]) -> float:
+    return row["trained_mean"] - row["pruned_mean"]
+
+
+def _listed(numbers: Iterable[float]) -> str:
+    return ", ".join(f"{number:.3g}" for number in numbers)
 
 
 def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) -> None:
     """What decay does to the weights before anything is pruned."""
-    small = np.array([found[method].training.small.isel(time=-1).mean("seed") for method in (NO_DECAY, WIDE, NARROW)])
-    growing = np.all(np.diff(small, axis=0) > 0, axis=0)
+    rate = found[PILOT].rate(SHOWN)
+    small = [100 * float(found[each].training.small.sel(rate=rate).isel(time=-1).mean()) for each in FACTORED]
     folder.claim(
-        "the stronger the decay, the more entries are small without pruning, at every learning rate",
+        f"of x = m w, the stronger the decay, the more entries are small without pruning (learning rate {rate:g})",
         paper="sparsity grows",
-        ours=f"at {growing.sum()} of {growing.size}; up to {100 * small[-1].max():.0f} %",
-        holds=bool(growing.all()),
+        ours=f"{_listed(small)} %",
+        holds=bool(np.all(np.diff(small) > 0)),
     )
-    before, after = found[NARROW].curves("ratio")
+    (before, after), (_, free) = found[PILOT].curves("ratio"), found[NO_DECAY].curves("ratio")
     start, off, end = before.mean[0], before.mean[size.decaying // size.record], after.mean[-1]
     folder.claim(
         "|x|_1 / |x|_2 falls while decay is on",
@@ -192,12 +203,11 @@ def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) 
         ours=f"from {start:.0f} to {off:.0f}",
         holds=bool(off < start),
     )
-    _, other = found[NO_DECAY].curves("ratio")
     folder.claim(
-        "and stays low when it is off, without pruning",
-        paper="stays sparse",
-        ours=f"{end:.0f} in the end, without decay {other.mean[-1]:.0f}",
-        holds=bool(end < (off + other.mean[-1]) / 2),
+        "and stays low when it is off: nearer to what it was then than to x = m w without decay, not pruned",
+        paper="stays",
+        ours=f"{end:.0f} in the end, without decay {free.mean[-1]:.0f}",
+        holds=bool(abs(end - off) < abs(end - free.mean[-1])),
     )
 
 
@@ -206,8 +216,9 @@ ACCURACY_CAPTION = (
     "(right), and whether the bands, one standard deviation over seeds, are apart."
 )
 TRAINING_CAPTION = (
-    "Dotted: decay ends, then pruning. To look for: |x|_1 / |x|_2 falls and small entries appear under decay, and "
-    "neither comes back when decay is off; without decay there is little of either."
+    "To look for: under decay |x|_1 / |x|_2 falls and small entries (up to "
+    f"{SMALL:g} of their kernel's largest) appear in x = m w, and both stay when decay is off; the same decay of x "
+    "does neither."
 )
 
 
@@ -236,18 +247,18 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
 def training_figure(found: Mapping[Method, Outcome], size: Size) -> Any:
     """What is measured over all epochs: of the networks pruned to one sparsity, and of those that are not pruned."""
 
-    def panel(variable: str, sparsity: float, scale: float, title: str, label: str, **style: Any) -> plot.Panel:
+    def panel(variable: str, sparsity: float, scale: float, title: str, label: str) -> plot.Panel:
         lines = []
         for method, outcome in found.items():
             parts = outcome.curves(variable, sparsity)
             mean, deviation = (scale * np.concatenate([getattr(part, key) for part in parts]) for key in MOMENTS)
             lines.append(plot.Line(outcome.epochs, mean, method.name, "-", COLORS[method.name], spread=deviation))
-        return plot.Panel(lines, title, "epochs", label, events=[size.decaying, size.epochs], **style)
+        return plot.Panel(lines, title, "epochs", label, events=[float(size.decaying), float(size.epochs)])
 
     panels = [
         panel("test", SHOWN, 100, f"Pruned to {100 * SHOWN:g} %", "test accuracy, %"),
         panel("loss", SHOWN, 1, f"Pruned to {100 * SHOWN:g} %", "training loss"),
         panel("ratio", 0.0, 1, "Not pruned", r"$|x|_1\ /\ |x|_2$ of all kernels"),
-        panel("small", 0.0, 100, "Not pruned", f"entries below {SMALL:g} of the largest, %"),
+        panel("small", 0.0, 100, "Not pruned", "small entries, %"),
     ]
-    return plot.line_panels(panels, "Training with decay, without it, and after pruning (dotted: where they begin)")
+    return plot.line_panels(panels, "Dotted: where decay ends, and where pruning is done")

@@ -1,4 +1,4 @@
-"""Training, pruning and tuning of networks whose kernels are x, or x = m w under decay that is switched off.
+"""Training, pruning and tuning of networks whose kernels are x or m w, under weight decay that is switched off.
 
 All lanes of one parameterization, over widths, learning rates, sparsities and seeds, are two calls of
 `mirrorjax.nn.train` with `mirrorjax.nn.prune` between them.
@@ -35,11 +35,11 @@ Lane = tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained before pruning: x as it is or x = m w, and the width A that decay narrows it to."""
+    """What is trained before pruning: x or m w, under the decay that narrows the width of m w from 1/2 to this one."""
 
     name: str
     is_factored: bool
-    width: float = BALANCE / 2  # as at the start: no decay
+    width: float = BALANCE / 2  # no decay
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def solve(size: Size, methods: Sequence[Method], splits: Splits, seed: int) -> t
         "progress": False,
     }
     training = train(
-        Training(starts, network, jnp.asarray(size.decaying * per_epoch, jnp.float32)),
+        Training(starts, jnp.asarray(size.decaying * per_epoch, jnp.float32)),
         {
             "method": Zip(width=np.asarray([method.width for method in methods], np.float32)),
             "rate": rates,
@@ -153,7 +153,7 @@ def solve(size: Size, methods: Sequence[Method], splits: Splits, seed: int) -> t
         steps=size.tuning * per_epoch,
         **options,
     )
-    return _in_epochs(training, per_epoch, 0), _in_epochs(tuning, per_epoch, size.epochs)
+    return _labelled(training, size, per_epoch, 0), _labelled(tuning, size, per_epoch, size.epochs)
 
 
 def begin(size: Size, is_factored: bool, seed: int) -> tuple[Network, PyTree]:
@@ -173,30 +173,27 @@ def _stacked(starts: PyTree, methods: int, rates: int) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct((methods, rates, *x.shape), x.dtype), starts)
 
 
-def _in_epochs(dataset: Dataset, per_epoch: int, first: int) -> Dataset:
-    named = dataset.assign_coords(time=first + dataset.time / per_epoch)
-    named["time"].attrs.update(long_name="epochs", units="1")
-    return named
+def _labelled(dataset: Dataset, size: Size, per_epoch: int, first: int) -> Dataset:
+    """The dataset with times in epochs, and rates and sparsities as they are written, whatever the precision was."""
+    labelled = dataset.assign_coords({"time": first + dataset.time / per_epoch})
+    for name, values in (("rate", size.rates), ("sparsity", size.sparsities)):
+        if name in labelled.dims:
+            labelled = labelled.assign_coords({name: np.asarray(values)})
+    labelled["time"].attrs.update(long_name="epochs since the start", units="1")
+    return labelled
 
 
 class Training(eqx.Module):
-    """A lane before pruning: decay of the factors, if there are some, to a width, at a constant learning rate."""
+    """A lane before pruning: decay of the kernels, or of their factors, and a constant learning rate."""
 
     starts: PyTree  # by seed
-    network: Network
     decaying: Float[Array, ""]  # steps
 
     def __call__(
         self, width: Float[Array, ""], rate: Float[Array, ""], seed: Int[Array, ""], start: Int[Array, ""]
     ) -> Lane:
-        optimizer = pilot(
-            optax.adam(rate),
-            balance=BALANCE,
-            width=width,
-            t_off=rate * self.decaying,
-            step_size=rate,
-            mask=self.network.split.factored,
-        )
+        t_off = rate * self.decaying
+        optimizer = pilot(optax.adam(rate), balance=BALANCE, width=width, t_off=t_off, step_size=rate, mask=KERNELS)
         return optimizer, jax.tree.map(lambda x: x[start], self.starts), jax.random.key(seed)
 
 
