@@ -26,8 +26,8 @@ def sparsity(tree: PyTree, threshold: Float[ArrayLike, ""] = 0.0, patterns: Patt
 def prune(tree: PyTree, share: float | int, patterns: Patterns = "*") -> PyTree:
     """The tree with the `share` of the chosen tensors' entries that is smallest in magnitude set to 0.
 
-    One threshold for all of them (global magnitude pruning). Entries equal to the threshold go too, so that at least
-    the share is pruned; `sparsity` says how many are.
+    One threshold for all of them (global magnitude pruning), so that the share is pruned to the nearest entry; those
+    that tie with the threshold go too. `sparsity` says how many are.
 
     **Arguments:** `share`: in 0 .. 1; the others as in `sparsity`.
     **Raises:** `ValueError` for another share, or a pattern that names nothing.
