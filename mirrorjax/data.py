@@ -260,7 +260,7 @@ def locate(source: Source) -> Path:
         wrong = isinstance(error, ValueError)
         why = "gave a file with a wrong SHA-256" if wrong else f"failed ({type(error).__name__})"
         raise ValueError(
-            f"{source.name} is neither in {folder} as {source.local} nor whole in the cache as "
+            f"{source.name}: neither in {folder} as {source.local} nor whole in the cache as "
             f"{cache / source.cached}, and downloading {source.url} {why}; set {FOLDER} to a folder that holds "
             f"{source.local}, or put the download in the cache yourself"
         ) from error

@@ -49,23 +49,23 @@ HELD_OUT = 0.1  # of the text, its end
 class Size:
     """How large a preset is.
 
-    `pretraining`: steps, 0 for GPT-2's own weights; `steps`, `records`: of the adaptation; `length`, `batch`: of texts;
-    `validation`: texts of the held-out part; `decays`: constant strengths, as optax counts them; `switched`: strengths
-    that end, and after which share of the steps.
+    `steps`, `records`: of the adaptation; `length`, `batch`: of texts; `pretraining`: steps before it, 0 for GPT-2's own
+    weights; `validation`: batches of the held-out part; `decays`: constant strengths, as optax counts them; `switched`:
+    strengths that end, and after which share of the steps.
     """
 
     model: GPT2Config
-    pretraining: int
     steps: int
     records: int
     length: int
     batch: int
-    validation: int
-    rank: int
-    step_size: float
-    decays: tuple[float, ...]
-    switched: tuple[tuple[float, float], ...]
-    seeds: int
+    pretraining: int = 0
+    validation: int = 8
+    rank: int = 8
+    step_size: float = 0.1
+    decays: tuple[float, ...] = (0.0, 0.003, 0.007, 0.015)
+    switched: tuple[tuple[float, float], ...] = ((0.007, 0.25), (0.015, 0.12))
+    seeds: int = 3
 
     @property
     def runs(self) -> list[Decay]:
@@ -74,13 +74,11 @@ class Size:
         return constant + [Decay(strength, float(round(share * self.steps))) for strength, share in self.switched]
 
 
-_DECAYS = (0.0, 0.003, 0.007, 0.015)
-_SWITCHED = ((0.007, 0.25), (0.015, 0.12))
-_SMALL = GPT2Config(vocabulary=65, context=64, layers=3, width=48, heads=4)
+SMALL = GPT2Config(vocabulary=65, context=64, layers=3, width=48, heads=4)
 SIZES = {
-    "paper": Size(GPT2Config(), 0, 5000, 50, 512, 8, 64, 8, 0.1, _DECAYS, _SWITCHED, 3),
-    "gpu": Size(GPT2Config(dtype=jnp.bfloat16), 0, 1000, 25, 256, 8, 64, 8, 0.1, _DECAYS, _SWITCHED, 3),
-    "quick": Size(_SMALL, 500, 480, 24, 64, 16, 128, 8, 0.1, _DECAYS, _SWITCHED, 3),
+    "paper": Size(GPT2Config(), steps=5000, records=50, length=512, batch=8),
+    "gpu": Size(GPT2Config(dtype=jnp.bfloat16), steps=1000, records=25, length=256, batch=8),
+    "quick": Size(SMALL, pretraining=500, steps=480, records=24, length=64, batch=16),
 }
 
 
@@ -126,12 +124,15 @@ class Look(eqx.Module):
     """What is recorded: nuclear over Frobenius of every A B, and the loss of the held-out texts."""
 
     loss: CrossEntropy
-    texts: Labelled
+    texts: (
+        Labelled  # (parts, batch, length), one part after the other: logits of all would be gigabytes at GPT-2's size
+    )
 
     def __call__(self, weights: PyTree) -> dict[str, Array]:
         factors = self.loss.network.split.factors(weights).values()
         ratios = [product_spectrum(*pair).ratio for pair in factors]
-        return {"ratio": jnp.stack(ratios), "validation": self.loss(weights, self.texts)}
+        losses = jax.lax.map(lambda texts: self.loss(weights, texts), self.texts)
+        return {"ratio": jnp.stack(ratios), "validation": jnp.mean(losses)}
 
 
 def run(folder: RunFolder, setting: Setting) -> None:
@@ -213,10 +214,11 @@ def adapt(size: Size, corpus: Corpus, graph: Any, params: PyTree, seed: int) -> 
 
 
 def held_out_texts(tokens: Integer[Array, " k"], size: Size) -> Labelled:
-    """Texts at equal distances, the same for every lane and record."""
-    starts = np.linspace(0, tokens.shape[0] - size.length - 1, size.validation).astype(int)
-    texts = tokens[starts[:, None] + np.arange(size.length + 1)].astype(int)
-    return texts[:, :-1], texts[:, 1:]
+    """Texts at equal distances, the same for every lane and record, in parts as large as a batch."""
+    starts = np.linspace(0, tokens.shape[0] - size.length - 1, size.validation * size.batch).astype(int)
+    places = starts.reshape(size.validation, size.batch, 1) + np.arange(size.length + 1)
+    texts = tokens[places].astype(int)
+    return texts[..., :-1], texts[..., 1:]
 
 
 def _averaged(dataset: Dataset) -> Dataset:
