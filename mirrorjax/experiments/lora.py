@@ -49,9 +49,9 @@ HELD_OUT = 0.1  # of the text, its end
 class Size:
     """How large a preset is.
 
-    `steps`, `records`: of the adaptation; `length`, `batch`: of texts; `pretraining`: steps before it, 0 for GPT-2's own
-    weights; `validation`: batches of the held-out part; `decays`: constant strengths, as optax counts them; `switched`:
-    strengths that end, and after which share of the steps.
+    `steps`, `records`: of the adaptation; `length`, `batch`: of texts; `pretraining`: steps before it, 0 for GPT-2's
+    own weights; `validation`: batches of the held-out part; `decays`: constant strengths, as optax counts them;
+    `switched`: strengths that end, and after which share of the steps.
     """
 
     model: GPT2Config
