@@ -7,7 +7,6 @@ two have spent otherwise what brought them to one ratio, and their validation lo
 """
 
 import math
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree, Real
+from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 
 from .. import data, optim, plot
 from ..nn import Frozen, LowRank, Reparameterization, product_spectrum, reparameterize
@@ -33,10 +32,9 @@ from .networks import (
     Network,
     OverSeeds,
     Windows,
-    crossing,
     curve,
     decay_grid,
-    mean_text,
+    meeting_columns,
 )
 from .run import RunFolder, Setting
 
@@ -226,7 +224,7 @@ def _averaged(dataset: Dataset) -> Dataset:
     return dataset.assign(ratio=dataset["ratio"].mean("tensor")).isel(time=slice(1, None))
 
 
-def _name(run: Decay, size: Size) -> str:
+def _name(run: Decay) -> str:
     return f"{run.strength:g}" if run.is_constant else f"{run.strength:g}, off at {run.off_at:g}"
 
 
@@ -237,7 +235,7 @@ def _report_runs(folder: RunFolder, size: Size, dataset: Dataset) -> None:
     ratio, loss, lowest = OverSeeds(curves, "ratio"), OverSeeds(curves, "validation"), OverSeeds(best, "best")
     rows = [
         {"weight_decay": run.strength, "off_at": run.off_at if math.isfinite(run.off_at) else None}
-        | {"run": _name(run, size)}
+        | {"run": _name(run)}
         | ratio.columns("ratio", (i, -1))
         | loss.columns("validation", (i, -1))
         | lowest.columns("lowest_validation", i)
@@ -270,60 +268,36 @@ def _claim_ratios(folder: RunFolder, size: Size, ratios: Float[np.ndarray, "deca
     )
 
 
-@dataclass(frozen=True)
-class Meeting:
-    """Where a switched-off run and a smaller constant decay have one ratio, for one seed; NaN where they never do."""
-
-    step: float
-    ratio: float
-    off: float  # validation loss of the run whose decay is off
-    on: float  # of the one whose decay is on
-
-
-def meetings(size: Size, curves: Dataset) -> Iterator[tuple[Decay, Decay, list[Meeting]]]:
-    """Each switched-off run with each smaller constant decay, and where they meet, seed by seed."""
-    ts = curves["time"].values
-    ratio, loss = curves["ratio"].values, curves["validation"].values
-    constant = [(i, run) for i, run in enumerate(size.runs) if run.is_constant]
-    for i, run in enumerate(size.runs):
-        if run.is_constant:
-            continue
-        for j, smaller in constant:
-            if 0 < smaller.strength < run.strength:
-                pairs = [(ratio[i, s], ratio[j, s], loss[i, s], loss[j, s]) for s in range(size.seeds)]
-                yield run, smaller, [_meeting(ts, run.off_at, *pair) for pair in pairs]
-
-
-def _meeting(
-    ts: Real[np.ndarray, " time"],
-    off_at: float,
-    off_ratio: Float[np.ndarray, " time"],
-    on_ratio: Float[np.ndarray, " time"],
-    off: Float[np.ndarray, " time"],
-    on: Float[np.ndarray, " time"],
-) -> Meeting:
-    at = crossing(ts, off_ratio, on_ratio, off_at)
-    if math.isnan(at):
-        return Meeting(at, at, at, at)
-    return Meeting(at, *(float(np.interp(at, ts, values)) for values in (off_ratio, off, on)))
+def crossing_rows(size: Size, dataset: Dataset) -> list[dict[str, Any]]:
+    """Each switched-off run with each smaller constant decay: one mapping a pair, with where they meet."""
+    curves = _averaged(dataset)
+    of = {run: curves.isel(decay=i) for i, run in enumerate(size.runs)}
+    constant, switched = ([run for run in of if run.is_constant is wanted] for wanted in (True, False))
+    return [
+        {"run": _name(run), "constant": _name(smaller)}
+        | meeting_columns(of[run], of[smaller], run.off_at, "validation")
+        for run in switched
+        for smaller in constant
+        if 0 < smaller.strength < run.strength
+    ]
 
 
 def _report_crossings(folder: RunFolder, size: Size, dataset: Dataset) -> None:
     """The window of opportunity: validation losses at one ratio, reached with decay off and with decay on."""
-    rows = [_crossing_row(size, *pair) for pair in meetings(size, _averaged(dataset))]
+    rows = crossing_rows(size, dataset)
     folder.save_table("crossings", rows)
-    pair = {"off": "switched off", "on": "constant"}
-    heads = pair | {"seeds": "seeds", "step": "at step", "ratio": "ratio"}
+    pair = {"run": "switched off", "constant": "constant"}
+    heads = pair | {"seeds": "seeds", "at": "at step", "ratio": "ratio"}
     folder.show("Where a switched-off run meets a smaller constant decay", rows, heads, "crossings")
-    heads = pair | {"validation_off": "off", "validation_on": "on", "difference": "off - on"}
+    heads = pair | {"off": "off", "on": "on", "difference": "off - on"}
     folder.show("Validation losses there, with decay off and with decay on", rows, heads, "crossings")
-    crossed = [row for row in rows if row["crossing"] == size.seeds]
-    switched = {row["off"] for row in rows}
+    crossed = [row for row in rows if row["meeting"] == size.seeds]
+    switched, crossing = ({row["run"] for row in chosen} for chosen in (rows, crossed))
     folder.claim(
         "after its switch-off a run crosses the curve of a smaller constant decay, at the same ratio",
         paper="crosses",
-        ours=f"{len({row['off'] for row in crossed})} of {len(switched)} runs cross one in every seed",
-        holds={row["off"] for row in crossed} == switched,
+        ours=f"{len(crossing)} of {len(switched)} runs cross one in every seed",
+        holds=crossing == switched,
     )
     better = [row for row in crossed if row["difference_mean"] < 0]
     folder.claim(
@@ -332,24 +306,6 @@ def _report_crossings(folder: RunFolder, size: Size, dataset: Dataset) -> None:
         ours=f"in {len(better)} of {len(crossed)} crossings: {', '.join(row['difference'] for row in crossed) or '-'}",
         holds=bool(crossed) and len(better) == len(crossed),
     )
-
-
-def _crossing_row(size: Size, run: Decay, smaller: Decay, found: Sequence[Meeting]) -> dict[str, Any]:
-    met = [each for each in found if not math.isnan(each.step)]
-    row: dict[str, Any] = {"off": _name(run, size), "on": _name(smaller, size), "crossing": len(met)}
-    row["seeds"] = f"{len(met)} of {size.seeds}"
-    values = {
-        "step": [each.step for each in met],
-        "ratio": [each.ratio for each in met],
-        "validation_off": [each.off for each in met],
-        "validation_on": [each.on for each in met],
-        "difference": [each.off - each.on for each in met],
-    }
-    for name, each in values.items():
-        mean = float(np.mean(each)) if met else math.nan
-        deviation = float(np.std(each, ddof=1)) if len(met) > 1 else math.nan
-        row |= {name: mean_text(mean, deviation), f"{name}_mean": mean, f"{name}_std": deviation}
-    return row
 
 
 CAPTION = (
@@ -367,9 +323,7 @@ def _figure(size: Size, dataset: Dataset) -> plot.Figure:
     panels = [
         plot.Panel(
             [
-                curve(
-                    ts, OverSeeds(curves, name), i, _name(run, size), "-" if run.is_constant else "--", of[run.strength]
-                )
+                curve(ts, OverSeeds(curves, name), i, _name(run), "-" if run.is_constant else "--", of[run.strength])
                 for i, run in enumerate(size.runs)
             ],
             title,

@@ -7,7 +7,7 @@ argument.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -141,6 +141,51 @@ def crossing(
         if ts[i] > since and gap[i - 1] < 0 <= gap[i]:
             return float(ts[i - 1] + (ts[i] - ts[i - 1]) * gap[i - 1] / (gap[i - 1] - gap[i]))
     return math.nan
+
+
+class Meeting(NamedTuple):
+    """Where two runs have one ratio: the time, the ratio, and what is measured of both there; NaN where nowhere."""
+
+    at: float
+    ratio: float
+    off: float  # of the run whose decay is off
+    on: float  # of the one whose decay is on
+
+    @property
+    def difference(self) -> float:
+        return self.off - self.on
+
+
+def meeting(off: Dataset, on: Dataset, since: float, measure: str) -> Meeting:
+    """Where the ratio of a run, switched off at the time `since`, comes to lie above that of one that still decays.
+
+    **Arguments:** `off`, `on`: datasets over time, with `ratio` and the variable `measure`.
+    """
+    ts = off["time"].values
+    at = crossing(ts, off["ratio"].values, on["ratio"].values, since)
+    return Meeting(at, *(float(np.interp(at, ts, each.values)) for each in (off["ratio"], off[measure], on[measure])))
+
+
+def meeting_columns(off: Dataset, on: Dataset, since: float, measure: str) -> dict[str, Any]:
+    """The entries of Table 3's rows: how many seeds meet (`seeds`, `meeting`), and over those seeds `at`, `ratio`,
+    `off`, `on` and `difference`, as `summary` gives them.
+
+    **Arguments:** as in `meeting`, with the dimension `seed`.
+    """
+    count = off.sizes["seed"]
+    found = [meeting(off.isel(seed=i), on.isel(seed=i), since, measure) for i in range(count)]
+    met = [each for each in found if not math.isnan(each.at)]
+    columns: dict[str, Any] = {"seeds": f"{len(met)} of {count}", "meeting": len(met)}
+    for name in ("at", "ratio", "off", "on", "difference"):
+        columns |= summary(name, np.asarray([getattr(each, name) for each in met]))
+    return columns
+
+
+def summary(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    """The entries of a table's row for some numbers: a text, their mean, and their deviation (n - 1)."""
+    mean = float(np.mean(values)) if values.size else math.nan
+    deviation = float(np.std(values, ddof=1)) if values.size > 1 else math.nan
+    return {name: mean_text(mean, deviation), f"{name}_mean": mean, f"{name}_std": deviation}
 
 
 def curve(

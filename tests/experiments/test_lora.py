@@ -18,7 +18,6 @@ from rich.console import Console
 from mirrorjax import data
 from mirrorjax.experiments import RunFolder, Setting, lora
 from mirrorjax.experiments.lora import Corpus, assemble
-from mirrorjax.experiments.networks import Decay
 from mirrorjax.nn.gpt2 import GPT2, GPT2Config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
@@ -82,17 +81,14 @@ def test_a_run_writes_whole_files_and_its_tables_are_those_of_its_dataset(tmp_pa
     assert len(pd.read_csv(tmp_path / "run" / "claims.csv")) == 4
 
 
-def test_a_meeting_is_where_the_ratios_are_equal_and_the_losses_are_read_there():
-    """Ratios: constant 0.5 falls as 2 - t / 10, the other stands at 1.55 from t = 4 on: they meet at 4.5."""
-    size = dataclasses.replace(TINY, steps=10, decays=(0.0, 0.5, 2.0), switched=((2.0, 0.4),), seeds=1)
-    ts = np.arange(11.0)
-    ratios = np.stack([np.full(11, 2.0), 2 - ts / 10, 2 - ts / 8, np.maximum(1.55, 2 - ts / 8)])
-    losses = np.stack([ts, 10 * ts, ts, 3 * ts])
-    axes = ("decay", "seed", "time")
-    curves = xr.Dataset({"ratio": (axes, ratios[:, None]), "validation": (axes, losses[:, None])}, {"time": ts})
-    [(run, smaller, [met])] = list(lora.meetings(size, curves))
-    assert (run, smaller) == (Decay(2.0, 4.0), Decay(0.5))
-    assert (met.step, met.ratio, met.off, met.on) == pytest.approx((4.5, 1.55, 13.5, 45.0))
+def test_each_switched_off_run_meets_smaller_constant_decays():
+    size = dataclasses.replace(TINY, steps=10, switched=((2.0, 0.4), (0.5, 0.2)))
+    values = np.random.default_rng(0).uniform(1, 1.4, (5, 2, 7, 3))
+    axes = ("decay", "seed", "time", "tensor")
+    kept = xr.Dataset({"ratio": (axes, values), "validation": (axes[:3], values[..., 0])}, {"time": np.arange(7.0)})
+    rows = lora.crossing_rows(size, kept)
+    # 0.5 has no smaller constant decay than 0, which is none.
+    assert [(row["run"], row["constant"]) for row in rows] == [("2, off at 4", "0.5")]
 
 
 def test_characters_are_halved_and_tokens_are_not(text):

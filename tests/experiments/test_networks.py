@@ -11,7 +11,16 @@ import pytest
 import xarray as xr
 
 from mirrorjax.experiments import EXPERIMENTS
-from mirrorjax.experiments.networks import Decay, OverSeeds, Rows, Windows, crossing, decay_grid, mean_text
+from mirrorjax.experiments.networks import (
+    Decay,
+    OverSeeds,
+    Rows,
+    Windows,
+    crossing,
+    decay_grid,
+    mean_text,
+    meeting_columns,
+)
 
 TS = np.arange(6.0)
 
@@ -32,6 +41,27 @@ def test_a_crossing_is_from_below_and_after_the_switch_off(rising, since, expect
 
 def test_a_crossing_between_two_records_counts_from_the_switch_off_between_them():
     assert crossing(TS, np.full(6, 2.2), 4.5 - TS, 2.3) == pytest.approx(2.3)
+
+
+def over_time(ratio: np.ndarray, loss: np.ndarray) -> xr.Dataset:
+    return xr.Dataset({"ratio": (("seed", "time"), ratio), "loss": (("seed", "time"), loss)}, {"time": TS})
+
+
+def test_where_runs_meet_is_read_off_both():
+    """The ratio of one falls as 2 - t / 10, the other's stands at 1.55 from t = 4 on: they meet at 4.5."""
+    constant = over_time(np.stack([2 - TS / 10] * 2), np.stack([10 * TS] * 2))
+    switched = over_time(np.stack([np.maximum(1.55, 2 - TS / 8), 2 - TS / 8]), np.stack([3 * TS] * 2))
+    found = meeting_columns(switched, constant, 3.0, "loss")
+    assert found["seeds"] == "1 of 2"  # the second goes on falling below
+    means = [found[f"{name}_mean"] for name in ("at", "ratio", "off", "on", "difference")]
+    assert means == pytest.approx([4.5, 1.55, 13.5, 45.0, -31.5])
+
+
+def test_what_never_meets_is_missing():
+    above = over_time(np.full((2, 6), 2.0), np.full((2, 6), 1.0))
+    found = meeting_columns(above, above, 0.0, "loss")
+    assert (found["seeds"], found["at"], found["difference"]) == ("0 of 2", "-", "-")
+    assert np.isnan(found["at_mean"])
 
 
 @pytest.mark.parametrize(
