@@ -27,6 +27,8 @@ from ..sweep.dataset import Dataset
 from .networks import CrossEntropy, Labelled, Network, Rows, accuracy
 from .run import RunFolder
 
+SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
+TINY = dataclasses.replace(ViTConfig.named("cifar"), dtype=jnp.bfloat16)
 KERNELS = "*/kernel"  # what decays: every matrix, and neither biases, scales, positions nor the class token
 TOGETHER = 1024  # images of a validation that are in memory at once
 

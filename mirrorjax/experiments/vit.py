@@ -5,23 +5,20 @@ decay moves the bias of these products from the Frobenius to the nuclear norm, s
 strength; and after a strong decay is switched off, the ratio comes to lie above that of a weaker one that goes on.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .. import data, plot
-from ..nn.vit import ViTConfig
 from ..optim import switch_off_adamw
 from ..sweep.dataset import Dataset
 from .networks import Decay, OverSeeds, crossing, curve, decay_grid, mean_text
 from .run import RunFolder, Setting
-from .vision import KERNELS, Training, Vision, falls_with_decay, seeds_from, vision, warm_up_cosine
+from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, seeds_from, vision, warm_up_cosine
 
 
 @dataclass(frozen=True)
@@ -45,8 +42,6 @@ class Size:
         return [Decay(self.strengths[-1], round(end * steps_of_epoch)) for end in self.ends]
 
 
-SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
-TINY = dataclasses.replace(ViTConfig.named("cifar"), dtype=jnp.bfloat16)
 SIZES = {
     "paper": Size(Training(TINY, 300, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.05, 0.1, 0.2), (50, 100, 150, 200)),
     "gpu": Size(Training(TINY, 30, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.1, 0.2, 0.4), (5, 10, 15, 20)),
