@@ -51,13 +51,13 @@ class Size:
 
 SIZES = {
     "paper": Size(
-        Training(TINY, 300, 128, 3, padding=4, chunk=9), 150, (Method("AdamW", 1e-3, 0.2), Method("SGD", 0.05, 5e-4))
+        Training(TINY, 300, 128, 3, padding=4, chunk=9), 150.0, (Method("AdamW", 1e-3, 0.2), Method("SGD", 0.05, 5e-4))
     ),
     "gpu": Size(
-        Training(TINY, 30, 128, 3, padding=4, chunk=9), 15, (Method("AdamW", 1e-3, 0.4), Method("SGD", 0.05, 1e-3))
+        Training(TINY, 30, 128, 3, padding=4, chunk=9), 15.0, (Method("AdamW", 1e-3, 0.4), Method("SGD", 0.05, 1e-3))
     ),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
-    "quick": Size(Training(SMALL, 2, 32, 3, looks=4), 1, (Method("AdamW", 3e-3, 3.0), Method("SGD", 0.05, 0.015))),
+    "quick": Size(Training(SMALL, 2, 32, 3, looks=4), 1.0, (Method("AdamW", 3e-3, 3.0), Method("SGD", 0.05, 0.015))),
 }
 
 

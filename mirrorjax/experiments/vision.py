@@ -167,9 +167,7 @@ class Vision(eqx.Module):
 def vision(images: Images, training: Training) -> Vision:
     """The network of a preset, on these images."""
     config = training.config
-    graph, shapes = nnx.split(nnx.eval_shape(lambda: patch_transformer(config, jax.random.key(0))), nnx.Param)
-    split, _ = reparameterize(shapes, {})
-    network = Network(graph, split)
+    network = eqx.filter_eval_shape(_network, config)  # there are no tensors in it
     rows = Rows((jnp.asarray(images.x_train), _labels(images.y_train)), training.batch)
     patches = as_patches(jnp.asarray(images.x_test), config.patch)
     return Vision(
@@ -178,6 +176,11 @@ def vision(images: Images, training: Training) -> Vision:
         Look(network, patches, _labels(images.y_test), config.heads),
         training,
     )
+
+
+def _network(config: ViTConfig) -> Network:
+    graph, params = nnx.split(patch_transformer(config, jax.random.key(0)), nnx.Param)
+    return Network(graph, reparameterize(params, {})[0])
 
 
 def _labels(classes: UInt8[np.ndarray, " n"]) -> Int[Array, " n"]:

@@ -43,10 +43,12 @@ class Size:
 
 
 SIZES = {
-    "paper": Size(Training(TINY, 300, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.05, 0.1, 0.2), (50, 100, 150, 200)),
-    "gpu": Size(Training(TINY, 30, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.1, 0.2, 0.4), (5, 10, 15, 20)),
+    "paper": Size(
+        Training(TINY, 300, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.05, 0.1, 0.2), (50.0, 100.0, 150.0, 200.0)
+    ),
+    "gpu": Size(Training(TINY, 30, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.1, 0.2, 0.4), (5.0, 10.0, 15.0, 20.0)),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
-    "quick": Size(Training(SMALL, 9, 64, 3, looks=2), 4e-3, (0.0, 0.5, 1.0, 1.5), (1.5, 3, 4.5, 6)),
+    "quick": Size(Training(SMALL, 9, 64, 3, looks=2), 4e-3, (0.0, 0.5, 1.0, 1.5), (1.5, 3.0, 4.5, 6.0)),
 }
 
 
@@ -200,7 +202,7 @@ def by_layer(dataset: Dataset, size: Size) -> Any:
 def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size) -> None:
     """What the paper says of Table 3."""
     weaker, strong = size.strengths[-2:]
-    counts = [f"{row['crossed']} when off at {row['off_at']}" for row in rows]
+    counts = [f"{row['crossed']} when off at {row['off_at']:g}" for row in rows]
     seeds = size.training.seeds
     folder.claim(
         f"decay {strong:g}, switched off, crosses the ratio of decay {weaker:g}, for every switch-off time and seed",
@@ -209,7 +211,7 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
         holds=all(row["crossed"] == f"{seeds} of {seeds}" for row in rows),
     )
     crossed = [row for row in rows if row["difference_mean"] is not None]
-    differences = [f"{row['difference']} when off at {row['off_at']}" for row in crossed]
+    differences = [f"{row['difference']} when off at {row['off_at']:g}" for row in crossed]
     folder.claim(
         "where they cross, the accuracy without decay is at least that with decay, in the mean over seeds",
         paper="higher",
