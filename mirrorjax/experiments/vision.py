@@ -90,7 +90,7 @@ def patch_transformer(config: ViTConfig, key: PRNGKeyArray) -> ViT:
     cut = dataclasses.replace(config, image=config.side, patch=1, channels=config.channels * config.patch**2)
     model = ViT(cut, rngs=rngs)
     linear = nnx.Linear(cut.channels, cut.width, dtype=cut.dtype, param_dtype=jnp.float32, rngs=rngs)
-    vars(model)["patch"] = linear
+    model.patch = linear  # type: ignore[assignment]
     return model
 
 
