@@ -102,12 +102,11 @@ def label(decay: Decay, steps_of_epoch: int) -> str:
 
 CROSSING_COLUMNS = {
     "off_at": "off at",
-    "crossed": "crosses",
+    "crossed": "seeds",
     "epoch": "at epoch",
     "ratio": "ratio",
     "accuracy_on": "accuracy, on",
     "accuracy_off": "accuracy, off",
-    "difference": "off - on",
 }
 FINAL_COLUMNS = {"decay": "decay", "ratio": "ratio", "accuracy": "accuracy", "loss": "loss"}
 OVER_EPOCHS_CAPTION = (
@@ -120,7 +119,7 @@ SWITCHED_COLORS = ("#fdae6b", "#f16913", "#d94801", "#7f2704")
 
 def _title(size: Size) -> str:
     weaker, strong = size.strengths[-2:]
-    return f"Where decay {strong:g}, switched off, crosses the ratio of decay {weaker:g}; epochs, mean ± std over seeds"
+    return f"Decay {strong:g}, switched off: where its ratio crosses that of decay {weaker:g}"
 
 
 def crossing_rows(dataset: Dataset, size: Size) -> list[dict[str, Any]]:
