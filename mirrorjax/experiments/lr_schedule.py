@@ -14,12 +14,12 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from .. import data, plot
+from .. import plot
 from ..optim import switch_off_adamw, switch_off_sgd
 from ..sweep.dataset import Dataset
 from .networks import Decay, OverSeeds, curve, decay_grid, mean_text
 from .run import RunFolder, Setting
-from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, seeds_from, vision, warm_up_cosine
+from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, on_cifar10, seeds_from, warm_up_cosine
 
 CYCLES = 3  # of the cosine that restarts
 MOMENTUM = 0.9
@@ -63,11 +63,8 @@ SIZES = {
 
 def run(folder: RunFolder, setting: Setting) -> None:
     """Each optimizer in one training of all schedules, decays and seeds, written as soon as it is finished."""
-    size, images = SIZES[setting.preset], data.cifar10()
-    folder.console.print(
-        f"{len(images.x_train)} + {len(images.x_test)} images from {images.origin}", highlight=False, soft_wrap=True
-    )
-    reproduce(folder, size, vision(images, size.training), setting.seed)
+    size = SIZES[setting.preset]
+    reproduce(folder, size, on_cifar10(folder, size.training), setting.seed)
 
 
 def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int) -> None:
@@ -121,7 +118,7 @@ def schedules(rate: float, steps: int) -> list[Callable]:
 
 def labels(size: Size, method: Method) -> list[str]:
     """The decays of an optimizer in tables and legends."""
-    return ["none", f"{method.strength:g}", f"{method.strength:g} until {size.end:g}"]
+    return ["none", f"{method.strength:g}", f"{method.strength:g} until epoch {size.end:g}"]
 
 
 COLUMNS = {

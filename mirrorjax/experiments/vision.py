@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree, UInt8
 
-from ..data import Images
+from ..data import Images, cifar10
 from ..nn import reparameterize
 from ..nn.layers import attention_products
 from ..nn.spectral import product_spectrum
@@ -162,6 +162,14 @@ class Vision(eqx.Module):
         dataset = dataset.assign_coords(time=dataset["time"] / self.steps_of_epoch)
         dataset["time"].attrs.update(long_name="epochs", units="1", steps_of_epoch=self.steps_of_epoch)
         return dataset
+
+
+def on_cifar10(folder: RunFolder, training: Training) -> Vision:
+    """The network of a preset, on as much of CIFAR-10 as there is; prints how much that is, and where."""
+    images = cifar10()
+    count = f"{len(images.x_train)} + {len(images.x_test)} images"
+    folder.console.print(f"{count} from {images.origin}", highlight=False, soft_wrap=True)
+    return vision(images, training)
 
 
 def vision(images: Images, training: Training) -> Vision:

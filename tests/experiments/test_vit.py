@@ -106,7 +106,7 @@ def test_a_tiny_run_writes_what_it_measured(tmp_path):
         np.testing.assert_array_equal(switched.ratio, constant.ratio)
     assert np.all(dataset.frobenius.isel(decay=2, time=-1) < dataset.frobenius.isel(decay=0, time=-1))
     finals = pd.read_csv(folder.path / "table4.csv").set_index("decay")
-    assert list(finals.index) == ["0", "1", "3", "3 until 1", "3 until 2"]
+    assert list(finals.index) == ["0", "1", "3", "3 until epoch 1", "3 until epoch 2"]
     ends = dataset.isel(time=-1)
     np.testing.assert_allclose(finals.ratio_mean, ends.ratio.mean("seed"), rtol=1e-12)
     np.testing.assert_allclose(finals.accuracy_std, ends.accuracy.std("seed", ddof=1), rtol=1e-9, atol=1e-12)
