@@ -23,7 +23,7 @@ from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, on
 
 CYCLES = 3  # of the cosine that restarts
 MOMENTUM = 0.9
-SCHEDULES = ("constant", "warm restarts", "warm-up, cosine")
+SCHEDULES = ("constant", "warm restarts", "warm-up cosine")
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def labels(size: Size, method: Method) -> list[str]:
 
 
 COLUMNS = {
-    "optimizer": "optimizer",
+    "optimizer": "method",
     "schedule": "learning rate",
     "decay": "decay",
     "ratio": "ratio",
