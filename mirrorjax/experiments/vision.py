@@ -1,0 +1,222 @@
+"""A ViT on CIFAR-10 from scratch, in lanes: what `vit` and `lr-schedule` train, and what they look at.
+
+Images are cut into patches before they reach the network, whose first layer is then a linear map of a patch: the
+same function as the convolution, whose derivative costs more than all the rest of a small ViT on a CPU.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree, UInt8
+
+from ..data import Images, cifar10
+from ..nn import reparameterize
+from ..nn.layers import attention_products
+from ..nn.spectral import product_spectrum
+from ..nn.train import train
+from ..nn.vit import ViT, ViTConfig
+from ..sweep.dataset import Dataset
+from .networks import CrossEntropy, Labelled, Network, Rows, accuracy
+from .run import RunFolder
+
+SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
+TINY = dataclasses.replace(ViTConfig.named("cifar"), dtype=jnp.bfloat16)
+KERNELS = "*/kernel"  # what decays: every matrix, and neither biases, scales, positions nor the class token
+TOGETHER = 1024  # images of a validation that are in memory at once
+
+Patches = Float32[Array, "batch side side values"]
+Lane = Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]]
+
+
+@dataclass(frozen=True)
+class Training:
+    """How large a preset is.
+
+    `looks`: records an epoch; `padding`: of random crops, 0 for none; `chunk`: lanes at a time, None for all.
+    """
+
+    config: ViTConfig
+    epochs: int
+    batch: int
+    seeds: int
+    looks: int = 1
+    padding: int = 0
+    chunk: int | None = None
+
+
+class Augmented(eqx.Module):
+    """Random rows of labelled images, each mirrored with probability 1/2 and moved by up to `padding` pixels."""
+
+    rows: Rows
+    patch: int = eqx.field(static=True)  # static: shapes
+    padding: int = eqx.field(static=True)
+
+    def __call__(self, key: PRNGKeyArray) -> Labelled:
+        of_rows, of_flips, of_moves = jax.random.split(key, 3)
+        images, labels = self.rows(of_rows)
+        is_mirrored = jax.random.bernoulli(of_flips, shape=(images.shape[0], 1, 1, 1))
+        images = jnp.where(is_mirrored, images[:, :, ::-1], images)
+        return as_patches(_moved(images, self.padding, of_moves), self.patch), labels
+
+
+def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> UInt8[Array, "n h w c"]:
+    """Each image moved by -padding .. padding pixels along both sides, with black where nothing is left."""
+    if padding == 0:
+        return images
+    wide = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
+    return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(wide, corners)
+
+
+def as_patches(images: UInt8[Array, "n h w c"], patch: int) -> Patches:
+    """Values 0 .. 255 brought to mean 0 and deviation 1 over CIFAR-10, the pixels of a patch as its channels."""
+    count, height, width, channels = images.shape
+    scaled = (images.astype(jnp.float32) / 255 - 0.4734) / 0.2516  # of the whole training set
+    split = scaled.reshape(count, height // patch, patch, width // patch, patch, channels)
+    return jnp.moveaxis(split, 2, 3).reshape(count, height // patch, width // patch, patch**2 * channels)
+
+
+def patch_transformer(config: ViTConfig, key: PRNGKeyArray) -> ViT:
+    """The ViT of a config, for what `as_patches` gives."""
+    rngs = nnx.Rngs(key)
+    cut = dataclasses.replace(config, image=config.side, patch=1, channels=config.channels * config.patch**2)
+    model = ViT(cut, rngs=rngs)
+    linear = nnx.Linear(cut.channels, cut.width, dtype=cut.dtype, param_dtype=jnp.float32, rngs=rngs)
+    model.patch = linear  # type: ignore[assignment]
+    return model
+
+
+class Look(eqx.Module):
+    """What is recorded: nuclear over Frobenius norm of W_K^T W_Q, in the mean and of each layer, and the accuracy.
+
+    `ratio` is the mean over heads and layers, `layer_ratio` that over the heads of each layer, `frobenius` the mean
+    norm, and `accuracy` that on the validation set.
+    """
+
+    network: Network
+    patches: Patches
+    labels: Int[Array, " n"]
+    heads: int = eqx.field(static=True)  # static: a shape
+
+    def __call__(self, weights: PyTree) -> dict[str, Array]:
+        spectrum = product_spectrum(*attention_products(weights, self.heads))
+        layers = jnp.mean(spectrum.ratio, axis=-1)
+        return {
+            "ratio": jnp.mean(layers),
+            "layer_ratio": layers,
+            "frobenius": jnp.mean(spectrum.frobenius),
+            "accuracy": self._accuracy(weights),
+        }
+
+    def _accuracy(self, weights: PyTree) -> Float[Array, ""]:
+        def of_one(example: tuple[Array, Array]) -> Float[Array, ""]:
+            return accuracy(self.network, weights, jax.tree.map(lambda x: x[None], example))
+
+        together = min(TOGETHER, self.labels.shape[0])
+        return jnp.mean(jax.lax.map(of_one, (self.patches, self.labels), batch_size=together))
+
+
+class Vision(eqx.Module):
+    """A data set and a network for `train`: `vision(images, training)` makes it."""
+
+    network: Network
+    batches: Augmented
+    look: Look
+    training: Training = eqx.field(static=True)  # static: sizes
+
+    @property
+    def steps_of_epoch(self) -> int:
+        """Steps after which as many images were drawn as there are, rounded down to whole intervals of records."""
+        looks, images = self.training.looks, self.batches.rows.rows[1].shape[0]
+        return max(images // (self.training.batch * looks), 1) * looks
+
+    @property
+    def steps(self) -> int:
+        return self.training.epochs * self.steps_of_epoch
+
+    def start(self, seed: Int[Array, ""]) -> tuple[PyTree, PRNGKeyArray]:
+        """The weights that training starts from, and the key of its batches."""
+        of_weights, of_batches = jax.random.split(jax.random.key(seed))
+        return nnx.state(patch_transformer(self.training.config, of_weights), nnx.Param), of_batches
+
+    def train(self, lane: Lane, grid: Mapping[str, Any]) -> Dataset:
+        """`mirrorjax.nn.train.train` of these lanes; time is counted in epochs."""
+        dataset = train(
+            lane,
+            grid,
+            loss=CrossEntropy(self.network),
+            batch=self.batches,
+            steps=self.steps,
+            every=self.steps_of_epoch // self.training.looks,
+            metrics=self.look,
+            chunk=self.training.chunk,
+        )
+        dataset = dataset.assign_coords(time=dataset["time"] / self.steps_of_epoch)
+        dataset["time"].attrs.update(long_name="epochs", units="1", steps_of_epoch=self.steps_of_epoch)
+        return dataset
+
+
+def on_cifar10(folder: RunFolder, training: Training) -> Vision:
+    """The network of a preset, on as much of CIFAR-10 as there is; prints how much that is, and where."""
+    images = cifar10()
+    count = f"{len(images.x_train)} + {len(images.x_test)} images"
+    folder.console.print(f"{count} from {images.origin}", highlight=False, soft_wrap=True)
+    return vision(images, training)
+
+
+def vision(images: Images, training: Training) -> Vision:
+    """The network of a preset, on these images."""
+    config = training.config
+    network = eqx.filter_eval_shape(_network, config)  # there are no tensors in it
+    rows = Rows((jnp.asarray(images.x_train), _labels(images.y_train)), training.batch)
+    patches = as_patches(jnp.asarray(images.x_test), config.patch)
+    return Vision(
+        network,
+        Augmented(rows, config.patch, training.padding),
+        Look(network, patches, _labels(images.y_test), config.heads),
+        training,
+    )
+
+
+def _network(config: ViTConfig) -> Network:
+    graph, params = nnx.split(patch_transformer(config, jax.random.key(0)), nnx.Param)
+    return Network(graph, reparameterize(params, {})[0])
+
+
+def _labels(classes: UInt8[np.ndarray, " n"]) -> Int[Array, " n"]:
+    return jnp.asarray(classes, jnp.int32)
+
+
+def warm_up_cosine(rate: float, steps: int) -> optax.Schedule:
+    """Up to the rate in a tenth of the steps, and from there to 0 by half a cosine."""
+    return optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 10, 1), steps)
+
+
+def seeds_from(first: int, count: int) -> list[int]:
+    """`count` seeds, the first of which was chosen."""
+    return list(range(first, first + count))
+
+
+def falls_with_decay(folder: RunFolder, constant: Dataset, strengths: Sequence[float], where: str = "") -> None:
+    """The claim that the ratio at the end falls with the strength of a constant decay.
+
+    **Arguments:** `constant`: a dataset with the dimensions decay, in the order of the increasing strengths, seed and
+    time; `where`: what else was fixed, for the sentence.
+    """
+    ends = constant.ratio.isel(time=-1).transpose("decay", "seed").values
+    means, falling = ends.mean(axis=1), np.all(np.diff(ends, axis=0) < 0, axis=0)
+    pairs = (f"{mean:.3f} at {strength:g}" for mean, strength in zip(means, strengths, strict=True))
+    folder.claim(
+        f"the ratio at the end falls with weight decay, in the mean over seeds{where}",
+        paper="falls",
+        ours=f"{', '.join(pairs)}; on {int(falling.sum())} of {falling.size} seeds alone",
+        holds=bool(np.all(np.diff(means) < 0)),
+    )

@@ -1,0 +1,230 @@
+"""W_K^T W_Q of a ViT under weight decay that is switched off (the paper's Figs. 4 and 14, Tables 3 and 4).
+
+CIFAR-10 from scratch by AdamW, with a warm-up and a cosine of the learning rate; every kernel decays. To be seen:
+decay moves the bias of these products from the Frobenius to the nuclear norm, so the ratio of the two falls with its
+strength; and after a strong decay is switched off, the ratio comes to lie above that of a weaker one that goes on.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import optax
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+
+from .. import plot
+from ..optim import switch_off_adamw
+from ..sweep.dataset import Dataset
+from .networks import Decay, OverSeeds, crossing, curve, decay_grid, mean_text
+from .run import RunFolder, Setting
+from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, on_cifar10, seeds_from, warm_up_cosine
+
+
+@dataclass(frozen=True)
+class Size:
+    """How large a preset is: the training, its largest learning rate, the decays, and when the strongest ends.
+
+    `strengths`: constant decays, increasing, as optax counts them; the last is also switched off after each of `ends`,
+    in epochs, and then compared with the last but one.
+    """
+
+    training: Training
+    rate: float
+    strengths: tuple[float, ...]
+    ends: tuple[float, ...]
+
+    @property
+    def constant(self) -> list[Decay]:
+        return [Decay(strength) for strength in self.strengths]
+
+    def switched_off(self, steps_of_epoch: int) -> list[Decay]:
+        return [Decay(self.strengths[-1], round(end * steps_of_epoch)) for end in self.ends]
+
+
+SIZES = {
+    "paper": Size(
+        Training(TINY, 300, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.05, 0.1, 0.2), (50.0, 100.0, 150.0, 200.0)
+    ),
+    "gpu": Size(Training(TINY, 30, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.1, 0.2, 0.4), (5.0, 10.0, 15.0, 20.0)),
+    # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
+    "quick": Size(Training(SMALL, 9, 64, 3, looks=2), 4e-3, (0.0, 0.5, 1.0, 1.5), (1.5, 3.0, 4.5, 6.0)),
+}
+
+
+def run(folder: RunFolder, setting: Setting) -> None:
+    """All decays and seeds in one training; then the tables, the figures, the claims."""
+    size = SIZES[setting.preset]
+    reproduce(folder, size, on_cifar10(folder, size.training), setting.seed)
+
+
+def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int) -> None:
+    """The same on images that are given."""
+    dataset = solve(size, task, seeds_from(seed, size.training.seeds))
+    folder.save_dataset("vit", dataset)
+    decays = [*size.constant, *size.switched_off(task.steps_of_epoch)]
+    labels = [label(decay, task.steps_of_epoch) for decay in decays]
+    crossings = crossing_rows(dataset, size)
+    folder.save_table("table3", crossings)
+    folder.show(_title(size), crossings, CROSSING_COLUMNS, "table3")
+    finals = final_rows(dataset, labels)
+    folder.save_table("table4", finals)
+    folder.show("At the end, mean ± standard deviation over seeds", finals, FINAL_COLUMNS, "table4")
+    folder.save_figure("fig4_ratio", over_epochs(dataset, size, labels), OVER_EPOCHS_CAPTION)
+    folder.save_figure("fig14_layers", by_layer(dataset, size), BY_LAYER_CAPTION)
+    count = len(size.strengths)
+    falls_with_decay(folder, dataset.isel(decay=slice(count)), size.strengths)
+    _claim_crossings(folder, crossings, size)
+    _claim_effect_stays(folder, dataset, size)
+
+
+def solve(size: Size, task: Vision, seeds: Sequence[int]) -> Dataset:
+    """Every decay and seed: dimensions decay, seed, time (in epochs), and layer."""
+
+    def lane(
+        weight_decay: Float[Array, ""], off_at: Float[Array, ""], seed: Int[Array, ""]
+    ) -> tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]:
+        rate = warm_up_cosine(size.rate, task.steps)
+        optimizer = switch_off_adamw(rate, weight_decay=weight_decay, mask=KERNELS, off_at=off_at)
+        return optimizer, *task.start(seed)
+
+    return task.train(lane, decay_grid([*size.constant, *size.switched_off(task.steps_of_epoch)], seeds))
+
+
+def label(decay: Decay, steps_of_epoch: int) -> str:
+    """A decay in the legend."""
+    if decay.is_constant:
+        return f"{decay.strength:g}"
+    return f"{decay.strength:g} until epoch {decay.off_at / steps_of_epoch:g}"
+
+
+CROSSING_COLUMNS = {
+    "off_at": "off at",
+    "crossed": "seeds",
+    "epoch": "at epoch",
+    "ratio": "ratio",
+    "accuracy_on": "accuracy, on",
+    "accuracy_off": "accuracy, off",
+}
+FINAL_COLUMNS = {"decay": "decay", "ratio": "ratio", "accuracy": "accuracy", "loss": "loss"}
+OVER_EPOCHS_CAPTION = (
+    "Figs. 4 and 14; bands are one standard deviation over seeds. To look for: the ratio ends the lower, the stronger "
+    "the decay; when a strong decay is switched off (dashed), it stays low, and a weaker one may come to lie below it."
+)
+BY_LAYER_CAPTION = "Fig. 14. To look for: whether every layer takes part."
+SWITCHED_COLORS = ("#fdae6b", "#f16913", "#d94801", "#7f2704")
+
+
+def _title(size: Size) -> str:
+    weaker, strong = size.strengths[-2:]
+    return f"Decay {strong:g}, switched off: where its ratio crosses that of decay {weaker:g}"
+
+
+def crossing_rows(dataset: Dataset, size: Size) -> list[dict[str, Any]]:
+    """Table 3: one mapping a switch-off time; means and deviations over the seeds that cross."""
+    on, epochs = dataset.isel(decay=len(size.strengths) - 2), dataset.time.values
+    rows = []
+    for index, end in enumerate(size.ends):
+        off = dataset.isel(decay=len(size.strengths) + index)
+        found = []
+        for ours, other in ((off.isel(seed=i), on.isel(seed=i)) for i in range(dataset.sizes["seed"])):
+            at = crossing(epochs, ours.ratio.values, other.ratio.values, end)
+            if np.isfinite(at):
+                ratio, accuracy_off = (float(np.interp(at, epochs, ours[name])) for name in ("ratio", "accuracy"))
+                accuracy_on = float(np.interp(at, epochs, other.accuracy))
+                found.append((at, ratio, accuracy_on, accuracy_off, accuracy_off - accuracy_on))
+        row: dict[str, Any] = {"off_at": end, "crossed": f"{len(found)} of {dataset.sizes['seed']}"}
+        names = ("epoch", "ratio", "accuracy_on", "accuracy_off", "difference")
+        columns = np.asarray(found).reshape(-1, len(names)).T
+        for name, values in zip(names, columns, strict=True):
+            row |= summary(name, values)
+        rows.append(row)
+    return rows
+
+
+def summary(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    """The entries of a table's row for some numbers: a text, their mean, and their deviation (n - 1)."""
+    mean = float(np.mean(values)) if values.size else None
+    deviation = float(np.std(values, ddof=1)) if values.size > 1 else None
+    if mean is None or deviation is None:
+        return {name: "-" if mean is None else f"{mean:.3g}", f"{name}_mean": mean, f"{name}_std": None}
+    return {name: mean_text(mean, deviation), f"{name}_mean": mean, f"{name}_std": deviation}
+
+
+def final_rows(dataset: Dataset, labels: Sequence[str]) -> list[dict[str, Any]]:
+    """Table 4: one mapping a decay."""
+    names = ("ratio", "accuracy", "loss")
+    last = {name: OverSeeds(dataset.isel(time=-1), name) for name in names}
+    rows = []
+    for index, decay in enumerate(labels):
+        row: dict[str, Any] = {"decay": decay}
+        for name in names:
+            row |= last[name].columns(name, index)
+        statuses = dataset.status.isel(decay=index).values
+        rows.append(row | {"failed": int(np.sum(statuses != "successful"))})
+    return rows
+
+
+def over_epochs(dataset: Dataset, size: Size, labels: Sequence[str]) -> Any:
+    """Ratio and accuracy over epochs, of every decay."""
+    count = len(size.strengths)
+    panels = []
+    for variable, title, y_label in (
+        ("ratio", r"$W_K^\top W_Q$, mean of all heads", "nuclear norm / Frobenius norm"),
+        ("accuracy", "Validation", "accuracy"),
+    ):
+        over = OverSeeds(dataset, variable)
+        lines = [curve(dataset.time.values, over, i, labels[i]) for i in range(count)]
+        lines += [
+            curve(dataset.time.values, over, count + i, labels[count + i], "--", color)
+            for i, color in zip(range(len(size.ends)), SWITCHED_COLORS, strict=False)
+        ]
+        panels.append(plot.Panel(lines, title, "epoch", y_label, events=size.ends))
+    return plot.line_panels(panels, "Weight decay, constant and switched off (dotted lines)", "weight decay")
+
+
+def by_layer(dataset: Dataset, size: Size) -> Any:
+    """The ratio of each layer at the end against the strength of a constant decay."""
+    constant = dataset.isel(time=-1, decay=slice(len(size.strengths)))
+    over = OverSeeds(constant, "layer_ratio")
+    strengths = np.asarray(size.strengths)
+    lines = [
+        plot.Line(strengths, over.mean[:, layer], str(layer + 1), "o-", spread=over.deviation[:, layer])
+        for layer in range(over.mean.shape[1])
+    ]
+    panel = plot.Panel(lines, r"$W_K^\top W_Q$, mean of heads", "weight decay", "nuclear norm / Frobenius norm")
+    return plot.line_panels([panel], "Each layer at the end", "layer")
+
+
+def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size) -> None:
+    """What the paper says of Table 3."""
+    weaker, strong = size.strengths[-2:]
+    counts = [f"{row['crossed']} when off at {row['off_at']:g}" for row in rows]
+    seeds = size.training.seeds
+    folder.claim(
+        f"decay {strong:g}, switched off, crosses the ratio of decay {weaker:g}, for every switch-off time and seed",
+        paper="crosses",
+        ours=", ".join(counts),
+        holds=all(row["crossed"] == f"{seeds} of {seeds}" for row in rows),
+    )
+    crossed = [row for row in rows if row["difference_mean"] is not None]
+    differences = [f"{row['difference']} when off at {row['off_at']:g}" for row in crossed]
+    folder.claim(
+        "where they cross, the accuracy without decay is at least that with decay, in the mean over seeds",
+        paper="off >= on",
+        ours="off - on: " + ", ".join(differences) if crossed else "no crossing",
+        holds=bool(crossed) and all(row["difference_mean"] >= 0 for row in crossed),
+    )
+
+
+def _claim_effect_stays(folder: RunFolder, dataset: Dataset, size: Size) -> None:
+    """What Theorem 3.10 leaves behind: a decay that ended has changed where training goes."""
+    ends = dataset.ratio.isel(time=-1)
+    free = ends.isel(decay=0)
+    gaps = [(free - ends.isel(decay=len(size.strengths) + i)).values for i in range(len(size.ends))]
+    folder.claim(
+        "after the switch-off the ratio stays below that of no decay until the end, on every seed",
+        paper="stays",
+        ours="below by " + ", ".join(f"{mean_text(float(gap.mean()), float(gap.std(ddof=1)))}" for gap in gaps),
+        holds=bool(np.all(np.asarray(gaps) > 0)),
+    )

@@ -1,0 +1,130 @@
+"""The ViT under decay: patches, augmentation, the table of crossings, and a run of a tiny one."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+import xarray as xr
+from flax import nnx
+from vision_task import CONFIG, SEEDS, few_images, new_folder, shapes_of_a_step, small_task, small_training
+
+from mirrorjax.experiments import vit
+from mirrorjax.experiments.networks import Rows
+from mirrorjax.experiments.vision import Augmented, as_patches, patch_transformer, vision, warm_up_cosine
+from mirrorjax.nn.vit import ViT
+from mirrorjax.optim import switch_off_adamw
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
+
+SIZE = vit.Size(small_training(4), 0.01, (0.0, 1.0, 3.0), (1.0, 2.0))
+
+
+@pytest.fixture(autouse=True)
+def loose_dtypes():
+    """optax's own Adam divides a float by the count of steps."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def test_cut_images_give_what_the_convolution_gives(key):
+    images = jnp.asarray(few_images().x_test)
+    cut = patch_transformer(CONFIG, key)
+    cut.head.kernel[...] = jax.random.normal(key, cut.head.kernel.shape, jnp.float32)  # a fresh head gives zeros
+    whole = ViT(CONFIG, rngs=nnx.Rngs(0))
+    tensors = nnx.state(cut, nnx.Param)
+    shapes = nnx.state(whole, nnx.Param)
+    nnx.update(whole, jax.tree.map(lambda x, like: x.reshape(like.shape), tensors, shapes))
+    pixels = as_patches(images, 1)
+    assert abs(float(as_patches(jnp.full((1, 2, 2, 3), 255, jnp.uint8), 1).max()) - (1 - 0.4734) / 0.2516) < 1e-6
+    # Float32 sums of 768 terms in another order.
+    np.testing.assert_allclose(cut(as_patches(images, CONFIG.patch)), whole(pixels), rtol=1e-4, atol=1e-4)
+
+
+def test_augmented_images_are_mirrored_and_moved_ones(key):
+    image = few_images(1).x_train
+    plain, moved = (
+        Augmented(Rows((jnp.asarray(image), jnp.zeros(1, int)), 64), 1, padding)(key)[0] for padding in (0, 1)
+    )
+    # Without a margin the image itself and its mirror image; with one, both in 9 places.
+    both = [image[0], image[0][:, ::-1]]
+    wide = [np.pad(one, ((1, 1), (1, 1), (0, 0))) for one in both]
+    places = [one[i : i + 32, j : j + 32] for one in wide for i in range(3) for j in range(3)]
+    for found, allowed in ((plain, both), (moved, places)):
+        known = np.asarray(as_patches(jnp.asarray(np.stack(allowed)), 1))
+        which = [np.flatnonzero(np.all(known == one, axis=(1, 2, 3))) for one in np.asarray(found)]
+        assert all(len(one) == 1 for one in which)
+        assert len({int(one[0]) for one in which}) > len(allowed) / 2
+
+
+def curves(off: np.ndarray, accuracy_off: np.ndarray) -> xr.Dataset:
+    """Two constant decays and one that is switched off, with two seeds: in the first it crosses, in the second not."""
+    epochs = np.arange(5.0)
+    falling = 3 - 0.25 * epochs
+    ratio = np.stack([np.stack([falling, falling]), np.stack([falling / 2] * 2), off])
+    accuracy = np.stack([np.full((2, 5), 0.25), np.full((2, 5), 0.5), accuracy_off])
+    dims = ("decay", "seed", "time")
+    return xr.Dataset({"ratio": (dims, ratio), "accuracy": (dims, accuracy)}, {"time": epochs})
+
+
+def test_the_table_of_crossings_on_straight_lines():
+    # From 1 at epoch 1 by 1/2 an epoch: meets 3 - t / 4 where 1 + (t - 1) / 2 = 3 - t / 4, at t = 10 / 3.
+    epochs = np.arange(5.0)
+    off = np.stack([1 + (epochs - 1) / 2, np.full(5, 0.5)])
+    dataset = curves(off, np.stack([epochs / 10, epochs]))
+    size = vit.Size(small_training(4), 0.01, (1.0, 2.0), (1.0,))
+    (row,) = vit.crossing_rows(dataset, size)
+    expected = {"epoch": 10 / 3, "ratio": 3 - 10 / 12, "accuracy_on": 0.25, "accuracy_off": 1 / 3}
+    expected["difference"] = 1 / 3 - 0.25
+    assert row["crossed"] == "1 of 2"
+    for name, value in expected.items():
+        assert row[f"{name}_mean"] == pytest.approx(value, rel=1e-12)
+        assert row[f"{name}_std"] is None  # one seed has none
+    assert row["epoch"] == "3.33"
+    (none,) = vit.crossing_rows(curves(np.full((2, 5), 0.5), np.zeros((2, 5))), size)
+    assert (none["crossed"], none["epoch"], none["epoch_mean"]) == ("0 of 2", "-", None)
+    (late,) = vit.crossing_rows(dataset, vit.Size(small_training(4), 0.01, (1.0, 2.0), (4.0,)))
+    assert late["crossed"] == "0 of 2"  # before the switch-off does not count
+
+
+def test_a_tiny_run_writes_what_it_measured(tmp_path):
+    folder = new_folder(tmp_path, "vit")
+    task = small_task(SIZE.training)
+    assert (task.steps_of_epoch, task.steps) == (3, 12)
+    vit.reproduce(folder, SIZE, task, seed=5)
+    with xr.open_dataset(folder.path / "vit.nc", engine="h5netcdf") as dataset:
+        dataset.load()
+    assert dict(dataset.sizes) == {"decay": 5, "seed": SEEDS, "time": 5, "layer_ratio_0": 2}
+    np.testing.assert_allclose(dataset.time, np.arange(5.0))
+    np.testing.assert_array_equal(dataset.seed, [5, 6])
+    np.testing.assert_allclose(dataset.layer_ratio.mean("layer_ratio_0"), dataset.ratio, rtol=1e-6)
+    # A decay that has not ended yet is the constant one, to the bit: they are lanes of one program.
+    for index, end in enumerate(SIZE.ends):
+        constant, switched = (dataset.isel(decay=i, time=slice(int(end) + 1)) for i in (2, 3 + index))
+        np.testing.assert_array_equal(switched.ratio, constant.ratio)
+    assert np.all(dataset.frobenius.isel(decay=2, time=-1) < dataset.frobenius.isel(decay=0, time=-1))
+    finals = pd.read_csv(folder.path / "table4.csv").set_index("decay")
+    assert list(finals.index) == ["0", "1", "3", "3 until epoch 1", "3 until epoch 2"]
+    ends = dataset.isel(time=-1)
+    np.testing.assert_allclose(finals.ratio_mean, ends.ratio.mean("seed"), rtol=1e-12)
+    np.testing.assert_allclose(finals.accuracy_std, ends.accuracy.std("seed", ddof=1), rtol=1e-9, atol=1e-12)
+    assert np.all(finals.failed == 0)
+    falls, _, _, stays = folder.claims
+    assert falls.holds == bool(np.all(np.diff(ends.ratio.mean("seed")[:3]) < 0))
+    assert stays.holds == bool(np.all(ends.ratio[3:] < ends.ratio[0]))
+    figures = json.loads((folder.path / "config.json").read_text())["figures"]
+    assert set(figures) == {"fig4_ratio", "fig14_layers"}
+
+
+@pytest.mark.parametrize("preset", ["gpu", "paper"])
+def test_a_step_of_the_large_presets_traces(preset):
+    size = vit.SIZES[preset]
+    task = vision(few_images(400), size.training)
+    rate = warm_up_cosine(size.rate, task.steps)
+    optimizer = switch_off_adamw(rate, weight_decay=size.strengths[-1], mask="*/kernel", off_at=size.ends[0])
+    before, after, looked = shapes_of_a_step(task, optimizer)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
+    assert sum(x.size for x in jax.tree.leaves(before)) > 5_000_000  # ViT-tiny
+    assert looked["layer_ratio"].shape == (12,)
