@@ -69,7 +69,7 @@ class Size:
     def runs(self) -> list[Decay]:
         """Constant decays by strength, then those that are switched off."""
         constant = [Decay(strength) for strength in self.decays]
-        return constant + [Decay(strength, float(round(share * self.steps))) for strength, share in self.switched]
+        return constant + [Decay(strength, round(share * self.steps)) for strength, share in self.switched]
 
 
 SMALL = GPT2Config(vocabulary=65, context=64, layers=3, width=48, heads=4)

@@ -31,7 +31,7 @@ class Decay:
     """Weight decay, as optax counts it (twice the theory's alpha), for the first `off_at` steps."""
 
     strength: float
-    off_at: float = NEVER
+    off_at: int | float = NEVER
 
     @property
     def is_constant(self) -> bool:

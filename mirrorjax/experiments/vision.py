@@ -1,8 +1,4 @@
-"""A ViT on CIFAR-10 from scratch, in lanes: what `vit` and `lr-schedule` train, and what they look at.
-
-Images are cut into patches before they reach the network, whose first layer is then a linear map of a patch: the
-same function as the convolution, whose derivative costs more than all the rest of a small ViT on a CPU.
-"""
+"""A ViT on CIFAR-10 from scratch, in lanes: what `vit` and `lr-schedule` train, and what they look at."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -32,7 +28,6 @@ TINY = dataclasses.replace(ViTConfig.named("cifar"), dtype=jnp.bfloat16)
 KERNELS = "*/kernel"  # what decays: every matrix, and neither biases, scales, positions nor the class token
 TOGETHER = 1024  # images of a validation that are in memory at once
 
-Patches = Float32[Array, "batch side side values"]
 Lane = Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]]
 
 
@@ -56,15 +51,14 @@ class Augmented(eqx.Module):
     """Random rows of labelled images, each mirrored with probability 1/2 and moved by up to `padding` pixels."""
 
     rows: Rows
-    patch: int = eqx.field(static=True)  # static: shapes
-    padding: int = eqx.field(static=True)
+    padding: int = eqx.field(static=True)  # static: a shape
 
     def __call__(self, key: PRNGKeyArray) -> Labelled:
         of_rows, of_flips, of_moves = jax.random.split(key, 3)
         images, labels = self.rows(of_rows)
         is_mirrored = jax.random.bernoulli(of_flips, shape=(images.shape[0], 1, 1, 1))
         images = jnp.where(is_mirrored, images[:, :, ::-1], images)
-        return as_patches(_moved(images, self.padding, of_moves), self.patch), labels
+        return scaled(_moved(images, self.padding, of_moves)), labels
 
 
 def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> UInt8[Array, "n h w c"]:
@@ -76,22 +70,9 @@ def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> 
     return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(wide, corners)
 
 
-def as_patches(images: UInt8[Array, "n h w c"], patch: int) -> Patches:
-    """Values 0 .. 255 brought to mean 0 and deviation 1 over CIFAR-10, the pixels of a patch as its channels."""
-    count, height, width, channels = images.shape
-    scaled = (images.astype(jnp.float32) / 255 - 0.4734) / 0.2516  # of the whole training set
-    split = scaled.reshape(count, height // patch, patch, width // patch, patch, channels)
-    return jnp.moveaxis(split, 2, 3).reshape(count, height // patch, width // patch, patch**2 * channels)
-
-
-def patch_transformer(config: ViTConfig, key: PRNGKeyArray) -> ViT:
-    """The ViT of a config, for what `as_patches` gives."""
-    rngs = nnx.Rngs(key)
-    cut = dataclasses.replace(config, image=config.side, patch=1, channels=config.channels * config.patch**2)
-    model = ViT(cut, rngs=rngs)
-    linear = nnx.Linear(cut.channels, cut.width, dtype=cut.dtype, param_dtype=jnp.float32, rngs=rngs)
-    model.patch = linear  # type: ignore[assignment]
-    return model
+def scaled(images: UInt8[Array, "n h w c"]) -> Float32[Array, "n h w c"]:
+    """Values 0 .. 255 brought to mean 0 and deviation 1 over CIFAR-10."""
+    return (images.astype(jnp.float32) / 255 - 0.4734) / 0.2516  # of the whole training set
 
 
 class Look(eqx.Module):
@@ -102,7 +83,7 @@ class Look(eqx.Module):
     """
 
     network: Network
-    patches: Patches
+    images: Float32[Array, "n h w c"]
     labels: Int[Array, " n"]
     heads: int = eqx.field(static=True)  # static: a shape
 
@@ -121,7 +102,7 @@ class Look(eqx.Module):
             return accuracy(self.network, weights, jax.tree.map(lambda x: x[None], example))
 
         together = min(TOGETHER, self.labels.shape[0])
-        return jnp.mean(jax.lax.map(of_one, (self.patches, self.labels), batch_size=together))
+        return jnp.mean(jax.lax.map(of_one, (self.images, self.labels), batch_size=together))
 
 
 class Vision(eqx.Module):
@@ -145,7 +126,7 @@ class Vision(eqx.Module):
     def start(self, seed: Int[Array, ""]) -> tuple[PyTree, PRNGKeyArray]:
         """The weights that training starts from, and the key of its batches."""
         of_weights, of_batches = jax.random.split(jax.random.key(seed))
-        return nnx.state(patch_transformer(self.training.config, of_weights), nnx.Param), of_batches
+        return nnx.state(ViT(self.training.config, rngs=nnx.Rngs(of_weights)), nnx.Param), of_batches
 
     def train(self, lane: Lane, grid: Mapping[str, Any]) -> Dataset:
         """`mirrorjax.nn.train.train` of these lanes; time is counted in epochs."""
@@ -177,17 +158,16 @@ def vision(images: Images, training: Training) -> Vision:
     config = training.config
     network = eqx.filter_eval_shape(_network, config)  # there are no tensors in it
     rows = Rows((jnp.asarray(images.x_train), _labels(images.y_train)), training.batch)
-    patches = as_patches(jnp.asarray(images.x_test), config.patch)
     return Vision(
         network,
-        Augmented(rows, config.patch, training.padding),
-        Look(network, patches, _labels(images.y_test), config.heads),
+        Augmented(rows, training.padding),
+        Look(network, scaled(jnp.asarray(images.x_test)), _labels(images.y_test), config.heads),
         training,
     )
 
 
 def _network(config: ViTConfig) -> Network:
-    graph, params = nnx.split(patch_transformer(config, jax.random.key(0)), nnx.Param)
+    graph, params = nnx.split(ViT(config, rngs=nnx.Rngs(0)), nnx.Param)
     return Network(graph, reparameterize(params, {})[0])
 
 

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 from .. import plot
 from ..optim import switch_off_adamw
 from ..sweep.dataset import Dataset
-from .networks import Decay, OverSeeds, crossing, curve, decay_grid, mean_text
+from .networks import Decay, OverSeeds, curve, decay_grid, mean_text, meeting_columns
 from .run import RunFolder, Setting
 from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, on_cifar10, seeds_from, warm_up_cosine
 
@@ -100,11 +100,11 @@ def label(decay: Decay, steps_of_epoch: int) -> str:
 
 CROSSING_COLUMNS = {
     "off_at": "off at",
-    "crossed": "seeds",
-    "epoch": "at epoch",
+    "seeds": "seeds",
+    "at": "at epoch",
     "ratio": "ratio",
-    "accuracy_on": "accuracy, on",
-    "accuracy_off": "accuracy, off",
+    "on": "accuracy, on",
+    "off": "accuracy, off",
 }
 FINAL_COLUMNS = {"decay": "decay", "ratio": "ratio", "accuracy": "accuracy", "loss": "loss"}
 OVER_EPOCHS_CAPTION = (
@@ -122,33 +122,12 @@ def _title(size: Size) -> str:
 
 def crossing_rows(dataset: Dataset, size: Size) -> list[dict[str, Any]]:
     """Table 3: one mapping a switch-off time; means and deviations over the seeds that cross."""
-    on, epochs = dataset.isel(decay=len(size.strengths) - 2), dataset.time.values
-    rows = []
-    for index, end in enumerate(size.ends):
-        off = dataset.isel(decay=len(size.strengths) + index)
-        found = []
-        for ours, other in ((off.isel(seed=i), on.isel(seed=i)) for i in range(dataset.sizes["seed"])):
-            at = crossing(epochs, ours.ratio.values, other.ratio.values, end)
-            if np.isfinite(at):
-                ratio, accuracy_off = (float(np.interp(at, epochs, ours[name])) for name in ("ratio", "accuracy"))
-                accuracy_on = float(np.interp(at, epochs, other.accuracy))
-                found.append((at, ratio, accuracy_on, accuracy_off, accuracy_off - accuracy_on))
-        row: dict[str, Any] = {"off_at": end, "crossed": f"{len(found)} of {dataset.sizes['seed']}"}
-        names = ("epoch", "ratio", "accuracy_on", "accuracy_off", "difference")
-        columns = np.asarray(found).reshape(-1, len(names)).T
-        for name, values in zip(names, columns, strict=True):
-            row |= summary(name, values)
-        rows.append(row)
-    return rows
-
-
-def summary(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
-    """The entries of a table's row for some numbers: a text, their mean, and their deviation (n - 1)."""
-    mean = float(np.mean(values)) if values.size else None
-    deviation = float(np.std(values, ddof=1)) if values.size > 1 else None
-    if mean is None or deviation is None:
-        return {name: "-" if mean is None else f"{mean:.3g}", f"{name}_mean": mean, f"{name}_std": None}
-    return {name: mean_text(mean, deviation), f"{name}_mean": mean, f"{name}_std": deviation}
+    count = len(size.strengths)
+    on = dataset.isel(decay=count - 2)
+    return [
+        {"off_at": end} | meeting_columns(dataset.isel(decay=count + i), on, end, "accuracy")
+        for i, end in enumerate(size.ends)
+    ]
 
 
 def final_rows(dataset: Dataset, labels: Sequence[str]) -> list[dict[str, Any]]:
@@ -199,15 +178,14 @@ def by_layer(dataset: Dataset, size: Size) -> Any:
 def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size) -> None:
     """What the paper says of Table 3."""
     weaker, strong = size.strengths[-2:]
-    counts = [f"{row['crossed']} when off at {row['off_at']:g}" for row in rows]
-    seeds = size.training.seeds
+    counts = [f"{row['seeds']} when off at {row['off_at']:g}" for row in rows]
     folder.claim(
         f"decay {strong:g}, switched off, crosses the ratio of decay {weaker:g}, for every switch-off time and seed",
         paper="crosses",
         ours=", ".join(counts),
-        holds=all(row["crossed"] == f"{seeds} of {seeds}" for row in rows),
+        holds=all(row["meeting"] == size.training.seeds for row in rows),
     )
-    crossed = [row for row in rows if row["difference_mean"] is not None]
+    crossed = [row for row in rows if row["meeting"]]
     differences = [f"{row['difference']} when off at {row['off_at']:g}" for row in crossed]
     folder.claim(
         "where they cross, the accuracy without decay is at least that with decay, in the mean over seeds",

@@ -34,6 +34,17 @@ def test_patches_are_taken_line_by_line():
     np.testing.assert_allclose(model.patch(batch).reshape(-1, IMAGE.width)[7], expected, rtol=0, atol=1e-5)
 
 
+def test_patches_are_the_convolution_whose_stride_is_its_size():
+    model, batch = drawn(IMAGE), images()
+    kernel, bias = model.patch.kernel[...], model.patch.bias[...]
+    layout = ("NHWC", "HWIO", "NHWC")
+    expected = jax.lax.conv_general_dilated(batch, kernel, (IMAGE.patch,) * 2, "VALID", dimension_numbers=layout)
+    # Sums of 48 float32 terms of order one, in another order.
+    np.testing.assert_allclose(
+        model.patch(batch), expected.reshape(2, -1, IMAGE.width) + bias[None, None], rtol=1e-5, atol=1e-5
+    )
+
+
 def test_without_places_the_order_of_patches_does_not_matter():
     model, batch = drawn(IMAGE), images()
     turned = jnp.flip(batch.reshape(2, 4, 4, 16, 3), axis=1).reshape(batch.shape)  # the lines of patches, upside down

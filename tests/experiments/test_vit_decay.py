@@ -1,4 +1,4 @@
-"""The ViT under decay: patches, augmentation, the table of crossings, and a run of a tiny one."""
+"""The ViT under decay: augmentation, the table of crossings, and a run of a tiny one."""
 
 import json
 
@@ -8,13 +8,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from flax import nnx
-from vision_task import CONFIG, SEEDS, few_images, new_folder, shapes_of_a_step, small_task, small_training
+from vision_task import SEEDS, few_images, new_folder, shapes_of_a_step, small_task, small_training
 
 from mirrorjax.experiments import vit
 from mirrorjax.experiments.networks import Rows
-from mirrorjax.experiments.vision import Augmented, as_patches, patch_transformer, vision, warm_up_cosine
-from mirrorjax.nn.vit import ViT
+from mirrorjax.experiments.vision import Augmented, scaled, vision, warm_up_cosine
 from mirrorjax.optim import switch_off_adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
@@ -29,31 +27,15 @@ def loose_dtypes():
         yield
 
 
-def test_cut_images_give_what_the_convolution_gives(key):
-    images = jnp.asarray(few_images().x_test)
-    cut = patch_transformer(CONFIG, key)
-    cut.head.kernel[...] = jax.random.normal(key, cut.head.kernel.shape, jnp.float32)  # a fresh head gives zeros
-    whole = ViT(CONFIG, rngs=nnx.Rngs(0))
-    tensors = nnx.state(cut, nnx.Param)
-    shapes = nnx.state(whole, nnx.Param)
-    nnx.update(whole, jax.tree.map(lambda x, like: x.reshape(like.shape), tensors, shapes))
-    pixels = as_patches(images, 1)
-    assert abs(float(as_patches(jnp.full((1, 2, 2, 3), 255, jnp.uint8), 1).max()) - (1 - 0.4734) / 0.2516) < 1e-6
-    # Float32 sums of 768 terms in another order.
-    np.testing.assert_allclose(cut(as_patches(images, CONFIG.patch)), whole(pixels), rtol=1e-4, atol=1e-4)
-
-
 def test_augmented_images_are_mirrored_and_moved_ones(key):
     image = few_images(1).x_train
-    plain, moved = (
-        Augmented(Rows((jnp.asarray(image), jnp.zeros(1, int)), 64), 1, padding)(key)[0] for padding in (0, 1)
-    )
+    plain, moved = (Augmented(Rows((jnp.asarray(image), jnp.zeros(1, int)), 64), padding)(key)[0] for padding in (0, 1))
     # Without a margin the image itself and its mirror image; with one, both in 9 places.
     both = [image[0], image[0][:, ::-1]]
     wide = [np.pad(one, ((1, 1), (1, 1), (0, 0))) for one in both]
     places = [one[i : i + 32, j : j + 32] for one in wide for i in range(3) for j in range(3)]
     for found, allowed in ((plain, both), (moved, places)):
-        known = np.asarray(as_patches(jnp.asarray(np.stack(allowed)), 1))
+        known = np.asarray(scaled(jnp.asarray(np.stack(allowed))))
         which = [np.flatnonzero(np.all(known == one, axis=(1, 2, 3))) for one in np.asarray(found)]
         assert all(len(one) == 1 for one in which)
         assert len({int(one[0]) for one in which}) > len(allowed) / 2
@@ -76,17 +58,14 @@ def test_the_table_of_crossings_on_straight_lines():
     dataset = curves(off, np.stack([epochs / 10, epochs]))
     size = vit.Size(small_training(4), 0.01, (1.0, 2.0), (1.0,))
     (row,) = vit.crossing_rows(dataset, size)
-    expected = {"epoch": 10 / 3, "ratio": 3 - 10 / 12, "accuracy_on": 0.25, "accuracy_off": 1 / 3}
-    expected["difference"] = 1 / 3 - 0.25
-    assert row["crossed"] == "1 of 2"
+    expected = {"at": 10 / 3, "ratio": 3 - 10 / 12, "on": 0.25, "off": 1 / 3, "difference": 1 / 3 - 0.25}
+    assert (row["off_at"], row["seeds"]) == (1.0, "1 of 2")
     for name, value in expected.items():
         assert row[f"{name}_mean"] == pytest.approx(value, rel=1e-12)
-        assert row[f"{name}_std"] is None  # one seed has none
-    assert row["epoch"] == "3.33"
-    (none,) = vit.crossing_rows(curves(np.full((2, 5), 0.5), np.zeros((2, 5))), size)
-    assert (none["crossed"], none["epoch"], none["epoch_mean"]) == ("0 of 2", "-", None)
+        assert np.isnan(row[f"{name}_std"])  # one seed has none
+    assert row["at"] == "3.333"
     (late,) = vit.crossing_rows(dataset, vit.Size(small_training(4), 0.01, (1.0, 2.0), (4.0,)))
-    assert late["crossed"] == "0 of 2"  # before the switch-off does not count
+    assert late["seeds"] == "0 of 2"  # before the switch-off does not count
 
 
 def test_a_tiny_run_writes_what_it_measured(tmp_path):
