@@ -23,7 +23,7 @@ from ..sweep import Zip
 from ..sweep.dataset import Dataset
 
 NEVER = math.inf
-Labelled = tuple[Shaped[Array, "batch ..."], Integer[Array, "batch *length"]]
+Labelled = tuple[Shaped[Array, "..."], Integer[Array, "..."]]  # inputs (batch, ...) and labels (batch, *length)
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,10 @@ def mean_text(mean: float, deviation: float) -> str:
 
 
 def crossing(
-    ts: Real[np.ndarray, " time"], rising: Float[np.ndarray, " time"], other: Float[np.ndarray, " time"], since: float
+    ts: Real[np.ndarray, " time"],
+    rising: Float[np.ndarray, " time"],
+    other: Float[np.ndarray, " time"],
+    since: int | float,
 ) -> float:
     """The first time after `since` at which the curve that was below the other is above it; NaN where there is none.
 
@@ -156,7 +159,7 @@ class Meeting(NamedTuple):
         return self.off - self.on
 
 
-def meeting(off: Dataset, on: Dataset, since: float, measure: str) -> Meeting:
+def meeting(off: Dataset, on: Dataset, since: int | float, measure: str) -> Meeting:
     """Where the ratio of a run, switched off at the time `since`, comes to lie above that of one that still decays.
 
     **Arguments:** `off`, `on`: datasets over time, with `ratio` and the variable `measure`.
@@ -166,7 +169,7 @@ def meeting(off: Dataset, on: Dataset, since: float, measure: str) -> Meeting:
     return Meeting(at, *(float(np.interp(at, ts, each.values)) for each in (off["ratio"], off[measure], on[measure])))
 
 
-def meeting_columns(off: Dataset, on: Dataset, since: float, measure: str) -> dict[str, Any]:
+def meeting_columns(off: Dataset, on: Dataset, since: int | float, measure: str) -> dict[str, Any]:
     """The entries of Table 3's rows: how many seeds meet (`seeds`, `meeting`), and over those seeds `at`, `ratio`,
     `off`, `on` and `difference`, as `summary` gives them.
 

@@ -256,9 +256,9 @@ def training_figure(found: Mapping[Method, Outcome], size: Size) -> Any:
         return plot.Panel(lines, title, "epochs", label, events=[float(size.decaying), float(size.epochs)])
 
     panels = [
-        panel("test", SHOWN, 100, f"Pruned to {100 * SHOWN:g} %", "test accuracy, %"),
-        panel("loss", SHOWN, 1, f"Pruned to {100 * SHOWN:g} %", "training loss"),
-        panel("ratio", 0.0, 1, "Not pruned", r"$|x|_1\ /\ |x|_2$ of all kernels"),
-        panel("small", 0.0, 100, "Not pruned", "small entries, %"),
+        panel("test", SHOWN, 100.0, f"Pruned to {100 * SHOWN:g} %", "test accuracy, %"),
+        panel("loss", SHOWN, 1.0, f"Pruned to {100 * SHOWN:g} %", "training loss"),
+        panel("ratio", 0.0, 1.0, "Not pruned", r"$|x|_1\ /\ |x|_2$ of all kernels"),
+        panel("small", 0.0, 100.0, "Not pruned", "small entries, %"),
     ]
     return plot.line_panels(panels, "Dotted: where decay ends, and where pruning is done")

@@ -48,7 +48,7 @@ SIZES = {
     ),
     "gpu": Size(Training(TINY, 30, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.1, 0.2, 0.4), (5.0, 10.0, 15.0, 20.0)),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
-    "quick": Size(Training(SMALL, 9, 64, 3, looks=2), 4e-3, (0.0, 0.5, 1.0, 1.5), (1.5, 3.0, 4.5, 6.0)),
+    "quick": Size(Training(SMALL, 9, 64, 3, looks=2), 4e-3, (0.0, 0.5, 1.0, 1.5), (1.0, 1.5, 2.25, 3.0)),
 }
 
 
