@@ -120,13 +120,16 @@ class OverSeeds:
 
 
 def mean_text(mean: float, deviation: float) -> str:
-    """`1.23 ± 0.04`: the deviation with one digit, the mean with as many places; "-" where the mean is missing."""
+    """`1.23 ± 0.04`, `1.234 ± 0.012`: the deviation with one digit, or two behind a leading 1, and the mean to the same
+    place; "-" where the mean is missing.
+    """
     if math.isnan(mean):
         return "-"
     if not (math.isfinite(deviation) and deviation > 0):
         return f"{mean:.4g}"
-    places = max(0, -math.floor(math.log10(deviation)))
-    return f"{mean:.{places}f} ± {deviation:.{places}f}"
+    exponent = math.floor(math.log10(deviation))
+    places = max(0, -exponent + (deviation < 2 * 10.0**exponent))
+    return f"{round(mean, places) + 0.0:.{places}f} ± {deviation:.{places}f}"  # + 0.0: no minus before zero
 
 
 def crossing(
