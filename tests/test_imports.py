@@ -44,6 +44,7 @@ DOORS = {
     "pooch": {"data.py"},
     "sklearn": {"experiments/dictionary.py"},
     "jinja2": {"experiments/report.py"},
+    "PIL": {"experiments/imagenet.py"},
     "typer": {"cli.py"},
     "tyro": {"cli.py"},
 }

@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import equinox as eqx
@@ -18,15 +19,20 @@ from ..nn import reparameterize
 from ..nn.layers import attention_products
 from ..nn.spectral import product_spectrum
 from ..nn.train import train
-from ..nn.vit import ViT, ViTConfig
+from ..nn.vit import ViT, ViTConfig, with_head
+from ..nn.weights import load_vit
 from ..sweep.dataset import Dataset
+from .imagenet import DrawnFiles, Reader, list_images
 from .networks import CrossEntropy, Labelled, Network, Rows, accuracy
 from .run import RunFolder
 
 SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
 TINY = dataclasses.replace(ViTConfig.named("cifar"), dtype=jnp.bfloat16)
+PUBLISHED = dataclasses.replace(ViTConfig.named("tiny/16"), dtype=jnp.bfloat16)
 KERNELS = "*/kernel"  # what decays: every matrix, and neither biases, scales, positions nor the class token
-TOGETHER = 1024  # images of a validation that are in memory at once
+TOGETHER = 1024  # images of a validation that the network has at once
+VALIDATED = 2000  # images of ImageNet's 50,000
+PUBLISHED_CLASSES = 1000
 
 Lane = Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]]
 
@@ -47,18 +53,34 @@ class Training:
     chunk: int | None = None
 
 
-class Augmented(eqx.Module):
-    """Random rows of labelled images, each mirrored with probability 1/2 and moved by up to `padding` pixels."""
+@dataclass(frozen=True)
+class Scaling:
+    """`(x / 255 - mean) / deviation` of the values 0 .. 255."""
 
-    rows: Rows
+    mean: float
+    deviation: float
+
+    def __call__(self, images: UInt8[Array, "n h w c"]) -> Float32[Array, "n h w c"]:
+        return (images.astype(jnp.float32) / 255 - self.mean) / self.deviation
+
+
+OF_CIFAR10 = Scaling(0.4734, 0.2516)  # moments of the whole training set
+OF_AUGREG = Scaling(0.5, 0.5)  # what the published weights were trained with
+
+
+class Augmented(eqx.Module):
+    """Random labelled images, each mirrored with probability 1/2 and moved by up to `padding` pixels."""
+
+    draw: Rows | DrawnFiles
+    scaling: Scaling = eqx.field(static=True)  # static: constants of a data set
     padding: int = eqx.field(static=True)  # static: a shape
 
     def __call__(self, key: PRNGKeyArray) -> Labelled:
         of_rows, of_flips, of_moves = jax.random.split(key, 3)
-        images, labels = self.rows(of_rows)
+        images, labels = self.draw(of_rows)
         is_mirrored = jax.random.bernoulli(of_flips, shape=(images.shape[0], 1, 1, 1))
         images = jnp.where(is_mirrored, images[:, :, ::-1], images)
-        return scaled(_moved(images, self.padding, of_moves)), labels
+        return self.scaling(_moved(images, self.padding, of_moves)), labels
 
 
 def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> UInt8[Array, "n h w c"]:
@@ -68,11 +90,6 @@ def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> 
     wide = jnp.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
     corners = jax.random.randint(key, (images.shape[0], 2), 0, 2 * padding + 1)
     return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(wide, corners)
-
-
-def scaled(images: UInt8[Array, "n h w c"]) -> Float32[Array, "n h w c"]:
-    """Values 0 .. 255 brought to mean 0 and deviation 1 over CIFAR-10."""
-    return (images.astype(jnp.float32) / 255 - 0.4734) / 0.2516  # of the whole training set
 
 
 class Look(eqx.Module):
@@ -106,18 +123,20 @@ class Look(eqx.Module):
 
 
 class Vision(eqx.Module):
-    """A data set and a network for `train`: `vision(images, training)` makes it."""
+    """A data set and a network for `train`: `vision(images, training)` makes it, or `on_imagenet`."""
 
     network: Network
     batches: Augmented
     look: Look
+    pretrained: PyTree | None  # weights to start from; None for new ones
     training: Training = eqx.field(static=True)  # static: sizes
+    images: int = eqx.field(static=True)  # static: how many an epoch has
 
     @property
     def steps_of_epoch(self) -> int:
         """Steps after which as many images were drawn as there are, rounded down to whole intervals of records."""
-        looks, images = self.training.looks, self.batches.rows.rows[1].shape[0]
-        return max(images // (self.training.batch * looks), 1) * looks
+        looks = self.training.looks
+        return max(self.images // (self.training.batch * looks), 1) * looks
 
     @property
     def steps(self) -> int:
@@ -126,20 +145,31 @@ class Vision(eqx.Module):
     def start(self, seed: Int[Array, ""]) -> tuple[PyTree, PRNGKeyArray]:
         """The weights that training starts from, and the key of its batches."""
         of_weights, of_batches = jax.random.split(jax.random.key(seed))
+        if self.pretrained is not None:
+            return self.pretrained, of_batches
         return nnx.state(ViT(self.training.config, rngs=nnx.Rngs(of_weights)), nnx.Param), of_batches
 
     def train(self, lane: Lane, grid: Mapping[str, Any]) -> Dataset:
-        """`mirrorjax.nn.train.train` of these lanes; time is counted in epochs."""
-        dataset = train(
-            lane,
-            grid,
-            loss=CrossEntropy(self.network),
-            batch=self.batches,
-            steps=self.steps,
-            every=self.steps_of_epoch // self.training.looks,
-            metrics=self.look,
-            chunk=self.training.chunk,
-        )
+        """`mirrorjax.nn.train.train` of these lanes; time is counted in epochs.
+
+        **Raises:** `ValueError` for an image that cannot be read.
+        """
+        try:
+            dataset = train(
+                lane,
+                grid,
+                loss=CrossEntropy(self.network),
+                batch=self.batches,
+                steps=self.steps,
+                every=self.steps_of_epoch // self.training.looks,
+                metrics=self.look,
+                chunk=self.training.chunk,
+            )
+        except jax.errors.JaxRuntimeError:  # in whose message the one below is a line among many
+            draw = self.batches.draw
+            if isinstance(draw, DrawnFiles) and draw.reader.refused is not None:
+                raise draw.reader.refused from None
+            raise
         dataset = dataset.assign_coords(time=dataset["time"] / self.steps_of_epoch)
         dataset["time"].attrs.update(long_name="epochs", units="1", steps_of_epoch=self.steps_of_epoch)
         return dataset
@@ -148,9 +178,41 @@ class Vision(eqx.Module):
 def on_cifar10(folder: RunFolder, training: Training) -> Vision:
     """The network of a preset, on as much of CIFAR-10 as there is; prints how much that is, and where."""
     images = cifar10()
-    count = f"{len(images.x_train)} + {len(images.x_test)} images"
-    folder.console.print(f"{count} from {images.origin}", highlight=False, soft_wrap=True)
+    _say(folder, len(images.x_train), len(images.x_test), images.origin)
     return vision(images, training)
+
+
+def on_imagenet(folder: RunFolder, training: Training, path: Path, weights: Path) -> Vision:
+    """The published ViT on a folder of ImageNet; validated on as many images as `VALIDATED`, at equal distances.
+
+    **Raises:** `ValueError` for a folder or a file of weights that is not what it must be.
+    """
+    images = list_images(path)
+    _say(folder, len(images.train.paths), len(images.validation.paths), images.origin)
+    model = load_vit(weights, dataclasses.replace(training.config, classes=PUBLISHED_CLASSES))
+    if len(images.classes) != PUBLISHED_CLASSES:
+        model = with_head(model, len(images.classes), rngs=nnx.Rngs(0))
+    graph, params = nnx.split(model, nnx.Param)
+    network = Network(graph, eqx.filter_eval_shape(lambda: reparameterize(params, {})[0]))
+    side = training.config.image
+    chosen = np.unique(np.linspace(0, len(images.validation.paths) - 1, VALIDATED).astype(int))
+    shown = jnp.asarray(Reader(images.validation.paths, side)(chosen))
+    return Vision(
+        network,
+        Augmented(
+            DrawnFiles(jnp.asarray(images.train.labels), Reader(images.train.paths, side), training.batch),
+            OF_AUGREG,
+            training.padding,
+        ),
+        Look(network, OF_AUGREG(shown), jnp.asarray(images.validation.labels[chosen]), training.config.heads),
+        params,
+        training,
+        len(images.train.paths),
+    )
+
+
+def _say(folder: RunFolder, train: int, test: int, origin: str) -> None:
+    folder.console.print(f"{train} + {test} images from {origin}", highlight=False, soft_wrap=True)
 
 
 def vision(images: Images, training: Training) -> Vision:
@@ -160,9 +222,11 @@ def vision(images: Images, training: Training) -> Vision:
     rows = Rows((jnp.asarray(images.x_train), _labels(images.y_train)), training.batch)
     return Vision(
         network,
-        Augmented(rows, training.padding),
-        Look(network, scaled(jnp.asarray(images.x_test)), _labels(images.y_test), config.heads),
+        Augmented(rows, OF_CIFAR10, training.padding),
+        Look(network, OF_CIFAR10(jnp.asarray(images.x_test)), _labels(images.y_test), config.heads),
+        None,
         training,
+        len(images.y_train),
     )
 
 

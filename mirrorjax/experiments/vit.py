@@ -14,11 +14,25 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from .. import plot
+from ..data import vit_weights
 from ..optim import switch_off_adamw
 from ..sweep.dataset import Dataset
+from .imagenet import find_imagenet
 from .networks import Decay, OverSeeds, curve, decay_grid, mean_text, meeting_columns
 from .run import RunFolder, Setting
-from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, on_cifar10, seeds_from, warm_up_cosine
+from .vision import (
+    KERNELS,
+    PUBLISHED,
+    SMALL,
+    TINY,
+    Training,
+    Vision,
+    falls_with_decay,
+    on_cifar10,
+    on_imagenet,
+    seeds_from,
+    warm_up_cosine,
+)
 
 
 @dataclass(frozen=True)
@@ -53,30 +67,45 @@ SIZES = {
 }
 
 
+# Fine-tuning of the published ViT, with a folder of ImageNet.
+IMAGENET = Size(
+    Training(PUBLISHED, 10, 256, 3, looks=4, chunk=3), 1e-4, (0.0, 0.5, 1.0, 2.0), (5 / 3, 10 / 3, 5.0, 20 / 3)
+)
+
+
 def run(folder: RunFolder, setting: Setting) -> None:
-    """All decays and seeds in one training; then the tables, the figures, the claims."""
-    size = SIZES[setting.preset]
+    """CIFAR-10 from scratch; at the paper's size also the published ViT on ImageNet, where there is a folder of it."""
+    size, path = SIZES[setting.preset], find_imagenet()
+    if setting.preset != "paper" or path is None:
+        reproduce(folder, size, on_cifar10(folder, size.training), setting.seed)
+        return
+    task = on_imagenet(folder, IMAGENET.training, path, vit_weights())  # first, since a file may be missing
     reproduce(folder, size, on_cifar10(folder, size.training), setting.seed)
+    reproduce(folder, IMAGENET, task, setting.seed, "ImageNet")
 
 
-def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int) -> None:
-    """The same on images that are given."""
+def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int, images: str = "") -> None:
+    """All decays and seeds in one training; then the tables, the figures, the claims.
+
+    **Arguments:** `images`: their name, where they are not those the run is about.
+    """
+    prefix, where = (f"{images.lower()}_", f" ({images})") if images else ("", "")
     dataset = solve(size, task, seeds_from(seed, size.training.seeds))
-    folder.save_dataset("vit", dataset)
+    folder.save_dataset(f"{prefix}vit", dataset)
     decays = [*size.constant, *size.switched_off(task.steps_of_epoch)]
     labels = [label(decay, task.steps_of_epoch) for decay in decays]
     crossings = crossing_rows(dataset, size)
-    folder.save_table("table3", crossings)
-    folder.show(_title(size), crossings, CROSSING_COLUMNS, "table3")
+    folder.save_table(f"{prefix}table3", crossings)
+    folder.show(_title(size) + where, crossings, CROSSING_COLUMNS, f"{prefix}table3")
     finals = final_rows(dataset, labels)
-    folder.save_table("table4", finals)
-    folder.show("At the end, mean ± standard deviation over seeds", finals, FINAL_COLUMNS, "table4")
-    folder.save_figure("fig4_ratio", over_epochs(dataset, size, labels), OVER_EPOCHS_CAPTION)
-    folder.save_figure("fig14_layers", by_layer(dataset, size), BY_LAYER_CAPTION)
+    folder.save_table(f"{prefix}table4", finals)
+    folder.show(f"At the end, mean ± standard deviation over seeds{where}", finals, FINAL_COLUMNS, f"{prefix}table4")
+    folder.save_figure(f"{prefix}fig4_ratio", over_epochs(dataset, size, labels), OVER_EPOCHS_CAPTION)
+    folder.save_figure(f"{prefix}fig14_layers", by_layer(dataset, size), BY_LAYER_CAPTION)
     count = len(size.strengths)
-    falls_with_decay(folder, dataset.isel(decay=slice(count)), size.strengths)
-    _claim_crossings(folder, crossings, size)
-    _claim_effect_stays(folder, dataset, size)
+    falls_with_decay(folder, dataset.isel(decay=slice(count)), size.strengths, where)
+    _claim_crossings(folder, crossings, size, where)
+    _claim_effect_stays(folder, dataset, size, where)
 
 
 def solve(size: Size, task: Vision, seeds: Sequence[int]) -> Dataset:
@@ -176,12 +205,12 @@ def by_layer(dataset: Dataset, size: Size) -> Any:
     return plot.line_panels([panel], "Each layer at the end", "layer")
 
 
-def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size) -> None:
+def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size, where: str) -> None:
     """What the paper says of Table 3."""
     weaker, strong = size.strengths[-2:]
     counts = [f"{row['seeds']} when off at {row['off_at']:g}" for row in rows]
     folder.claim(
-        f"decay {strong:g}, switched off, crosses the ratio of decay {weaker:g}, for every switch-off time and seed",
+        f"decay {strong:g}, switched off, crosses the ratio of decay {weaker:g}, for every time and seed{where}",
         paper="crosses",
         ours=", ".join(counts),
         holds=all(row["meeting"] == size.training.seeds for row in rows),
@@ -189,20 +218,20 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
     crossed = [row for row in rows if row["meeting"]]
     differences = [f"{row['difference']} when off at {row['off_at']:g}" for row in crossed]
     folder.claim(
-        "where they cross, the accuracy without decay is at least that with decay, in the mean over seeds",
+        f"where they cross, the accuracy without decay is at least that with decay, in the mean over seeds{where}",
         paper="off >= on",
         ours="off - on: " + ", ".join(differences) if crossed else "no crossing",
         holds=bool(crossed) and all(row["difference_mean"] >= 0 for row in crossed),
     )
 
 
-def _claim_effect_stays(folder: RunFolder, dataset: Dataset, size: Size) -> None:
+def _claim_effect_stays(folder: RunFolder, dataset: Dataset, size: Size, where: str) -> None:
     """What Theorem 3.10 leaves behind: a decay that ended has changed where training goes."""
     ends = dataset.ratio.isel(time=-1)
     free = ends.isel(decay=0)
     gaps = [(free - ends.isel(decay=len(size.strengths) + i)).values for i in range(len(size.ends))]
     folder.claim(
-        "after the switch-off the ratio stays below that of no decay until the end, on every seed",
+        f"after the switch-off the ratio stays below that of no decay until the end, on every seed{where}",
         paper="stays",
         ours="below by " + ", ".join(f"{mean_text(float(gap.mean()), float(gap.std(ddof=1)))}" for gap in gaps),
         holds=bool(np.all(np.asarray(gaps) > 0)),

@@ -12,7 +12,7 @@ from vision_task import SEEDS, few_images, new_folder, shapes_of_a_step, small_t
 
 from mirrorjax.experiments import vit
 from mirrorjax.experiments.networks import Rows
-from mirrorjax.experiments.vision import Augmented, scaled, vision, warm_up_cosine
+from mirrorjax.experiments.vision import OF_CIFAR10, Augmented, vision, warm_up_cosine
 from mirrorjax.optim import switch_off_adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
@@ -29,13 +29,15 @@ def loose_dtypes():
 
 def test_augmented_images_are_mirrored_and_moved_ones(key):
     image = few_images(1).x_train
-    plain, moved = (Augmented(Rows((jnp.asarray(image), jnp.zeros(1, int)), 64), padding)(key)[0] for padding in (0, 1))
+    plain, moved = (
+        Augmented(Rows((jnp.asarray(image), jnp.zeros(1, int)), 64), OF_CIFAR10, padding)(key)[0] for padding in (0, 1)
+    )
     # Without a margin the image itself and its mirror image; with one, both in 9 places.
     both = [image[0], image[0][:, ::-1]]
     wide = [np.pad(one, ((1, 1), (1, 1), (0, 0))) for one in both]
     places = [one[i : i + 32, j : j + 32] for one in wide for i in range(3) for j in range(3)]
     for found, allowed in ((plain, both), (moved, places)):
-        known = np.asarray(scaled(jnp.asarray(np.stack(allowed))))
+        known = np.asarray(OF_CIFAR10(jnp.asarray(np.stack(allowed))))
         which = [np.flatnonzero(np.all(known == one, axis=(1, 2, 3))) for one in np.asarray(found)]
         assert all(len(one) == 1 for one in which)
         assert len({int(one[0]) for one in which}) > len(allowed) / 2
