@@ -242,7 +242,7 @@ def _report_runs(folder: RunFolder, size: Size, dataset: Dataset) -> None:
         for i, run in enumerate(size.runs)
     ]
     folder.save_table("runs", rows)
-    heads = {"run": "weight decay", "ratio": "nuclear / Frobenius of A B", "validation": "validation loss"}
+    heads = {"run": "weight decay", "ratio": "ratio of A B", "validation": "validation loss"}
     title = f"At step {size.steps}, {size.seeds} seeds (mean ± standard deviation)"
     folder.show(title, rows, heads | {"lowest_validation": "its lowest"}, "runs")
     _claim_ratios(folder, size, ratio.each[..., -1])
