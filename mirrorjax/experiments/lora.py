@@ -329,7 +329,7 @@ def _figure(size: Size, dataset: Dataset) -> plot.Figure:
             title,
             "step",
             label,
-            events=[run.off_at for run in size.runs if not run.is_constant],
+            events=[float(run.off_at) for run in size.runs if not run.is_constant],
         )
         for name, title, label in (
             ("ratio", "LoRA products", "nuclear / Frobenius norm"),

@@ -63,8 +63,8 @@ def test_primal_against_scipy(name):
 @pytest.mark.parametrize("name", with_legendre())
 def test_flows_agree(name, flow):
     """Before, at and after a switch-off, without decay, and with decay for ever; in x, w, mu and loss."""
-    if name == "custom" and isinstance(flow, RiemannianFlow):
-        pytest.skip("minutes: each velocity would invert the numeric R_a by integrating along a line")
+    if name in ("custom", "separable") and isinstance(flow, RiemannianFlow):
+        pytest.skip("a minute of compilation or more: each velocity would invert the numeric R_a")
     primal, other = trajectories(name, PrimalFlow()), trajectories(name, flow)
     # Two solves of 1e-9 a step each.
     close((other.x, other.w, other.mu, other.loss), (primal.x, primal.w, primal.mu, primal.loss), 1e-6)
