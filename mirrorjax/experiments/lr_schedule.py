@@ -19,7 +19,18 @@ from ..optim import switch_off_adamw, switch_off_sgd
 from ..sweep.dataset import Dataset
 from .networks import Decay, OverSeeds, curve, decay_grid, mean_text
 from .run import RunFolder, Setting
-from .vision import KERNELS, SMALL, TINY, Training, Vision, falls_with_decay, on_cifar10, seeds_from, warm_up_cosine
+from .vision import (
+    KERNELS,
+    SMALL,
+    TINY,
+    Training,
+    Vision,
+    end_columns,
+    falls_with_decay,
+    on_cifar10,
+    seeds_from,
+    warm_up_cosine,
+)
 
 CYCLES = 3  # of the cosine that restarts
 MOMENTUM = 0.9
@@ -136,16 +147,12 @@ CAPTION = (
 
 def final_rows(dataset: Dataset, method: Method, names: Sequence[str]) -> list[dict[str, Any]]:
     """One mapping a schedule and decay."""
-    last = {name: OverSeeds(dataset.isel(time=-1), name) for name in ("ratio", "accuracy", "loss")}
-    rows = []
-    for i, schedule in enumerate(SCHEDULES):
-        for j, decay in enumerate(names):
-            row: dict[str, Any] = {"optimizer": method.name, "schedule": schedule, "decay": decay}
-            for name, over in last.items():
-                row |= over.columns(name, (i, j))
-            statuses = dataset.status.isel(schedule=i, decay=j).values
-            rows.append(row | {"failed": int(np.sum(statuses != "successful"))})
-    return rows
+    return [
+        {"optimizer": method.name, "schedule": schedule, "decay": decay}
+        | end_columns(dataset.isel(schedule=i, decay=j))
+        for i, schedule in enumerate(SCHEDULES)
+        for j, decay in enumerate(names)
+    ]
 
 
 def over_epochs(dataset: Dataset, size: Size, method: Method) -> Any:

@@ -115,8 +115,7 @@ class OverSeeds:
 
     def columns(self, name: str, at: Any) -> dict[str, Any]:
         """The entries of a table's row: the text under the name, and both numbers for the file."""
-        mean, deviation = float(self.mean[at]), float(self.deviation[at])
-        return {name: mean_text(mean, deviation), f"{name}_mean": mean, f"{name}_std": deviation}
+        return _entries(name, float(self.mean[at]), float(self.deviation[at]))
 
 
 def mean_text(mean: float, deviation: float) -> str:
@@ -191,6 +190,10 @@ def summary(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
     """The entries of a table's row for some numbers: a text, their mean, and their deviation (n - 1)."""
     mean = float(np.mean(values)) if values.size else math.nan
     deviation = float(np.std(values, ddof=1)) if values.size > 1 else math.nan
+    return _entries(name, mean, deviation)
+
+
+def _entries(name: str, mean: float, deviation: float) -> dict[str, Any]:
     return {name: mean_text(mean, deviation), f"{name}_mean": mean, f"{name}_std": deviation}
 
 

@@ -23,7 +23,7 @@ from ..nn.vit import ViT, ViTConfig, with_head
 from ..nn.weights import load_vit
 from ..sweep.dataset import Dataset
 from .imagenet import DrawnFiles, Reader, list_images
-from .networks import CrossEntropy, Labelled, Network, Rows, accuracy
+from .networks import CrossEntropy, Labelled, Network, OverSeeds, Rows, accuracy
 from .run import RunFolder
 
 SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
@@ -247,6 +247,18 @@ def warm_up_cosine(rate: float, steps: int) -> optax.Schedule:
 def seeds_from(first: int, count: int) -> list[int]:
     """`count` seeds, the first of which was chosen."""
     return list(range(first, first + count))
+
+
+def end_columns(one: Dataset) -> dict[str, Any]:
+    """The entries of a table's row for one decay at the end, over seeds: `ratio`, `accuracy`, `loss`, and `failed`.
+
+    **Arguments:** `one`: a dataset with the dimensions seed and time.
+    """
+    last = one.isel(time=-1)
+    columns: dict[str, Any] = {}
+    for name in ("ratio", "accuracy", "loss"):
+        columns |= OverSeeds(last, name).columns(name, ())
+    return columns | {"failed": int(np.sum(one.status.values != "successful"))}
 
 
 def falls_with_decay(folder: RunFolder, constant: Dataset, strengths: Sequence[float], where: str = "") -> None:

@@ -27,6 +27,7 @@ from .vision import (
     TINY,
     Training,
     Vision,
+    end_columns,
     falls_with_decay,
     on_cifar10,
     on_imagenet,
@@ -162,16 +163,7 @@ def crossing_rows(dataset: Dataset, size: Size) -> list[dict[str, Any]]:
 
 def final_rows(dataset: Dataset, labels: Sequence[str]) -> list[dict[str, Any]]:
     """Table 4: one mapping a decay."""
-    names = ("ratio", "accuracy", "loss")
-    last = {name: OverSeeds(dataset.isel(time=-1), name) for name in names}
-    rows = []
-    for index, decay in enumerate(labels):
-        row: dict[str, Any] = {"decay": decay}
-        for name in names:
-            row |= last[name].columns(name, index)
-        statuses = dataset.status.isel(decay=index).values
-        rows.append(row | {"failed": int(np.sum(statuses != "successful"))})
-    return rows
+    return [{"decay": decay} | end_columns(dataset.isel(decay=i)) for i, decay in enumerate(labels)]
 
 
 def over_epochs(dataset: Dataset, size: Size, labels: Sequence[str]) -> Any:
