@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from mirrorjax.experiments.networks.common import Decay, decay_grid
+from mirrorjax.experiments.networks.lora import Parts, Size
 
-from mirrorjax.experiments import lora
-from mirrorjax.experiments.lora import Parts, Size
-from mirrorjax.experiments.networks import Decay, decay_grid
+from mirrorjax.experiments.networks.common import lora
 from mirrorjax.nn.gpt2 import GPT2, GPT2Config
 from mirrorjax.nn.train import train
 

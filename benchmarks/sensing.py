@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import mirrorjax as mj
-from mirrorjax.experiments.matrix_sensing import HORIZON, STEP, TOTAL, Data, Size, make_data
+from mirrorjax.experiments.theory.matrix_sensing import HORIZON, STEP, TOTAL, Data, Size, make_data
 
 SEED = 2
 RANK = {10: 2, 20: 2, 50: 5, 100: 5}

@@ -28,7 +28,7 @@ from work_problems import PROBLEMS, Setting, relative_errors
 
 import mirrorjax as mj
 from mirrorjax import plot
-from mirrorjax.dynamics.flows import AbstractFlow
+from mirrorjax.dynamics.flows.continuous import AbstractFlow
 
 RESULTS = Path(__file__).parent / "results"
 SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {

@@ -10,8 +10,8 @@ import numpy as np
 from jax import Array
 
 import mirrorjax as mj
-from mirrorjax.dynamics.flows import AbstractFlow
-from mirrorjax.experiments.matrix_sensing import Size, make_data
+from mirrorjax.dynamics.flows.continuous import AbstractFlow
+from mirrorjax.experiments.theory.matrix_sensing import Size, make_data
 
 Made = tuple[mj.Problem, Any]
 TRANSIENT = jnp.array([0.02, 0.05, 0.1, 0.2, 0.5, 1.0])

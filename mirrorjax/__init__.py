@@ -68,10 +68,5 @@ from .problem import (
     WeightDecay as WeightDecay,
 )
 from .results import RESULTS as RESULTS, status_name as status_name
-from .sweep import (
-    SweepReport as SweepReport,
-    Zip as Zip,
-    map_grid as map_grid,
-    open_sweep as open_sweep,
-    sweep as sweep,
-)
+from .runs import SweepReport as SweepReport, Zip as Zip, map_grid as map_grid, open_sweep as open_sweep
+from .sweeps import sweep as sweep

@@ -19,12 +19,12 @@ from rich.markup import escape
 from rich.table import Table
 
 from .experiments import EXPERIMENTS, Experiment, Setting
+from .experiments.core.report import REPORT, write_report
+from .experiments.core.reproduce import print_summary, reproduce as reproduce_one, reproduce_all
 from .experiments.explain import FAMILIES, SCHEDULES, explain_bias
-from .experiments.report import REPORT, write_report
-from .experiments.reproduce import print_summary, reproduce as reproduce_one, reproduce_all
-from .sweep import open_sweep
-from .sweep.dataset import Dataset
-from .sweep.recipe import read_recipe, single_precision
+from .runs import open_sweep
+from .runs.dataset import Dataset
+from .sweeps.recipe import read_recipe, single_precision
 
 app = typer.Typer(
     no_args_is_help=True,

@@ -9,18 +9,25 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-EVERY = {"results", "paths", "problem", "geometry", "dynamics", "sweep", "optim", "nn", "data", "plot", "experiments"}
+BASE = {"checks", "results", "paths", "files"}
+EVERY = BASE | {
+    *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
+    *("data", "plot", "experiments"),
+}
 # Which rooms a room may look into, besides itself.
 BELOW = {
+    "checks": set(),
     "results": set(),
     "paths": set(),
-    "problem": {"results"},
-    "geometry": {"results", "problem"},
-    "dynamics": {"results", "problem", "geometry"},
-    "sweep": {"results", "problem", "geometry", "dynamics"},
-    "optim": {"results", "paths", "problem", "geometry"},
-    "nn": {"results", "paths", "problem", "geometry", "optim", "sweep"},
-    "data": {"results", "problem", "geometry"},
+    "files": set(),
+    "problem": BASE,
+    "geometry": BASE | {"problem"},
+    "dynamics": BASE | {"problem", "geometry"},
+    "runs": BASE,
+    "sweeps": BASE | {"problem", "geometry", "dynamics", "runs"},
+    "optim": BASE | {"problem", "geometry"},
+    "nn": BASE | {"problem", "geometry", "optim", "runs"},
+    "data": BASE | {"problem", "geometry"},
     "plot": EVERY - {"experiments"},
     "experiments": EVERY,
     "cli": EVERY,
@@ -28,25 +35,23 @@ BELOW = {
 }
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
-    "diffrax": {"dynamics", "geometry/numeric.py", "experiments/sparse_coding.py"},
-    "optimistix": {"geometry/inversion.py"},
+    "diffrax": {"dynamics", "geometry/numeric.py", "experiments/theory/sparse_coding.py"},
     "lineax": {"geometry/inversion.py"},
-    "optax": {"dynamics/descent.py", "problem/schedule.py", "optim", "nn/train.py", "experiments"},
+    "optax": {"dynamics/flows/descent.py", "problem/schedule.py", "optim", "nn/train.py", "experiments"},
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},
     "orbax": {"nn/checkpoint.py"},
     "matplotlib": {"plot.py"},
-    "xarray": {"sweep/dataset.py"},
-    "h5netcdf": {"sweep/dataset.py"},
-    "filelock": {"sweep/store.py"},
-    "psutil": {"sweep/memory.py"},
+    "xarray": {"runs/dataset.py"},
+    "h5netcdf": {"runs/dataset.py"},
+    "filelock": {"runs/store.py"},
+    "psutil": {"runs/memory.py"},
     "pooch": {"data.py"},
-    "sklearn": {"experiments/dictionary.py"},
-    "jinja2": {"experiments/report.py"},
-    "PIL": {"experiments/imagenet.py"},
+    "sklearn": {"experiments/theory/dictionary.py"},
+    "jinja2": {"experiments/core/report.py"},
+    "PIL": {"experiments/networks/imagenet.py"},
     "typer": {"cli.py"},
-    "tyro": {"cli.py"},
 }
 
 

@@ -15,11 +15,11 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..problem import Problem
 from ..results import RESULTS
-from .controller import GiveUp, Resumable
-from .descent import AbstractDescent, whole
-from .flows import AbstractFlow
+from .flows.continuous import AbstractFlow
+from .flows.descent import AbstractDescent, whole
 from .options import Options
 from .solution import Point, Solution
+from .solvers.controller import GiveUp, Resumable
 
 
 class Carried(NamedTuple):

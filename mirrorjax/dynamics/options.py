@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ..problem._checks import Numbers, as_float, is_concrete, refuted
+from ..checks import Numbers, as_float, is_concrete, refuted
 from ..problem.reparam import Weights
-from .descent import AbstractDescent, DescentSolver, whole
-from .flows import AbstractFlow, MirrorFlow, PrimalFlow
-from .rkc import RKC
+from .flows.continuous import AbstractFlow, MirrorFlow, PrimalFlow
+from .flows.descent import AbstractDescent, DescentSolver, whole
+from .solvers.rkc import RKC
 
 Solver = diffrax.AbstractSolver
 Metrics = Callable[[Float[Array, ""], Float[Array, "..."], Weights], PyTree]

@@ -17,13 +17,13 @@ from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from ..problem import Problem
 from ..problem.reparam import Weights
 from ..results import RESULTS
-from .controller import Resumable
-from .descent import AbstractDescent
+from .flows.descent import AbstractDescent
 from .integrate import Carried, combine, input_status, plan, run, saving, solver_status, to_ticks, to_time, velocity
 from .lane import Outcome, Progress
 from .options import Options
-from .rkc import RKC
-from .rkc_lanes import STUCK, THROUGH, set_out, walk_on
+from .solvers.controller import Resumable
+from .solvers.rkc import RKC
+from .steppers.evaluations import STUCK, THROUGH, set_out, walk_on
 
 # Segments are not differentiated in reverse, and their loops need not be able to.
 FORWARD = diffrax.ForwardMode()

@@ -4,11 +4,11 @@ import diffrax
 import equinox as eqx
 from jaxtyping import ArrayLike, PyTree
 
+from ..checks import Numbers
 from ..problem import Problem
-from ..problem._checks import Numbers
 from ..problem.problem import as_weights
 from ..results import RESULTS
-from .flows import AbstractFlow
+from .flows.continuous import AbstractFlow
 from .integrate import integrate
 from .options import Metrics, Solver, as_clock, make_options
 from .solution import Solution

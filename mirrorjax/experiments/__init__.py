@@ -3,15 +3,15 @@
 import importlib
 from collections.abc import Callable
 
-from .convergence import EXPERIMENT as _convergence
-from .depth import EXPERIMENT as _depth
-from .geometry import EXPERIMENT as _geometry
-from .grokking import EXPERIMENT as _grokking
-from .matrix_sensing import EXPERIMENT as _matrix_sensing
-from .run import Experiment as Experiment, RunFolder as RunFolder, Setting as Setting
-from .schedules import EXPERIMENT as _schedules
-from .separable import EXPERIMENT as _separable
-from .sparse_coding import EXPERIMENT as _sparse_coding
+from .core.run import Experiment as Experiment, RunFolder as RunFolder, Setting as Setting
+from .theory.convergence import EXPERIMENT as _convergence
+from .theory.depth import EXPERIMENT as _depth
+from .theory.geometry import EXPERIMENT as _geometry
+from .theory.grokking import EXPERIMENT as _grokking
+from .theory.matrix_sensing import EXPERIMENT as _matrix_sensing
+from .theory.schedules import EXPERIMENT as _schedules
+from .theory.separable import EXPERIMENT as _separable
+from .theory.sparse_coding import EXPERIMENT as _sparse_coding
 
 
 def _network(name: str, summary: str) -> Experiment:
@@ -21,7 +21,7 @@ def _network(name: str, summary: str) -> Experiment:
 
 def _run_of(module: str) -> Callable[[RunFolder, Setting], None]:
     def run(folder: RunFolder, setting: Setting) -> None:
-        importlib.import_module(f".{module}", __name__).run(folder, setting)
+        importlib.import_module(f".networks.{module}", __name__).run(folder, setting)
 
     return run
 

@@ -27,7 +27,7 @@ from ..problem import (
     SwitchOff,
 )
 from ..results import RESULTS, status_name
-from .geometry import SHAPE_LABEL, curve
+from .theory.geometry import SHAPE_LABEL, curve
 
 Maker = TypeVar("Maker")
 

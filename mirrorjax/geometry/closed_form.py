@@ -11,6 +11,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..checks import is_concrete
 from ..problem import (
     AbstractDifference,
     AbstractRegularizer,
@@ -25,14 +26,13 @@ from ..problem import (
     Square,
     WeightDecay,
 )
-from ..problem._checks import is_concrete
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from .base import AbstractLegendre
-from .brackets import ExpDifferenceLegendre, LogDifferenceLegendre, PowerDifferenceLegendre
-from .hyperbolic import HadamardLegendre, SquareDifferenceLegendre, SquareLegendre
-from .quadratic import QuadraticLegendre
-from .separable import Values
+from .families.hyperbolic import HadamardLegendre, SquareDifferenceLegendre, SquareLegendre
+from .families.levels import ExpDifferenceLegendre, LogDifferenceLegendre, PowerDifferenceLegendre
+from .families.quadratic import QuadraticLegendre
+from .families.separable import Values
 
 
 def closed_form(g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights) -> AbstractLegendre | None:

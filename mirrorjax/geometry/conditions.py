@@ -8,6 +8,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
 from rich.table import Table
 
+from ..checks import is_concrete
 from ..problem import (
     AbstractDifference,
     AbstractRegularizer,
@@ -20,7 +21,6 @@ from ..problem import (
     QuadraticForm,
     WeightDecay,
 )
-from ..problem._checks import is_concrete
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from .fields import Fields, brackets, covectors, hessian_error, rank, rank_is_exact, ratio, wronskian

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..checks import is_concrete
 from ..problem import (
     AbstractDifference,
     AbstractRegularizer,
@@ -22,7 +23,6 @@ from ..problem import (
     QuadraticForm,
     Square,
 )
-from ..problem._checks import is_concrete
 from .conditions import commutator
 
 _LARGEST = 64  # the commutant of D x D matrices is the null space of a matrix with D(D+1)/2 = 2080 columns

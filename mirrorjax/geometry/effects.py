@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 from rich.table import Table
 
-from ..problem._checks import is_concrete
+from ..checks import is_concrete
 from ..problem.schedule import AbstractSchedule
 from ..results import RESULTS, first_failure, select, status_name
 from .base import AbstractLegendre, Recovered, Scalar

@@ -2,8 +2,8 @@
 
 from typing import Literal, get_args
 
+from ..checks import is_concrete
 from ..problem import AbstractRegularizer, AbstractReparameterization, Gram, MatrixProduct
-from ..problem._checks import is_concrete
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from .base import AbstractLegendre

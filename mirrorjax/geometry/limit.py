@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ..problem._checks import as_scalar, is_concrete, refuted
+from ..checks import as_scalar, is_concrete, refuted
 from ..problem.objective import AbstractMeasured, AbstractObjective, Logistic
 from ..results import RESULTS, first_failure
 from .base import AbstractLegendre
-from .separable import AbstractSeparableLegendre
-from .spectral import SpectralGram, SpectralProduct, largest_commutator
+from .families.separable import AbstractSeparableLegendre
+from .families.spectral import SpectralGram, SpectralProduct, largest_commutator
 
 Parameters = Float[Array, "..."]
 Measurements = Float[Array, " n"]

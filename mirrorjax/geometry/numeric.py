@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ..checks import is_concrete
 from ..problem import AbstractRegularizer, AbstractReparameterization
-from ..problem._checks import is_concrete
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, select

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..problem._checks import refuted
+from ..checks import refuted
 from .layers import Block, BlockConfig, layer_norm, normal_init, require_sizes
 
 SIZES = {  # layers, width, heads

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ..checks import refuted
 from ..problem import (
     AbstractReparameterization,
     ExpDifference,
@@ -16,7 +17,6 @@ from ..problem import (
     PowerDifference,
     Square,
 )
-from ..problem._checks import refuted
 from ..problem.reparam import Weights
 
 Tensor = Float[Array, "..."]

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from ..checks import as_scalar, refuted
 from ..problem import AbstractReparameterization, MatrixProduct
-from ..problem._checks import as_scalar, refuted
 from ..problem.reparam import Weights
 from .initial import initial_weights
 

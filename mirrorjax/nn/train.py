@@ -18,16 +18,16 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..checks import Numbers
 from ..paths import leaf_names
-from ..problem._checks import Numbers
-from ..sweep.configuration import configuration, trace
-from ..sweep.dataset import Arrays, Dataset, flatten
-from ..sweep.engine import About, AbstractJob, Lanes, failures, run
-from ..sweep.lanes import Grid, OneLane, Values, Zip
-from ..sweep.memory import choose_slots, size_of
-from ..sweep.progress import Callback, Reporter
-from ..sweep.shard import Device, Devices, choose_devices, on_devices, spread
-from ..sweep.store import recorded_slots
+from ..runs.configuration import configuration, trace
+from ..runs.dataset import Arrays, Dataset, flatten
+from ..runs.devices import Device, Devices, choose_devices, on_devices, spread
+from ..runs.engine import About, AbstractJob, Lanes, failures, run
+from ..runs.grid import Grid, OneLane, Values, Zip
+from ..runs.memory import choose_slots, size_of
+from ..runs.progress import Callback, Reporter
+from ..runs.store import recorded_slots
 from .checkpoint import Checkpoint
 
 CHECKPOINTS = "checkpoints"

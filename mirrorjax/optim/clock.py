@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
+from ..checks import as_scalar, nonnegative, refuted, require_nonnegative
 from ..problem import AbstractSchedule
-from ..problem._checks import as_scalar, nonnegative, refuted, require_nonnegative
 
 Count = Int[Array, ""]
 # alpha(t) of the flow's time, a strength that depends on the count of steps as optax schedules do, or a constant.

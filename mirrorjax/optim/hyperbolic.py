@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ..problem._checks import as_scalar, require_nonnegative
+from ..checks import as_scalar, require_nonnegative
 from .clock import ClockState, StepSize, Strength, advance, as_step_size, as_strength, or_nan, start_clock
 from .decay import Mask, as_mask, masked, require_params
 

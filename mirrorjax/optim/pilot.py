@@ -17,8 +17,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from ..checks import as_scalar, refuted
 from ..problem import CosineDecay
-from ..problem._checks import as_scalar, refuted
 from .clock import StepSize
 from .decay import Mask, decoupled_weight_decay, masked, require_params
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._checks import as_float, is_concrete
+from ..checks import as_float, is_concrete
 from .reparam import AbstractReparameterization, Weights, check_factors
 
 

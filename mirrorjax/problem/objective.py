@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ._checks import as_float, is_concrete, refuted
+from ..checks import as_float, is_concrete, refuted
 from .regularizer import check_scalar
 
 Shape = tuple[int, ...]

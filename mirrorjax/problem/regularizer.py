@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ._checks import as_scalar, refuted
+from ..checks import as_scalar, refuted
 from .matrix import as_symmetric
 from .reparam import AbstractReparameterization, Weights, check_degree
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ._checks import refuted
+from ..checks import refuted
 
 Weights = PyTree[Float[Array, "..."]]
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ._checks import as_clock, as_scalar, is_concrete, nonnegative, refuted, require_nonnegative
+from ..checks import as_clock, as_scalar, is_concrete, nonnegative, refuted, require_nonnegative
 
 Time = Float[ArrayLike, ""]
 

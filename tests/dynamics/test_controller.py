@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mirrorjax.dynamics.controller import GiveUp
+from mirrorjax.dynamics.solvers.controller import GiveUp
 
 
 def run(rate, y0, t1, jump_ts=None, dt0=None):

@@ -8,16 +8,7 @@ import numpy as np
 import pytest
 
 from mirrorjax.dynamics import solve
-from mirrorjax.problem import (
-    CosineDecay,
-    Gram,
-    Hadamard,
-    LeastSquares,
-    MatrixSensing,
-    Problem,
-    SwitchOff,
-    WeightDecay,
-)
+from mirrorjax.problem import CosineDecay, Gram, Hadamard, LeastSquares, MatrixSensing, Problem, SwitchOff, WeightDecay
 
 rng = np.random.default_rng(5)
 HADAMARD = {

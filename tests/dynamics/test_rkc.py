@@ -11,8 +11,8 @@ import pytest
 from numpy.polynomial import Chebyshev
 from scipy.integrate import solve_ivp
 
-from mirrorjax.dynamics.rkc import RKC, RKCState, _move, _Step
-from mirrorjax.dynamics.rkc_coefficients import DAMPING, Method, later_stage, stages_needed
+from mirrorjax.dynamics.solvers.rkc import RKC, RKCState, _move, _Step
+from mirrorjax.dynamics.solvers.rkc_coefficients import DAMPING, Method, later_stage, stages_needed
 
 STAGES = (2, 3, 4, 7, 16, 50)
 

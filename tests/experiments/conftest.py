@@ -12,10 +12,11 @@ from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
 
 # Read when they run, and here with their annotations checked.
 with install_import_hook("mirrorjax", "beartype.beartype"):
-    import mirrorjax.experiments.lora
-    import mirrorjax.experiments.lr_schedule
-    import mirrorjax.experiments.pilot
-    import mirrorjax.experiments.vit  # noqa: F401
+    import mirrorjax.experiments.networks.lr_schedule
+
+    import mirrorjax.experiments.networks.lora
+    import mirrorjax.experiments.networks.pilot
+    import mirrorjax.experiments.networks.vit  # noqa: F401
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirrorjax.experiments.convergence import INSIDE, TARGET, final_rate, make_objective
+from mirrorjax.experiments.theory.convergence import INSIDE, TARGET, final_rate, make_objective
 from mirrorjax.geometry import legendre
 
 

@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 from scipy.integrate import quad, solve_ivp
 
-from mirrorjax.experiments.factors import MODELS, least_time, metric, weight_size
-from mirrorjax.experiments.planted import sparse_regression
+from mirrorjax.experiments.theory.factors import MODELS, least_time, metric, weight_size
+from mirrorjax.experiments.theory.planted import sparse_regression
 
 
 @pytest.mark.parametrize("model", MODELS, ids=lambda model: model.name)

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirrorjax.experiments import geometry
+from mirrorjax.experiments.theory import geometry
 
 CHOSEN = ("hadamard", "unbalanced", "log")  # each family compiles anew; together they show all three effects
 

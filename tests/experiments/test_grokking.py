@@ -4,9 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirrorjax.experiments.curves import settling_time
-from mirrorjax.experiments.grokking import incremental_time
-from mirrorjax.experiments.planted import sparse_regression
+from mirrorjax.experiments.core.curves import settling_time
+from mirrorjax.experiments.theory.grokking import incremental_time
+from mirrorjax.experiments.theory.planted import sparse_regression
 
 
 def test_the_settling_time_of_an_exponential_is_exact_between_save_times():

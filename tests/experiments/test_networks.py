@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
-
-from mirrorjax.experiments import EXPERIMENTS
-from mirrorjax.experiments.networks import (
+from mirrorjax.experiments.networks.common import (
     Decay,
     OverSeeds,
     Rows,
@@ -21,6 +19,8 @@ from mirrorjax.experiments.networks import (
     mean_text,
     meeting_columns,
 )
+
+from mirrorjax.experiments import EXPERIMENTS
 
 TS = np.arange(6.0)
 

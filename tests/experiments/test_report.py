@@ -14,8 +14,8 @@ from rich.console import Console
 
 from mirrorjax import plot
 from mirrorjax.experiments import Experiment, RunFolder, Setting
-from mirrorjax.experiments.report import MOST_ROWS, REPORT, duration, read_runs, write_report
-from mirrorjax.experiments.reproduce import reproduce, reproduce_all
+from mirrorjax.experiments.core.report import MOST_ROWS, REPORT, duration, read_runs, write_report
+from mirrorjax.experiments.core.reproduce import reproduce, reproduce_all
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SETTING = Setting("quick", 3, 64)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from mirrorjax.experiments.schedule_tasks import (
+from mirrorjax.experiments.theory.schedule_tasks import (
     SHAPES,
     Learned,
     Sensing,
@@ -16,7 +16,7 @@ from mirrorjax.experiments.schedule_tasks import (
     limit,
     on_pieces,
 )
-from mirrorjax.experiments.schedules import (
+from mirrorjax.experiments.theory.schedules import (
     Size,
     best_hand_made,
     candidates,

@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import linprog
 from sklearn.svm import LinearSVC
 
-from mirrorjax.experiments.max_margin import Euclidean, Polyhedral, separable_horizon
+from mirrorjax.experiments.theory.max_margin import Euclidean, Polyhedral, separable_horizon
 from mirrorjax.geometry import legendre
 from mirrorjax.problem import Compatible, ExpDifference, Hadamard, PowerDifference, WeightDecay
 

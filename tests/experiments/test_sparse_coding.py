@@ -11,9 +11,10 @@ from PIL import Image
 from rich.console import Console
 
 from mirrorjax import data
-from mirrorjax.experiments import RunFolder, Setting, sparse_coding
-from mirrorjax.experiments.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
-from mirrorjax.experiments.sparse_coding import (
+from mirrorjax.experiments import RunFolder, Setting
+from mirrorjax.experiments.theory import sparse_coding
+from mirrorjax.experiments.theory.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
+from mirrorjax.experiments.theory.sparse_coding import (
     alternate,
     check_range,
     final_codes,

@@ -11,9 +11,9 @@ from scipy.linalg import null_space
 from scipy.optimize import linprog, minimize
 
 import mirrorjax as mj
+from mirrorjax.geometry.families.spectral import SpectralGram
 from mirrorjax.geometry.legendre import legendre
 from mirrorjax.geometry.limit import Limit, kkt_residual, predict_limit
-from mirrorjax.geometry.spectral import SpectralGram
 from mirrorjax.problem import AbstractReparameterization
 from mirrorjax.results import RESULTS, status_name
 

@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 
 import mirrorjax.problem as mj
 from mirrorjax.dynamics import MirrorFlow, PrimalFlow, RiemannianFlow, solve
-from mirrorjax.geometry.spectral import (
+from mirrorjax.geometry.families.spectral import (
     SpectralGram,
     SpectralProduct,
     largest_commutator,

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mirrorjax.geometry import stable
+from mirrorjax.geometry.families import stable
 
 XS = (0.0, 1e-30, -1e-3, 0.3, -1.0, 1e6)
 LOGS = (5.0, 0.0, -3.0, -90.0, -800.0, -4e4)  # 4ca - log|u0 v0| at a from 0 down to -1e4

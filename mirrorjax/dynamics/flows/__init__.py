@@ -1,0 +1,1 @@
+"""How a `Problem` moves: one file a kind of flow."""

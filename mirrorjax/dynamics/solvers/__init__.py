@@ -1,0 +1,1 @@
+"""Solvers and step-size controllers that diffrax does not have."""

@@ -1,0 +1,1 @@
+"""What moves a batch of lanes by a bounded amount of work."""

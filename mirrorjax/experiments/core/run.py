@@ -1,0 +1,191 @@
+"""What every experiment shares: a registry entry, and a run folder whose files are whole as soon as they are there."""
+
+import json
+import os
+import platform
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jax
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from ... import plot
+from ...plot import Figure
+from ...runs.dataset import Dataset, versions
+
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What the user chose: the preset, the seed of the data, and the floating-point precision in bits."""
+
+    preset: str
+    seed: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement of the paper, its value there and here, and whether this run shows it."""
+
+    statement: str
+    paper: str
+    ours: str
+    holds: bool
+
+
+class RunFolder:
+    """A new folder that holds one run: datasets, tables, figures, and `config.json` with versions and seed.
+
+    Each file is written under a temporary name and renamed, so what is there is whole; an interrupted run keeps what
+    was finished, and its config says so. The config also says what a report needs besides the files: captions and
+    descriptions of figures, and under which title and headings a table is shown.
+
+    **Arguments:** `path`: a folder that does not exist yet; `experiment`: its name; `setting`: what was chosen;
+    `summary`: one line on what the experiment is.
+    **Raises:** `FileExistsError` when the folder exists: results are never overwritten; `OSError` where it cannot be
+    made.
+    """
+
+    def __init__(self, path: Path, experiment: str, setting: Setting, console: Console, summary: str = ""):
+        make_folder(path)
+        self.path = path
+        self.console = console
+        self.claims: list[Claim] = []
+        self._rows: dict[str, list[Mapping[str, Any]]] = {}
+        self._begun = time.monotonic()
+        self._config: dict[str, Any] = {
+            "experiment": experiment,
+            "summary": summary,
+            **asdict(setting),
+            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "versions": versions(),
+            "machine": machine(),
+            "tables": [],
+            "figures": {},
+        }
+        self.finish("running")
+
+    def finish(self, state: str, **extra: Any) -> None:
+        """Record how far the run is, running, finished, interrupted or failed, and the seconds it took so far."""
+        self._record(state=state, seconds=round(time.monotonic() - self._begun, 1), **extra)
+
+    def save_dataset(self, name: str, dataset: Dataset) -> None:
+        """Write `name`.nc (netCDF 4)."""
+        self._write(f"{name}.nc", lambda path: dataset.to_netcdf(path, engine="h5netcdf"))
+
+    def save_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write `name`.csv, one row a mapping; missing values are empty."""
+        self._rows[name] = list(rows)
+        self._write(f"{name}.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+
+    def save_figure(self, name: str, figure: Figure, caption: str = "") -> None:
+        """Write `name`.png; `caption`: a sentence or two under it in the report, on what there is to see."""
+        self._write(f"{name}.png", lambda path: plot.save(figure, path))
+        self._record(figures=self._config["figures"] | {name: {"caption": caption, "alt": plot.describe(figure)}})
+
+    def claim(self, statement: str, *, paper: str, ours: str, holds: bool) -> None:
+        """Record in claims.csv, and print, what the paper says beside what this run measured, and whether they agree.
+
+        **Arguments:** `statement`: one sentence that can be false; `paper`: its number or words ("-" where it gives
+        none); `ours`: the measured number; `holds`: whether the measurement shows the statement.
+        """
+        claim = Claim(statement, paper, ours, holds)
+        self.claims.append(claim)
+        self.save_table("claims", [asdict(claim) for claim in self.claims])
+        verdict = "shown" if holds else "NOT shown"
+        self.console.print(f"{verdict}: {statement} (paper: {paper}; here: {ours})", highlight=False, soft_wrap=True)
+
+    def show(
+        self, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], table_file: str | None = None
+    ) -> None:
+        """Print rows as a table, and have the report show them.
+
+        **Arguments:** `columns`: keys to headings; `table_file`: the name under which `save_table` keeps these rows,
+        maybe among others. Without it they are printed only, and the report shows each saved table as it is.
+        """
+        if table_file is not None:
+            chosen = [self._rows[table_file].index(row) for row in rows]
+            shown = {"file": table_file, "title": title, "columns": dict(columns), "rows": chosen}
+            self._record(tables=[*self._config["tables"], shown])
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        for key, heading in columns.items():
+            # In a narrow terminal headings wrap; numbers are never cut.
+            widest = max(len(as_text(row[key])) for row in rows)
+            table.add_column(heading, justify="left" if isinstance(rows[0][key], str) else "right", min_width=widest)
+        for row in rows:
+            table.add_row(*(as_text(row[key]) for key in columns))
+        self.console.print(table)
+
+    def _record(self, **entries: Any) -> None:
+        self._config |= entries
+        self._write(CONFIG, lambda path: path.write_text(json.dumps(self._config, indent=2) + "\n"))
+
+    def _write(self, name: str, write: Callable[[Path], Any]) -> None:
+        write_whole(self.path / name, write)
+
+
+def make_folder(path: Path) -> None:
+    """Make a new folder for results.
+
+    **Raises:** `FileExistsError` when it exists, `OSError` where it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=False)
+    except FileExistsError:
+        message = f"the folder {path} exists and results are never overwritten; choose another with --out, or remove it"
+        raise FileExistsError(message) from None
+    except OSError as error:
+        raise OSError(f"the folder {path} cannot be made: {error.strerror}; choose another with --out") from None
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a temporary name beside `path` and rename: the file is whole as soon as it is there."""
+    temporary = path.with_name(f".{path.name}.part{path.suffix}")
+    write(temporary)
+    temporary.replace(path)
+
+
+def machine() -> dict[str, str]:
+    """What a run ran on: processor, cores, operating system, Python, and the devices of jax."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    devices = Counter(f"{device.platform} ({device.device_kind})" for device in jax.devices())
+    return {
+        "processor": models[0] if models else platform.processor() or platform.machine(),
+        "cores": str(os.cpu_count()),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "jax devices": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
+    }
+
+
+def as_text(value: Any) -> str:
+    """A value of a table as it is shown: four digits, missing ones as "-"."""
+    if isinstance(value, str | bool):
+        return str(value)
+    if value is None or value != value:
+        return "-"
+    size = abs(value)
+    return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.4g}"
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One entry of the registry: a name, one line of help, the function that runs it in a folder, its usual seed."""
+
+    name: str
+    summary: str
+    run: Callable[[RunFolder, Setting], None]
+    seed: int = 0
+    presets: tuple[str, ...] = ("paper", "quick")

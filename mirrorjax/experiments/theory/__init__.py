@@ -1,0 +1,1 @@
+"""Experiments on flows: the paper's theory and what goes past it."""

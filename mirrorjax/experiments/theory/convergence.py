@@ -1,0 +1,305 @@
+"""Convergence after switch-off (Theorem 3.10): how fast, family by family, against the regularization spent.
+
+A commuting pair with h >= 0 whose decay is switched off converges. Three things are known of how fast. With x* the
+limit and D_a the Bregman divergence of R_a, the loss of a convex f obeys `f(x_t) - f* <= D_a(x*, x_off) / (t - t_off)`.
+For least squares `df/dt <= -2 lambda_t f`, lambda_t the smallest eigenvalue of `Z J J^T Z^T / n`, so that f falls at
+least like e^{-2 lambda t} with the smallest lambda_t on the way; and in the end it falls at exactly twice the lambda of
+x*. So a enters through the metric J J^T, which decay shrinks in some families and enlarges in others. Pairs outside the
+theorem stand beside them, with the condition they fail.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from ... import plot
+from ...geometry import Report, check, legendre
+from ...problem import (
+    AbstractRegularizer,
+    AbstractReparameterization,
+    Compatible,
+    ExpDifference,
+    Hadamard,
+    LeastSquares,
+    LogDifference,
+    PowerDifference,
+    Problem,
+    Square,
+    SwitchOff,
+    WeightDecay,
+)
+from ...problem.reparam import Weights
+from ...runs.dataset import Dataset
+from ...sweeps import sweep
+from ..core.curves import strength_lines
+from ..core.run import Experiment, RunFolder, Setting
+
+TARGET = (1.0, 0.6, 0.3, 0.2, 0.1, 0.05, 0.05, 0.05)  # positive, as x = w^2 is
+MEASUREMENTS = 4
+OFF, HORIZON = 1.0, 401.0
+TIMES = np.concatenate([np.linspace(0.0, OFF, 11), OFF + np.geomspace(0.01, HORIZON - OFF, 500)])
+STRENGTHS = np.array([0.0, 0.05, 0.1, 0.2, 0.35, 0.5])
+WINDOW = 1e-12, 1e-6  # the shares of the initial loss between which the final rate is measured
+CONVERGED = 1e-12  # the share of the initial loss below which a lane counts as converged
+RTOL = 1e-8  # so that the loss stays exponential through the window
+
+
+class Case(eqx.Module):
+    """A pair from one start, measured by Z: the lane of one strength, and what is saved over it."""
+
+    g: AbstractReparameterization
+    h: AbstractRegularizer
+    start: Weights
+    objective: LeastSquares
+
+    def lane(self, alpha):
+        return Problem(self.g, self.h, SwitchOff(alpha, OFF), self.objective), self.start
+
+    def metrics(self, t, x, w):
+        """x; `rate`, twice the smallest eigenvalue of `Z J J^T Z^T / n`; and h."""
+
+        def metric_vector(row):
+            (pull,) = jax.vjp(self.g, w)[1](row)
+            return jax.jvp(self.g, (w,), (pull,))[1]
+
+        Z = self.objective.Z
+        eigenvalues = jnp.linalg.eigvalsh(jax.vmap(metric_vector)(Z) @ Z.T / len(Z))
+        return {"parameters": x, "rate": 2 * eigenvalues[0], "penalty": self.h(w)}
+
+
+@dataclass(frozen=True)
+class Family:
+    """What a case is made of: its name and title, the pair, and the factors of each coordinate at the start."""
+
+    name: str
+    title: str
+    g: AbstractReparameterization
+    h: AbstractRegularizer
+    start: tuple[float, ...]
+
+    def case(self, objective: LeastSquares) -> Case:
+        factors = tuple(jnp.full(len(TARGET), value) for value in self.start)
+        return Case(self.g, self.h, factors[0] if len(factors) == 1 else factors, objective)
+
+
+def _compatible(name: str, title: str, g: AbstractReparameterization, *start: float) -> Family:
+    return Family(name, title, g, Compatible(g), start)
+
+
+INSIDE = (
+    _compatible("hadamard", "x = m w", Hadamard(), 1.0, 0.3),
+    _compatible("log", "x = log u - log v", LogDifference(), 2.0, 2.0),
+    _compatible("power_2", "x = u^4 - v^4", PowerDifference(2), 0.9, 0.8),
+    _compatible("square", "x = w^2", Square(), 0.7),
+    _compatible("square_difference", "x = u^2 - v^2", PowerDifference(), 0.8, 0.7),
+    _compatible("power_3", "x = u^6 - v^6", PowerDifference(3), 0.9, 0.8),
+    _compatible("exp", "x = e^u - e^v", ExpDifference(), 0.2, 0.0),
+)
+OUTSIDE = (
+    _compatible("log_small", "x = log u - log v from 0.5", LogDifference(), 0.5, 0.5),
+    Family("depth_3", "x = m w v", Hadamard(3), WeightDecay(), (1.0, 1.0, 0.3)),
+)
+FAMILIES = {"paper": len(INSIDE), "quick": 2}
+
+
+def make_objective(seed: int) -> LeastSquares:
+    """`Z ~ N(0,1)^{4 x 8}` and the measurements of `TARGET`, which every family here can fit."""
+    Z = jax.random.normal(jax.random.key(seed), (MEASUREMENTS, len(TARGET)))
+    return LeastSquares(Z, Z @ jnp.asarray(TARGET, Z.dtype))
+
+
+def run(folder: RunFolder, setting: Setting) -> None:
+    """Every family in turn, written as soon as it is solved; then those outside the theorem; figures and claims."""
+    if setting.bits < 64:
+        raise ValueError(f"convergence follows losses down to {WINDOW[0]:g} of their start; leave out --float32")
+    objective = make_objective(setting.seed)
+    rows: dict[str, list[dict[str, Any]]] = {}
+    solved = {}
+    for family in (*INSIDE[: FAMILIES[setting.preset]], *OUTSIDE):
+        case = family.case(objective)
+        report = check(case.g, case.h, case.start)
+        solved[family.name] = dataset = solve(case)
+        folder.save_dataset(family.name, dataset)
+        rows[family.name] = table_rows(family, case, report, dataset)
+        folder.save_table("convergence", [row for each in rows.values() for row in each])
+    outside = [row for family in OUTSIDE for row in rows.pop(family.name)]
+    inside = [row for each in rows.values() for row in each]
+    folder.show("Inside Theorem 3.10: rate of the loss after switch-off", inside, COLUMNS, "convergence")
+    folder.show("Outside it: the theorem promises nothing", outside, OUTSIDE_COLUMNS, "convergence")
+    folder.save_figure("rates", rates_figure(rows), RATES_CAPTION)
+    for name in rows:
+        folder.save_figure(f"loss_{name}", loss_figure(rows[name], solved[name]), LOSS_CAPTION)
+    _claim(folder, inside, outside)
+
+
+EXPERIMENT = Experiment("convergence", "Theorem 3.10: how fast each family converges after switch-off.", run)
+
+COLUMNS = {
+    "family": "family",
+    "a": "a",
+    "rate": "rate",
+    "rate_limit": "at x*",
+    "rate_bound": "at least",
+    "bregman_share": "f (t - t_off) / D",
+    "loss": "f / f at the start",
+    "status": "status",
+}
+OUTSIDE_COLUMNS = {
+    "family": "family",
+    "commuting": "commuting",
+    "contracting": "contracting",
+    "a": "a",
+    "lowest_h": "lowest h",
+    "rate": "rate",
+    "loss": "f / f at the start",
+    "status": "status",
+}
+
+
+def solve(case: Case) -> Dataset:
+    """All strengths, on times that are logarithmic from the switch-off on."""
+    return sweep(case.lane, {"alpha": STRENGTHS}, t1=HORIZON, saveat=TIMES, metrics=case.metrics, rtol=RTOL)
+
+
+def table_rows(family: Family, case: Case, report: Report, dataset: Dataset) -> list[dict[str, Any]]:
+    """One mapping a strength, with the columns of convergence.csv; what does not exist there is missing."""
+    divergences = _divergences(case, report, dataset)
+    after = TIMES >= OFF
+    rows = []
+    for index, alpha in enumerate(STRENGTHS):
+        lane = dataset.isel(alpha=index)
+        loss = lane.loss.values[after]
+        elapsed = TIMES[after] - OFF
+        rows.append(
+            {
+                "family": family.title,
+                "alpha": float(alpha),
+                "a": float(lane.a[-1]),
+                "rate": final_rate(elapsed, loss / float(lane.loss[0])),
+                "rate_limit": float(lane.rate[-1]),
+                "rate_bound": float(np.min(lane.rate.values[after])),
+                "divergence": divergences[index],
+                "bregman_share": float(np.max(loss * elapsed)) / divergences[index],
+                "loss": float(loss[-1] / lane.loss[0]),
+                "lowest_h": float(np.nanmin(lane.penalty.values[~after])),
+                "commuting": "yes" if report.theorem_3_6 else "no",
+                "contracting": "yes" if report.contracting else "no",
+                "status": "ok" if lane.status == "successful" else str(lane.status.values),
+            }
+        )
+    return rows
+
+
+def final_rate(ts: Float[np.ndarray, " time"], shares: Float[np.ndarray, " time"]) -> float:
+    """`-d log f / dt`, by least squares where f is between `WINDOW` shares of its start; NaN for fewer than 3 times."""
+    inside = (shares > WINDOW[0]) & (shares < WINDOW[1])
+    if inside.sum() < 3:
+        return float("nan")
+    return float(-np.polyfit(ts[inside], np.log(shares[inside]), 1)[0])
+
+
+def _divergences(case: Case, report: Report, dataset: Dataset) -> Float[np.ndarray, " strengths"]:
+    """`D_a(x*, x_off)` of each strength, x* the end of the flow; NaN outside the theorem."""
+    if not report.theorem_3_10:
+        return np.full(len(STRENGTHS), np.nan)
+    R = legendre(case.g, case.h, case.start)
+    off = dataset.parameters.sel(time=OFF).values
+    a = dataset.a.isel(time=-1).values
+    return np.asarray(jax.jit(jax.vmap(R.bregman))(jnp.asarray(dataset.x.values), jnp.asarray(off), jnp.asarray(a)))
+
+
+def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[str, Any]]) -> None:
+    """What the theorem says, measured over all families and strengths."""
+    worst = np.max([row["loss"] for row in inside])
+    folder.claim(
+        "every commuting and contracting pair converges after switch-off",
+        paper="Theorem 3.10",
+        ours=f"f falls to {worst:.1e} of its start or below, over {len(inside)} lanes",
+        holds=bool(worst < CONVERGED) and all(row["status"] == "ok" for row in inside),
+    )
+    share = np.max([row["bregman_share"] for row in inside])
+    folder.claim(
+        "f <= D_a(x*, x_off) / (t - t_off)",
+        paper="at most 1",
+        ours=f"at most {share:.3f} of it",
+        holds=bool(share <= 1),
+    )
+    margin = np.min([row["rate"] / row["rate_bound"] for row in inside])
+    folder.claim(
+        "f falls at least at the smallest rate that the metric allows on the way",
+        paper="at least 1",
+        ours=f"at {margin:.3f} times it or faster",
+        holds=bool(margin >= 0.99),  # the fit over a finite window is that good
+    )
+    off = np.max([abs(row["rate"] / row["rate_limit"] - 1) for row in inside])
+    folder.claim(
+        "the final rate is that of the metric at x* = argmin R_a",
+        paper="equal",
+        ours=f"within {100 * off:.2g} %",
+        holds=bool(off < 0.02),
+    )
+    kept = [row["family"] for row in outside if row["commuting"] == "yes" and row["contracting"] == "yes"]
+    folder.claim(
+        "check tells the pairs outside the theorem: h < 0, or not commuting",
+        paper="outside",
+        ours=f"passes {len(kept)} of {len({row['family'] for row in outside})}",
+        holds=not kept,
+    )
+    ended = [row for row in outside if row["status"] != "ok"]
+    folder.claim(
+        "outside it a flow may end before the switch-off",
+        paper="no promise",
+        ours=", ".join(f"{row['family']} at alpha = {row['alpha']:g}" for row in ended) or "none does",
+        holds=bool(ended),
+    )
+
+
+RATES_CAPTION = (
+    "To look for: dots on lines, that is final rates of the loss as the metric at the limit has them; right, values "
+    "below 1, that is rates no smaller than the smallest metric on the way guarantees."
+)
+LOSS_CAPTION = "The loss after the switch-off. To look for: whether it stays below both of its bounds."
+COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
+
+
+def rates_figure(rows: dict[str, list[dict[str, Any]]]) -> Any:
+    """Against the regularization spent: the final rate with that of the metric at x*, and the share the bound has."""
+    rates, shares = [], []
+    for color, family in zip(COLORS, rows.values(), strict=False):
+        spent, rate, limit, bound = (
+            np.array([row[key] for row in family], float) for key in ("a", "rate", "rate_limit", "rate_bound")
+        )
+        rates += [
+            plot.Line(-spent, limit, family[0]["family"], "-", color),
+            plot.Line(-spent, rate, "", "o", color),
+        ]
+        shares.append(plot.Line(-spent, bound / rate, "", "o-", color))
+    label = "regularization spent, -a"
+    panels = [
+        plot.Panel(rates, "Dots: measured; lines: metric at x*", label, "final rate of f, 1 / time", y_log=True),
+        plot.Panel(shares, "What is guaranteed on the way", label, "guaranteed / measured rate", level=1.0),
+    ]
+    return plot.line_panels(panels, "Convergence after switch-off", "family")
+
+
+def loss_figure(rows: list[dict[str, Any]], dataset: Dataset) -> Any:
+    """The loss after the switch-off, with both bounds, of the weakest and the strongest decay."""
+    after = dataset.isel(time=slice(int(np.searchsorted(TIMES, OFF)) + 1, None))
+    after = after.assign_coords(time=after.time - OFF)
+    panels = []
+    for index in (0, len(STRENGTHS) - 1):
+        row, ts = rows[index], after.time.values
+        start = float(dataset.loss.isel(alpha=index).sel(time=OFF))
+        lines = [
+            strength_lines(after, "loss", STRENGTHS[[index]], ["f(x)"])[0],
+            plot.Line(ts, start * np.exp(-row["rate_bound"] * ts), "smallest rate on the way", "--", "tab:orange"),
+            plot.Line(ts, row["divergence"] / ts, r"$D_a(x^*, x_{off})\ /\ (t - t_{off})$", ":", "0.3"),
+        ]
+        time = "time since switch-off"
+        panels.append(plot.Panel(lines, f"a = {row['a']:g}", time, "f(x)", x_log=True, y_log=True, floor=1e-14))
+    return plot.line_panels(panels, f"Loss after switch-off: {rows[0]['family']}")

@@ -1,0 +1,1 @@
+"""Closed forms of R_a, one file a kind."""

@@ -1,0 +1,151 @@
+"""R_a of quadratic forms x_i = w^T G_i w / 2 with commuting matrices: one common eigenbasis, then scalars."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ...checks import is_concrete
+from ...problem.reparam import Weights
+from ...results import RESULTS, select
+from ..base import AbstractLegendre, Recovered, Scalar
+from ..inversion import convex_minimum
+from .separable import spent
+from .spectral import largest_commutator
+
+Vector = Float[Array, " d"]
+
+
+class QuadraticLegendre(AbstractLegendre):
+    """`Q_a(mu) = |psi|^2 / 4`, `psi = V exp(Lambda^T mu + a lambda_0) V^T w0`, for `x_i = w^T G_i w / 2`.
+
+    h = w^T G_0 w / 2, and `G_i = V diag(Lambda_i) V^T`, `G_0 = V diag(lambda_0) V^T` in one orthonormal basis V. With
+    `omega = V^T psi`: `grad Q_a(mu) = Lambda omega^2 / 2`, `J J^T = Lambda diag(omega^2) Lambda^T`. grad R_a has no
+    formula; it is found by damped Newton on the convex function `mu -> Q_a(mu) - <mu, x>`, which has no minimum where x
+    is outside the open cone spanned by the columns of Lambda (status `not_converged`). Contracting iff G_0 >= 0.
+
+    Derivatives with respect to mu, x, a and w0 (and a scalar `G0`) are exact. Those with respect to G, or a matrix G0,
+    are refused: a generic change of G breaks commutation, and R_a with it.
+
+    **Arguments:** `G` (d, D, D): symmetric, commuting; `G0`: (D, D), commuting with them, or a scalar for that multiple
+    of the identity (2c for weight decay); `w0` (D,): the initial weights.
+    **Raises:** `ValueError` when two of the matrices do not commute, or the d directions G_i w0 are dependent.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.15.
+    """
+
+    basis: Float[Array, "D D"]
+    rates: Float[Array, "d D"]
+    decay: Float[Array, " D"]
+    omega0: Float[Array, " D"]
+
+    def __init__(self, G: Float[Array, "d D D"], G0: Float[Array, "..."], w0: Float[Array, " D"]):
+        matrices = G if G0.ndim == 0 else jnp.concatenate([G, G0[None]])
+        matrices = _require_commuting(matrices, len(G))
+        self.basis, eigenvalues = common_eigenbasis(matrices)
+        self.rates = eigenvalues[: len(G)]
+        flat = jnp.broadcast_to(G0, w0.shape) if G0.ndim == 0 else eigenvalues[-1]
+        self.decay = flat.astype(w0.dtype)
+        self.omega0 = self.basis.T @ w0
+        if is_concrete(G, w0):
+            rank = int(jnp.linalg.matrix_rank(self.rates * self.omega0[None, :]))
+            if rank < len(G):
+                raise ValueError(
+                    f"R_a needs the {len(G)} directions G_i w0 to be independent, they have rank {rank}: drop "
+                    "dependent G_i, or start from weights with a part in every joint eigenspace"
+                )
+
+    def _omega(self, mu: Vector, a: Scalar) -> Float[Array, " D"]:
+        # In two halves: the exponential overflows later than omega where omega0 is tiny.
+        half = jnp.exp((mu @ self.rates + spent(1.0, a, mu) * self.decay) / 2)
+        return half * self.omega0 * half
+
+    def weights(self, mu: Vector, a: Scalar) -> Weights:
+        return self.basis @ self._omega(mu, a)
+
+    def potential(self, mu: Vector, a: Scalar) -> Float[Array, ""]:
+        return jnp.sum(self._omega(mu, a) ** 2) / 4
+
+    def primal(self, mu: Vector, a: Scalar) -> Recovered:
+        x = self._primal(mu, a)
+        finite = jnp.all(jnp.isfinite(mu))
+        result = select(jnp.all(jnp.isfinite(x)), RESULTS.successful, RESULTS.diverged)
+        return Recovered(x, select(finite, result, RESULTS.outside_dual_interval))
+
+    def _primal(self, mu: Vector, a: Scalar) -> Vector:
+        return self.rates @ self._omega(mu, a) ** 2 / 2
+
+    def metric_vector(self, mu: Vector, v: Vector, a: Scalar) -> Vector:
+        return self.rates @ (self._omega(mu, a) ** 2 * (v @ self.rates))
+
+    def dual_interval(self, a: Scalar) -> tuple[Vector, Vector]:
+        like = self.rates[:, 0]
+        return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
+
+    def dual(self, x: Vector, a: Scalar) -> Recovered:
+        finite = jnp.all(jnp.isfinite(x))
+        safe = jnp.where(finite, x, self._primal(jnp.zeros_like(x), 0.0))
+        tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75  # the step after is its square: rounding
+        minimum = convex_minimum(
+            lambda mu, args: args[0].potential(mu, args[2]) - mu @ args[1],
+            self._balanced(a),
+            (self, safe, a),
+            gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
+            hessian=lambda mu, args: args[0]._metric(mu, args[2]),
+            rtol=tolerance,
+            atol=tolerance,
+            max_steps=500,
+        )
+        result = select(finite, minimum.result, RESULTS.outside_range)
+        return Recovered(jnp.where(finite, minimum.value, jnp.nan), result)
+
+    def _metric(self, mu: Vector, a: Scalar) -> Float[Array, "d d"]:
+        return (self.rates * self._omega(mu, a)[None, :] ** 2) @ self.rates.T
+
+    def _balanced(self, a: Scalar) -> Vector:
+        """A start at which the exponents `Lambda^T mu + a lambda_0` are as small as mu can make them."""
+        target = -spent(1.0, a, self.decay) * self.decay
+        return jax.lax.stop_gradient(jnp.linalg.lstsq(self.rates.T, target)[0])
+
+
+@jax.custom_jvp
+def common_eigenbasis(matrices: Float[Array, "k n n"]) -> tuple[Float[Array, "n n"], Float[Array, "k n"]]:
+    """An orthonormal V and eigenvalues with `matrices[i] = V diag(eigenvalues[i]) V^T`, for a commuting stack.
+
+    Eigenvectors of generic linear combinations, the best of eight seeded ones: in one of them two joint eigenspaces
+    can come too close to tell apart. Differentiating it raises: a generic change of the matrices breaks commutation.
+    """
+    norms = jnp.linalg.norm(matrices, axis=(1, 2), keepdims=True)
+    scaled = matrices / jnp.where(norms == 0, 1.0, norms)
+    coefficients = jax.random.normal(jax.random.key(0), (8, len(matrices)), matrices.dtype)
+    _, bases = jnp.linalg.eigh(jnp.einsum("bk,kij->bij", coefficients, scaled))
+    rotated = jnp.einsum("bji,kjl,blm->bkim", bases, scaled, bases)
+    off_diagonal = rotated * (1 - jnp.eye(matrices.shape[-1], dtype=matrices.dtype))[None, None]
+    best = jnp.argmin(jnp.sum(off_diagonal**2, axis=(1, 2, 3)))
+    return bases[best], jnp.diagonal(rotated[best], axis1=1, axis2=2) * norms[:, :, 0]
+
+
+@common_eigenbasis.defjvp
+def _refuse_derivative(primals: Any, tangents: Any) -> Any:
+    raise ValueError(
+        "R_a is not differentiable with respect to the matrices G_i or G0: a generic change of them breaks "
+        "commutation, and then there is no R_a. Differentiate with respect to mu, x, a or w0, or the flow instead."
+    )
+
+
+def _require_commuting(matrices: Float[Array, "k n n"], d: int) -> Float[Array, "k n n"]:
+    """The matrices; a `ValueError` when two do not commute, or an error at run time when they are traced."""
+    tolerance = float(jnp.finfo(matrices.dtype).eps) ** 0.75  # far above rounding, far below any error that shows
+    advice = "R_a of Quadratic needs matrices that commute pairwise; without that only the primal flow is defined"
+    if not is_concrete(matrices):
+        return eqx.error_if(matrices, largest_commutator(matrices)[0] > tolerance, advice)
+    with jax.ensure_compile_time_eval():  # also under an outer jit, which would stage what is known
+        size, first, second = largest_commutator(matrices)
+    if float(size) > tolerance:
+        names = ["G0" if int(i) == d else f"G[{int(i)}]" for i in (first, second)]
+        raise ValueError(
+            f"{advice}: |AB - BA| = {float(size):.3g} |A||B| for A = {names[0]}, B = {names[1]}, above {tolerance:.1g}"
+        )
+    return matrices

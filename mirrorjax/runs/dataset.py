@@ -1,0 +1,126 @@
+"""From lanes to a labelled dataset: one dimension a parameter, time, and a status for every lane."""
+
+import importlib.metadata
+import json
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import xarray as xr
+from jaxtyping import PyTree
+
+from .grid import Grid
+
+Dataset = xr.Dataset  # this file is the door to xarray: rooms that pass datasets on take the name from here
+Arrays = Mapping[str, np.ndarray]
+PACKAGES = ("mirrorjax", "jax", "jaxlib", "diffrax", "equinox", "optax")
+# Entries of a group that are no results of lanes: which lanes it holds, and the steps they took and slots were driven.
+LANES, USEFUL, EXECUTED = ".lanes", ".useful", ".executed"
+MISSING = "missing"  # the status of a lane that was not solved yet
+# Larger arrays are kept in files that are read where they are looked at.
+LARGE = 2**30
+# Long name and units of what a sweep of flows gives.
+OF_FLOWS = {
+    "time": ("time (one step of descent takes step_size)", "units of the flow"),
+    "loss": ("f(x), without the regularizer", "1"),
+    "a": ("accumulated regularization, minus the integral of alpha", "1"),
+    "x": ("parameters at the end; missing where the lane failed", "1"),
+    "status": ("how the lane ended", "1"),
+    "steps": ("solver steps, accepted and rejected", "1"),
+    "rejected_steps": ("rejected solver steps", "1"),
+    "t_end": ("the time reached; below t1 where the lane failed or was steady", "units of the flow"),
+}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages a result depends on, for its attributes."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+def flatten(values: PyTree, default: str) -> dict[str, Any]:
+    """A pytree as a dict of its leaves, named by their path; a lone leaf has the default name."""
+    return {_path_name(path) or default: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(values)[0]}
+
+
+def _path_name(path: tuple) -> str:
+    """`a.b.0` for a path of keys, attributes and positions."""
+    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+
+
+def assemble(
+    groups: Iterable[Arrays], count: int, folder: Path | None = None
+) -> tuple[dict[str, np.ndarray], dict[str, float]]:
+    """One array (lane, ...) a variable from groups of lanes in any order, and the totals of their steps.
+
+    Lanes of no group are missing.
+
+    **Arguments:** `count`: the number of lanes; `folder`: where arrays go that are too large for memory.
+    """
+    whole: dict[str, np.ndarray] = {}
+    totals: dict[str, float] = {}
+    for group in groups:
+        for name, values in group.items():
+            if name in (USEFUL, EXECUTED):
+                totals[name] = totals.get(name, 0.0) + float(values)
+            elif name != LANES:
+                if name not in whole:
+                    whole[name] = _empty(name, values, count, folder)
+                whole[name][group[LANES]] = values
+    return whole, totals
+
+
+def _empty(name: str, like: np.ndarray, count: int, folder: Path | None) -> np.ndarray:
+    shape = (count, *like.shape[1:])
+    # Names of statuses differ in length from group to group.
+    dtype, missing = (np.dtype("<U32"), MISSING) if like.dtype.kind == "U" else (like.dtype, _missing(like.dtype))
+    if folder is None or dtype.itemsize * np.prod(shape, dtype=float) < LARGE:
+        return np.full(shape, missing, dtype)
+    folder.mkdir(exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{name}-", suffix=".npy", delete=False) as file:
+        array = np.lib.format.open_memmap(file.name, mode="w+", dtype=dtype, shape=shape)
+    array[...] = missing
+    return array
+
+
+def _missing(dtype: np.dtype) -> Any:
+    return np.nan if dtype.kind in "fc" else False if dtype.kind == "b" else -1
+
+
+def to_dataset(
+    grid: Grid,
+    lanes: Arrays,
+    settings: Mapping[str, Any],
+    texts: Mapping[str, tuple[str, str]],
+    ts: np.ndarray | None = None,
+    over_time: Iterable[str] = (),
+) -> Dataset:
+    """A dataset with the dimensions of the grid, and `time` for what was saved over it.
+
+    **Arguments:** `lanes`: arrays with a leading lane axis; `ts`: save times; `over_time`: the names of those arrays
+    whose second axis is time; `settings`: the attributes, as JSON where they are no plain values; `texts`: long name
+    and units of variables.
+    """
+    dims, shape = tuple(grid.shape), tuple(grid.shape.values())
+    over_time = set(over_time)
+
+    def variable(name: str, array: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+        array = array.reshape(shape + array.shape[1:])
+        time = ("time",) if name in over_time else ()
+        extra = (f"{name}_{axis}" for axis in range(array.ndim - len(shape) - len(time)))
+        return (*dims, *time, *extra), array
+
+    data = {name: variable(name, array) for name, array in lanes.items()}
+    coordinates = grid.coordinates() | ({} if ts is None else {"time": ("time", np.asarray(ts))})
+    if clash := sorted(set(data) & (set(coordinates) | set(dims))):
+        raise ValueError(f"the names {clash} are both parameters of the grid and results; rename one")
+    attrs = {
+        key: value if isinstance(value, str | int | float) else json.dumps(value) for key, value in settings.items()
+    }
+    dataset = Dataset(data, coords=coordinates, attrs=attrs)
+    for name in set(texts) & set(dataset.variables):
+        text, units = texts[name]
+        dataset[name].attrs.update(long_name=text, units=units)
+    return dataset

@@ -1,0 +1,102 @@
+"""map_grid(): any function over a grid, by the same groups, devices and store as a sweep of flows."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+from ..checks import Numbers
+from ..results import RESULTS, status_name
+from .configuration import configuration, trace
+from .dataset import Arrays, Dataset, flatten
+from .engine import About, AbstractJob, Checkpoint, Lanes, failures, run
+from .grid import Grid, Values, Zip
+from .memory import choose_slots, size_of
+from .progress import Callback, Reporter
+from .devices import Device, Devices, choose_devices, on_devices, spread
+from .store import recorded_slots
+
+Function = Callable[..., PyTree]
+
+
+def map_grid(
+    fn: Function,
+    grid: Mapping[str, Numbers | Zip] | Zip,
+    *,
+    chunk: int | None = None,
+    devices: Sequence[Device] | None = None,
+    store: str | Path | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    callback: Callback | None = None,
+) -> Dataset:
+    """`fn(**parameters)` for every point of a grid, vmapped, as one labelled dataset.
+
+    For what is not a flow: predicted limits, gradients of an objective in the schedule, or a loop of your own. Every
+    chunk runs until its slowest lane ends.
+
+    **Arguments:**
+
+    - `fn`: parameters -> a pytree of arrays, a pure JAX function; each parameter arrives as a scalar (or one slice). An
+      `equinox.Module` keeps large data as leaves. A `RESULTS` in the output becomes the names of statuses.
+    - `grid`, `chunk`, `devices`, `store`, `resume`, `progress`, `callback`: as in `sweep`. Finished chunks are kept.
+
+    **Returns:** an `xarray.Dataset` with one dimension a parameter, and one variable a leaf of the output, named by its
+    path (`"value"` for a lone array) with dimensions NAME_0, .. of its own.
+
+    **Raises:** `ValueError` for an empty grid, a function that is not pure or returns something that is not arrays,
+    results that fit neither memory nor disk, or a store that holds another run; `OSError` where it cannot be written.
+    """
+    lanes, chosen = Grid(grid), choose_devices(devices)
+    one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
+    traced = trace(lambda values: fn(**values), one)
+    outputs = jax.tree.leaves(eqx.filter_eval_shape(lambda: fn(**one)))
+    if not outputs or not all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in outputs):
+        raise ValueError(f"the function must return arrays, in a pytree such as a dict, got {outputs!r}")
+    slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen)
+    size = spread(min(slots, len(lanes)), chosen)
+    return run(
+        _Job(fn=fn, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
+        lanes,
+        about=About(),
+        configure=lambda: configuration(lanes, traced, slots, chosen, {}),
+        store=store,
+        resume=resume,
+        checkpoint_every=None,
+        progress=progress,
+        callback=callback,
+    )
+
+
+class _Job(AbstractJob):
+    """A function on the lanes of a grid, group by group; a group is one batch."""
+
+    fn: Function
+    grid: Grid
+    group_size: int
+    devices: Devices
+    lane_bytes: int
+
+    def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
+        padded = np.pad(group, (0, self.group_size - len(group)), mode="edge")
+        outputs = on_devices(_map, self.fn, self.grid.take(padded), self.devices)
+        named = {name: value[: len(group)] for name, value in flatten(_plain(outputs), "value").items()}
+        reporter.moved(named | {"lanes": group}, failures(named), 0.0, 0, 0)
+        return named
+
+
+def _plain(outputs: PyTree) -> PyTree:
+    """In numpy, and statuses by their names."""
+    return jax.tree.map(
+        lambda leaf: status_name(leaf) if isinstance(leaf, RESULTS) else np.asarray(leaf),
+        outputs,
+        is_leaf=lambda leaf: isinstance(leaf, RESULTS),
+    )
+
+
+def _map(fn: Function, values: Values) -> Any:
+    return jax.vmap(lambda values: fn(**values))(values)

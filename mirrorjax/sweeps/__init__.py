@@ -1,0 +1,3 @@
+"""Flows over a grid of lanes."""
+
+from .flows import sweep as sweep

@@ -1,0 +1,213 @@
+"""A sweep that is stopped at any moment, or damaged: resumed it gives the same bits, and nothing is lost."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from sweep_problems import lane, norm
+
+import mirrorjax as mj
+from mirrorjax.runs import dataset as dataset_module
+from mirrorjax.runs.store import Folder
+
+GRID = {"alpha": np.geomspace(1e-3, 20.0, 10), "t_off": np.geomspace(0.5, 50.0, 4)}
+# 40 lanes in slots of 2 are three groups, of 16, 16 and 8.
+ARGUMENTS = {"t1": 60.0, "saveat": np.linspace(0.0, 60.0, 7), "metrics": norm, "chunk": 2, "checkpoint_every": 0.0}
+
+
+def run(path, grid=GRID, **changes) -> xr.Dataset:
+    return mj.sweep(lane, grid, **(ARGUMENTS | {"store": path} | changes))
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> tuple[Path, xr.Dataset]:
+    """A finished run and its dataset."""
+    path = tmp_path_factory.mktemp("sweep") / "whole"
+    return path, run(path)
+
+
+def copy(whole, tmp_path) -> Path:
+    path = tmp_path / "copy"
+    subprocess.run(["cp", "-r", str(whole[0]), str(path)], check=True)
+    return path
+
+
+class Counter:
+    """A callback that counts lanes and stops the sweep at a given call, as Ctrl-C would."""
+
+    def __init__(self, stop_at=None):
+        self.calls, self.lanes, self.stop_at = 0, 0, stop_at
+
+    def __call__(self, report):
+        self.calls, self.lanes = self.calls + 1, self.lanes + len(report.latest["lanes"])
+        if self.calls == self.stop_at:
+            raise KeyboardInterrupt
+
+
+def test_with_and_without_a_store_the_numbers_are_the_same(whole):
+    in_memory = mj.sweep(lane, GRID, **ARGUMENTS)
+    xr.testing.assert_equal(in_memory, whole[1])
+
+
+def test_stopped_at_every_call_and_resumed(whole, tmp_path):
+    """Each run does one more step of the scheduler than the checkpoint it finds, then stops."""
+    path, runs = tmp_path / "run", 0
+    while True:
+        try:
+            dataset = run(path, resume=True, callback=Counter(stop_at=6))
+            break
+        except KeyboardInterrupt:
+            runs += 1
+            assert runs < 100
+    assert runs > 3
+    xr.testing.assert_identical(dataset, whole[1])
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_gives_the_same_bits(tmp_path):
+    """Two kills of the real thing. The uninterrupted run is made by the same script, so by the same flags."""
+    script = f"""
+import sys, numpy as np, jax
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_disable_most_optimizations", True)
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+import mirrorjax as mj
+from sweep_problems import lane, norm
+grid = {{"alpha": np.geomspace(1e-3, 20.0, 10), "t_off": np.geomspace(0.5, 50.0, 4)}}
+mj.sweep(lane, grid, t1=60.0, metrics=norm, chunk=2, checkpoint_every=0.0, store=sys.argv[1], resume=True)
+"""
+    rng = np.random.default_rng(0)
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "whole")], check=True, timeout=200)
+    for _ in range(2):
+        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")])
+        manifest = tmp_path / "killed" / "process-000" / "manifest.json"
+        deadline = time.monotonic() + 100
+        before = manifest.stat().st_mtime_ns if manifest.exists() else 0
+        while time.monotonic() < deadline and process.poll() is None:
+            if manifest.exists() and manifest.stat().st_mtime_ns != before:
+                break
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.3))
+        process.kill()
+        process.wait()
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], check=True, timeout=200)
+    xr.testing.assert_identical(mj.open_sweep(tmp_path / "killed"), mj.open_sweep(tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "corrupted", "removed"])
+def test_a_damaged_file_is_computed_again_alone(whole, tmp_path, damage):
+    path = copy(whole, tmp_path)
+    file = sorted(path.glob("process-000/group-00001-*.npz"))[0]
+    data = file.read_bytes()
+    if damage == "removed":
+        file.unlink()
+    else:
+        middle = len(data) // 2
+        file.write_bytes(data[:middle] if damage == "truncated" else data[:middle] + b"!" + data[middle + 1 :])
+    partial = mj.open_sweep(path)
+    assert int((partial.status == "missing").sum()) == 16
+    assert int(np.isnan(partial.loss).all("time").sum()) == 16
+    counter = Counter()
+    xr.testing.assert_identical(run(path, resume=True, callback=counter), whole[1])
+    assert counter.lanes == 16
+
+
+def test_before_the_first_group_every_lane_is_missing(whole, tmp_path):
+    path = copy(whole, tmp_path)
+    for file in path.glob("process-000/group-*.npz"):
+        file.unlink()
+    begun = mj.open_sweep(path)
+    assert begun.sizes["alpha"] == whole[1].sizes["alpha"]
+    assert set(begun.status.values.ravel()) == {"missing"}
+
+
+def test_a_run_is_not_overwritten(whole):
+    with pytest.raises(ValueError, match=r"holds a run; pass resume=True"):
+        run(whole[0])
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"t1": 61.0}, "t1: 60.0 -> 61.0"),
+        ({"rtol": 1e-5}, "rtol: 1e-06 -> 1e-05"),
+        ({"chunk": 3}, "slots: 2 -> 3"),
+        ({"grid": {**GRID, "alpha": GRID["alpha"] * 2}}, r"grid.alpha.alpha: .*0.001.*-> .*0.002"),
+        ({"metrics": lambda t, x, w: {"norm": t}}, "program: "),
+    ],
+)
+def test_another_configuration_is_refused_and_shown(whole, changes, words):
+    with pytest.raises(ValueError, match=rf"(?s)another configuration:\n.*{words}.*choose another folder"):
+        run(whole[0], resume=True, **changes)
+
+
+def test_two_processes_on_one_folder(whole, tmp_path):
+    path = copy(whole, tmp_path)
+    first = Folder(path, json.loads((path / "config.json").read_text()), process=0, resume=True)
+    with pytest.raises(ValueError, match="is in use by another process"):
+        Folder(path, {}, process=0, resume=True)
+    first.close()
+
+
+def test_a_full_disk_loses_nothing_that_was_finished(whole, tmp_path, monkeypatch):
+    path, sync, calls = tmp_path / "run", os.fsync, []
+
+    def full(descriptor):
+        calls.append(None)
+        if len(calls) > 20:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"No space left on device\. What was finished is safe; make room"):
+        run(path)
+    monkeypatch.undo()
+    assert not list(path.rglob("*.part"))
+    xr.testing.assert_identical(run(path, resume=True), whole[1])
+
+
+def test_no_permission(tmp_path):
+    if os.geteuid() == 0:
+        (tmp_path / "file").write_text("")  # the superuser may write anywhere, but not below a file
+        place = tmp_path / "file" / "run"
+    else:
+        (tmp_path / "locked").mkdir(mode=0o500)
+        place = tmp_path / "locked" / "run"
+    with pytest.raises(OSError, match="cannot be made"):
+        run(place)
+
+
+def test_opening_what_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match="is not the folder of a run"):
+        mj.open_sweep(tmp_path)
+
+
+def test_large_arrays_stay_on_disk(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset_module, "LARGE", 1000)
+    path = copy(whole, tmp_path)
+    dataset = mj.open_sweep(path)
+    assert isinstance(dataset.x.variable._data, np.memmap) or list((path / "arrays").glob("x-*.npy"))
+    xr.testing.assert_identical(dataset.load(), whole[1])
+
+
+def test_what_does_not_fit_is_refused_before_it_starts(tmp_path):
+    def wide(t, x, w):
+        return {"all": np.ones((1000, 1000))}
+
+    million = {"alpha": np.linspace(0.1, 1.0, 1_000_000)}
+
+    def one(alpha):
+        return lane(alpha, 1.0)
+
+    with pytest.raises(ValueError, match=r"the results of 1000000 lanes take .*TiB .* a lane.*pass store="):
+        mj.sweep(one, million, t1=1.0, metrics=wide, chunk=4)
+    with pytest.raises(ValueError, match=r"are free at .*; choose a store on a larger disk"):
+        mj.sweep(one, million, t1=1.0, metrics=wide, chunk=4, store=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,101 @@
+"""Slots stay full, slow and exploding lanes hold up no other, and every size of a batch is compiled once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from sweep_problems import OBJECTIVE, lane
+
+import mirrorjax as mj
+from mirrorjax.sweeps import flows
+
+
+def executed(dataset) -> float:
+    """Steps, or evaluations of the velocity, that slots were driven through."""
+    return dataset.attrs["work"] / dataset.attrs["efficiency"]
+
+
+def test_efficiency_over_three_decades():
+    grid = {"alpha": np.geomspace(1e-4, 20.0, 16), "t_off": np.geomspace(0.5, 500.0, 16)}
+    dataset = mj.sweep(lane, grid, t1=600.0, chunk=16)
+    assert set(dataset.status.values.ravel()) == {"successful"}
+    assert float(dataset.steps.max() / dataset.steps.mean()) > 1.2  # as one batch it would be below 0.8
+    assert dataset.attrs["efficiency"] > 0.9
+
+
+def test_exploding_lanes_cost_little():
+    """x' = -x, but for 5 % of the lanes x' = x^3, which blows up soon, after about 300 steps towards it."""
+
+    def cubic(grow, start):
+        objective = mj.CustomObjective(lambda x: -jnp.sum(grow * x**4 / 4 - (1 - grow) * x**2 / 2))
+        return mj.Problem(mj.Linear(), mj.WeightDecay(), 0.0, objective), start * jnp.ones(2)
+
+    calm, mixed = np.zeros(80), np.zeros(80)
+    mixed[::20] = 1.0
+    starts = np.linspace(0.5, 1.5, 80)
+    arguments = {"t1": 2000.0, "saveat": [0.1, 2000.0], "chunk": 16}
+    without = mj.sweep(cubic, mj.Zip(grow=calm, start=starts), **arguments)
+    with_some = mj.sweep(cubic, mj.Zip(grow=mixed, start=starts), **arguments)
+    assert set(with_some.status.values[::20]) <= {"step_size_underflow", "diverged"}
+    assert set(np.delete(with_some.status.values, slice(None, None, 20))) == {"successful"}
+    assert np.all(np.isnan(with_some.x.values[::20]))
+    assert executed(with_some) < 1.2 * executed(without)
+    np.testing.assert_allclose(with_some.x.values[1], without.x.values[1], rtol=1e-9)
+
+
+def test_lanes_that_are_bad_from_the_start():
+    dataset = mj.sweep(lane, {"alpha": [np.nan, 0.1, -1.0], "t_off": [1.0, np.nan]}, t1=2.0)
+    assert dataset.status.values.tolist() == [
+        ["invalid_schedule", "invalid_schedule"],
+        ["successful", "invalid_schedule"],
+        ["invalid_schedule", "invalid_schedule"],
+    ]
+    assert int(dataset.steps.sel(alpha=0.1, t_off=1.0)) == int(dataset.steps.sum())
+
+
+def test_smaller_batches_are_traced_once_each(monkeypatch):
+    monkeypatch.setitem(flows.WORTH, "cpu", 0.0)
+    traces = []
+
+    def counted(alpha, t_off):
+        traces.append(None)
+        return lane(alpha, t_off)
+
+    grid = {"alpha": np.geomspace(1e-3, 20.0, 8), "t_off": np.geomspace(0.5, 500.0, 8)}
+    first = mj.sweep(counted, grid, t1=600.0, chunk=16)
+    count = len(traces)
+    # Structure and operations 3, start 1, and for each of the sizes 16, 8 and 4 steps, how they ended, and read-out.
+    assert count == 3 + 1 + 3 * 3
+    assert first.attrs["efficiency"] > 0.9
+    mj.sweep(counted, {**grid, "alpha": grid["alpha"] * 1.1}, t1=500.0, chunk=16)
+    assert len(traces) == count + 3
+    same = mj.sweep(lane, grid, t1=600.0, chunk=64)
+    np.testing.assert_allclose(first.x, same.x, rtol=1e-9, atol=1e-12)
+
+
+def test_a_lane_that_looks_at_values_is_refused_with_advice():
+    def branches(alpha):
+        return lane(alpha, 1.0) if alpha > 1 else lane(0.0, 1.0)
+
+    with pytest.raises(ValueError, match=r"must be pure JAX.*use jnp.where instead of if"):
+        mj.sweep(branches, {"alpha": [0.1, 2.0]}, t1=1.0)
+
+
+def test_steady_lanes_leave():
+    grid = {"alpha": [0.1, 1.0], "t_off": [1.0, 20.0]}
+    dataset = mj.sweep(lane, grid, t1=4000.0, saveat=[0.0, 4000.0], steady=1e-5, rtol=1e-8)
+    assert np.all(dataset.t_end < 4000.0)
+    assert np.all(dataset.t_end > dataset.t_off)
+    losses = jax.vmap(OBJECTIVE)(dataset.x.values.reshape(4, 10)).reshape(2, 2)
+    np.testing.assert_allclose(dataset.loss.isel(time=-1), losses, rtol=1e-8)
+    with pytest.raises(ValueError, match="steady must be positive and finite, or None, got -1"):
+        mj.sweep(lane, grid, t1=1.0, steady=-1)
+
+
+def test_a_callback_gets_every_lane_once():
+    reports = []
+    mj.sweep(lane, {"alpha": [0.1, 1.0, np.nan], "t_off": [1.0, 2.0]}, t1=4.0, chunk=2, callback=reports.append)
+    lanes = np.concatenate([report.latest["lanes"] for report in reports])
+    assert sorted(lanes.tolist()) == list(range(6))
+    assert (reports[-1].lanes, reports[-1].ended, reports[-1].failed) == (6, 6, 2)
+    assert 0 < reports[-1].efficiency <= 1
