@@ -1,4 +1,4 @@
-"""RESULTS: how a computation ended, with advice. It stands below every room: geometry and dynamics both use it."""
+"""Statuses of computations, with advice. Below every room, because geometry and dynamics both return them."""
 
 import equinox as eqx
 import jax
@@ -8,9 +8,21 @@ from jaxtyping import ArrayLike, Bool
 
 
 class RESULTS(eqx.Enumeration):
-    """Status of a flow, an inversion or a predicted limit; an array of codes under vmap. Printing one shows its advice.
+    """How a flow, an inversion or a predicted limit ended; an array of codes under vmap. Printing one shows its advice.
 
-    `result == RESULTS.successful` is a boolean array; `mirrorjax.status_name(result)` gives the names.
+    `result == RESULTS.successful` is a boolean array; `mirrorjax.status_name(result)` gives the names:
+
+    - `successful`: the computation reached its end and every number in it is finite.
+    - `max_steps_reached`: the solver ran out of steps before t1.
+    - `step_size_underflow`: the step size fell to rounding level, as at a blow-up in finite time.
+    - `diverged`: the state became infinite or NaN.
+    - `invalid_schedule`: the schedule has a strength or a time that is not allowed.
+    - `invalid_weights`: the initial weights are not finite, or R_a does not exist for them.
+    - `partial_step`: t1 is not a whole number of descent steps.
+    - `outside_range`: no weights that the flow can reach give this x.
+    - `outside_dual_interval`: mu lies outside the interval on which R_a's conjugate is finite.
+    - `range_exhausted`: so much regularization has been spent that R_a does not exist any more.
+    - `not_converged`: an inversion or a minimisation did not reach its tolerance.
     """
 
     successful = ""
@@ -49,23 +61,16 @@ class RESULTS(eqx.Enumeration):
     )
 
 
-NAMES = (
-    "successful",
-    "max_steps_reached",
-    "step_size_underflow",
-    "diverged",
-    "invalid_schedule",
-    "invalid_weights",
-    "partial_step",
-    "outside_range",
-    "outside_dual_interval",
-    "range_exhausted",
-    "not_converged",
-)
+def member_names(enumeration: type[eqx.Enumeration]) -> tuple[str, ...]:
+    """Names of the members of an enumeration, in the order of their definition."""
+    return tuple(enumeration._name_to_item)  # pyright: ignore: equinox offers no public list of them
 
 
 def select(condition: Bool[ArrayLike, "..."], result: RESULTS, otherwise: RESULTS) -> RESULTS:
-    """`result` where the condition holds, `otherwise` elsewhere, point by point (`RESULTS.where` takes one point)."""
+    """Chooses `result` where the condition holds and `otherwise` elsewhere, point by point.
+
+    `RESULTS.where` takes a single point only.
+    """
     condition = jnp.asarray(condition)
     broadcast = jax.tree.map(lambda code: jnp.broadcast_to(code, condition.shape), (result, otherwise))
     choose = RESULTS.where
@@ -75,13 +80,14 @@ def select(condition: Bool[ArrayLike, "..."], result: RESULTS, otherwise: RESULT
 
 
 def status_name(result: RESULTS) -> np.ndarray:
-    """The name of each status, `"successful"` or the failure, as a numpy array of strings shaped like `result`."""
-    codes = np.stack([np.asarray(result == getattr(RESULTS, name)) for name in NAMES])
-    return np.asarray(np.asarray(NAMES)[np.argmax(codes, axis=0)])
+    """Converts statuses to their names, `"successful"` or that of the failure: an array of strings like `result`."""
+    names = member_names(RESULTS)
+    codes = np.stack([np.asarray(result == getattr(RESULTS, name)) for name in names])
+    return np.asarray(np.asarray(names)[np.argmax(codes, axis=0)])
 
 
 def first_failure(result: RESULTS) -> RESULTS:
-    """One status for an array of them: the first that is not successful, or successful."""
+    """Reduces an array of statuses to the first that is not successful, or to `successful`."""
     flat = jax.tree.map(jnp.ravel, result)
     index = jnp.argmax(flat != RESULTS.successful)
     return jax.tree.map(lambda code: code[index], flat)

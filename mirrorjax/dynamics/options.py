@@ -65,12 +65,12 @@ def make_options(
         raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
     if metrics is not None and not callable(metrics):
         raise ValueError(f"metrics must be a function of (t, x, w), got {metrics!r}")
-    t1 = as_clock(t1, "t1")
+    t1 = as_time_scalar(t1, "t1")
     if refuted(lambda: (t1 > 0) & jnp.isfinite(t1), t1):
         raise ValueError(f"t1 must be positive and finite, got {t1}")
     single = jnp.finfo(jnp.result_type(*jax.tree.leaves(w0))).bits < 64
-    rtol = as_clock((1e-4 if single else 1e-6) if rtol is None else rtol, "rtol")
-    atol = rtol / 100 if atol is None else as_clock(atol, "atol")
+    rtol = as_time_scalar((1e-4 if single else 1e-6) if rtol is None else rtol, "rtol")
+    atol = rtol / 100 if atol is None else as_time_scalar(atol, "atol")
     for tolerance, name in ((rtol, "rtol"), (atol, "atol")):
         if refuted(lambda tolerance=tolerance: (tolerance > 0) & jnp.isfinite(tolerance), tolerance):
             raise ValueError(f"{name} must be positive and finite, got {tolerance}")
@@ -100,7 +100,7 @@ def _default_solver(
     return RKC() if stabilized else diffrax.Tsit5()
 
 
-def as_clock(value: ArrayLike, name: str) -> Float[Array, ""]:
+def as_time_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
     """A scalar in the precision of time: float64 where it is enabled, whatever the dtype of the state."""
     array = as_float(value, name)
     if array.ndim != 0:

@@ -10,7 +10,7 @@ from ..problem.problem import as_weights
 from ..results import RESULTS
 from .flows.continuous import AbstractFlow
 from .integrate import integrate
-from .options import Metrics, Solver, as_clock, make_options
+from .options import Metrics, Solver, as_time_scalar, make_options
 from .solution import Solution
 
 
@@ -61,7 +61,7 @@ def solve(
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
     """
-    w0, t1 = as_weights(w0), as_clock(t1, "t1")
+    w0, t1 = as_weights(w0), as_time_scalar(t1, "t1")
     problem.check(w0, t1)
     options = make_options(
         w0,

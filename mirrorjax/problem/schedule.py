@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ..checks import as_clock, as_scalar, is_concrete, nonnegative, refuted, require_nonnegative
+from ..checks import as_scalar, as_time, is_concrete, nonnegative, refuted, require_nonnegative
 
 Time = Float[ArrayLike, ""]
 
@@ -172,7 +172,7 @@ class Piecewise(AbstractSchedule):
     values: Float[Array, " k+1"]
 
     def __init__(self, times: ArrayLike | Sequence[float | int], values: ArrayLike | Sequence[float | int]):
-        self.times, self.values = as_clock(jnp.asarray(times), "times"), as_clock(jnp.asarray(values), "values")
+        self.times, self.values = as_time(jnp.asarray(times), "times"), as_time(jnp.asarray(values), "values")
         if self.times.ndim != 1 or self.values.shape != (self.times.size + 1,):
             raise ValueError(
                 f"Piecewise takes k times and k + 1 values, got shapes {self.times.shape} and {self.values.shape}"
@@ -254,7 +254,7 @@ class FromOptax(AbstractSchedule):
             raise ValueError(f"schedule must be a function of the step count, got {schedule!r}")
         self.schedule = schedule
         self.step_size = as_scalar(step_size, "step_size").astype(float)
-        self.boundaries = jnp.sort(as_clock(jnp.asarray(boundaries, dtype=float), "boundaries"))
+        self.boundaries = jnp.sort(as_time(jnp.asarray(boundaries, dtype=float), "boundaries"))
         require_nonnegative(self.boundaries, "boundaries", finite=False)
         if refuted(lambda: jnp.isfinite(self.step_size) & (self.step_size > 0), self.step_size):
             raise ValueError(f"step_size must be positive and finite, got {self.step_size}")

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from .dataset import versions
-from .grid import Grid, OneLane
 from .devices import Devices
+from .grid import Grid, OneLane
 
 
 def configuration(

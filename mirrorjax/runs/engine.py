@@ -19,10 +19,10 @@ import numpy as np
 from jaxtyping import Int, PyTree
 
 from .dataset import EXECUTED, LANES, MISSING, USEFUL, Arrays, Dataset, assemble, to_dataset, versions
+from .devices import of_this_process
 from .grid import Grid, Zip
 from .memory import check_room
 from .progress import Callback, Reporter
-from .devices import of_this_process
 from .store import AbstractStore, Folder, Memory, read_all, read_configuration
 
 Lanes = Int[np.ndarray, " lanes"]

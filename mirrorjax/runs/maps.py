@@ -13,11 +13,11 @@ from ..checks import Numbers
 from ..results import RESULTS, status_name
 from .configuration import configuration, trace
 from .dataset import Arrays, Dataset, flatten
+from .devices import Device, Devices, choose_devices, on_devices, spread
 from .engine import About, AbstractJob, Checkpoint, Lanes, failures, run
 from .grid import Grid, Values, Zip
 from .memory import choose_slots, size_of
 from .progress import Callback, Reporter
-from .devices import Device, Devices, choose_devices, on_devices, spread
 from .store import recorded_slots
 
 Function = Callable[..., PyTree]

@@ -15,7 +15,7 @@ from ..checks import Numbers, refuted
 from ..dynamics.flows.continuous import AbstractFlow, PrimalFlow, WeightFlow
 from ..dynamics.integrate import saving, velocity
 from ..dynamics.lane import Outcome
-from ..dynamics.options import Metrics, Options, Solver, as_clock, make_options
+from ..dynamics.options import Metrics, Options, Solver, as_time_scalar, make_options
 from ..dynamics.segments import FORWARD
 from ..problem import Problem
 from ..problem.problem import as_weights
@@ -95,7 +95,7 @@ def sweep(
     status.
     """
     lanes, chosen = Grid(grid), choose_devices(devices)
-    start = _Start(lane, as_clock(t1, "t1"))
+    start = _Start(lane, as_time_scalar(t1, "t1"))
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
     w0 = trace(lambda values: start(**values)[1], one).out_info
     options = make_options(
@@ -207,7 +207,7 @@ def _no_metrics(t: Any, x: Any, w: Any) -> PyTree:
 def _tolerance(steady: ArrayLike | None) -> Any:
     if steady is None:
         return None
-    tolerance = as_clock(steady, "steady")
+    tolerance = as_time_scalar(steady, "steady")
     if refuted(lambda: (tolerance > 0) & jnp.isfinite(tolerance), tolerance):
         raise ValueError(f"steady must be positive and finite, or None, got {steady}")
     return tolerance

@@ -12,9 +12,8 @@ from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
 
 # Read when they run, and here with their annotations checked.
 with install_import_hook("mirrorjax", "beartype.beartype"):
-    import mirrorjax.experiments.networks.lr_schedule
-
     import mirrorjax.experiments.networks.lora
+    import mirrorjax.experiments.networks.lr_schedule
     import mirrorjax.experiments.networks.pilot
     import mirrorjax.experiments.networks.vit  # noqa: F401
 

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from mirrorjax.experiments.networks.imagenet import DrawnFiles, Reader, find_imagenet, list_images
 from PIL import Image
 from vision_task import CONFIG, SEEDS, few_images, new_folder
 
 from mirrorjax.experiments.networks import vision, vit
+from mirrorjax.experiments.networks.imagenet import DrawnFiles, Reader, find_imagenet, list_images
 from mirrorjax.nn.vit import ViT
 from mirrorjax.nn.weights import save_vit
 

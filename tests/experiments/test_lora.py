@@ -13,12 +13,12 @@ import pandas as pd
 import pytest
 import xarray as xr
 from flax import nnx
-from mirrorjax.experiments.networks.lora import Corpus, assemble
 from rich.console import Console
 
 from mirrorjax import data
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.networks import lora
+from mirrorjax.experiments.networks.lora import Corpus, assemble
 from mirrorjax.nn.gpt2 import GPT2, GPT2Config
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax

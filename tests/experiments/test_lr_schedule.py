@@ -5,10 +5,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from mirrorjax.experiments.networks.vision import vision
 from vision_task import SEEDS, few_images, new_folder, shapes_of_a_step, small_task, small_training
 
 from mirrorjax.experiments.networks import lr_schedule
+from mirrorjax.experiments.networks.vision import vision
 from mirrorjax.optim import switch_off_sgd
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax

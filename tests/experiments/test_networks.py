@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+
+from mirrorjax.experiments import EXPERIMENTS
 from mirrorjax.experiments.networks.common import (
     Decay,
     OverSeeds,
@@ -19,8 +21,6 @@ from mirrorjax.experiments.networks.common import (
     mean_text,
     meeting_columns,
 )
-
-from mirrorjax.experiments import EXPERIMENTS
 
 TS = np.arange(6.0)
 

@@ -13,12 +13,12 @@ import optax
 import pandas as pd
 import pytest
 import xarray as xr
-from mirrorjax.experiments.networks.common import CrossEntropy
 from rich.console import Console
 
 from mirrorjax.data import Images
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.networks import pilot, pruning
+from mirrorjax.experiments.networks.common import CrossEntropy
 from mirrorjax.nn.train import KEPT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax

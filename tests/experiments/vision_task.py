@@ -9,12 +9,12 @@ import equinox as eqx
 import jax
 import numpy as np
 import optax
-from mirrorjax.experiments.networks.common import CrossEntropy
-from mirrorjax.experiments.networks.vision import Training, Vision, vision
 from rich.console import Console
 
 from mirrorjax.data import Images
 from mirrorjax.experiments import RunFolder, Setting
+from mirrorjax.experiments.networks.common import CrossEntropy
+from mirrorjax.experiments.networks.vision import Training, Vision, vision
 from mirrorjax.nn.vit import ViTConfig
 
 CONFIG = ViTConfig(image=32, patch=16, layers=2, width=8, heads=2, classes=10)
