@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dynamics.flows.continuous import MirrorFlow, PrimalFlow, RiemannianFlow
+from ..dynamics.flows import MirrorFlow, PrimalFlow, RiemannianFlow
 from ..dynamics.solvers.rkc import RKC
 from ..runs.dataset import Dataset
 from ..runs.grid import Zip
