@@ -76,7 +76,7 @@ def steps_taken(setting: Setting, solver: Any, rtol: Array) -> tuple[Any, Any, A
             ]
         ),
         stepsize_controller=diffrax.ClipStepSizeController(
-            diffrax.PIDController(rtol=rtol, atol=rtol / 100), jump_ts=problem.alpha.breakpoints
+            diffrax.PIDController(rtol=rtol, atol=rtol / 100), jump_ts=problem.schedule.breakpoints
         ),
         max_steps=MAX_STEPS,
         throw=False,

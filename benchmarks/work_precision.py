@@ -87,7 +87,7 @@ def integrate(problem: mj.Problem, w0: Any, flow: Any, ts: Array, solver: Any, r
         y0=state,
         args=motion,
         saveat=diffrax.SaveAt(ts=ts, fn=lambda t, y, args: motion.read(jnp.asarray(t, float), y).x),
-        stepsize_controller=diffrax.ClipStepSizeController(control, jump_ts=problem.alpha.breakpoints.astype(dtype)),
+        stepsize_controller=diffrax.ClipStepSizeController(control, jump_ts=problem.schedule.breakpoints.astype(dtype)),
         max_steps=MAX_STEPS,
         adjoint=diffrax.ForwardMode(),
         throw=False,

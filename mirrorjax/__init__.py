@@ -45,6 +45,7 @@ from .problem import (
     Custom as Custom,
     CustomObjective as CustomObjective,
     CustomRegularizer as CustomRegularizer,
+    CustomSchedule as CustomSchedule,
     ExpDifference as ExpDifference,
     FromOptax as FromOptax,
     Gram as Gram,

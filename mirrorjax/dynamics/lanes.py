@@ -129,7 +129,7 @@ def _is_steady(motion: AbstractMotion, options: Options, lane: Lane, tolerance: 
     t = motion.clock.time(lane.tick)
     rate = motion.velocity(t, lane.state)
     x, dx = jax.jvp(lambda t, state: motion.read(t, state).x, (t, lane.state), (jnp.ones_like(t), rate))
-    breakpoints = motion.problem.alpha.breakpoints
+    breakpoints = motion.problem.schedule.breakpoints
     settled = jnp.all((breakpoints <= t) | (breakpoints >= options.t1))
     return settled & (jnp.linalg.norm(dx.ravel()) <= tolerance.astype(x.dtype) * jnp.linalg.norm(x.ravel()))
 

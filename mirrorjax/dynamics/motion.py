@@ -61,14 +61,14 @@ class AbstractMotion(eqx.Module):
 
     def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
         """Error control that steps exactly to every breakpoint of the schedule."""
-        return error_control(self.problem.alpha.breakpoints.astype(dtype), rtol.astype(dtype), atol.astype(dtype))
+        return error_control(self.problem.schedule.breakpoints.astype(dtype), rtol.astype(dtype), atol.astype(dtype))
 
     def input_status(self, state: PyTree, t1: Time) -> RESULTS:
         """`successful` if the numbers of this motion can be integrated from the initial state to t1."""
         point = self.read(jnp.zeros_like(t1), state)
         status = RESULTS.where(point.is_finite(), RESULTS.successful, RESULTS.invalid_weights)
         status = RESULTS.where(self.clock.admits(t1), status, RESULTS.partial_step)
-        return RESULTS.where(self.problem.alpha.valid(t1), status, RESULTS.invalid_schedule)
+        return RESULTS.where(self.problem.schedule.valid(t1), status, RESULTS.invalid_schedule)
 
 
 class AbstractFlow(eqx.Module):

@@ -1,5 +1,6 @@
 """What is being solved: g, h, alpha and f, pure functions of one point."""
 
+from .integrated import CustomSchedule as CustomSchedule, FromOptax as FromOptax
 from .matrix import Gram as Gram, MatrixProduct as MatrixProduct, Quadratic as Quadratic
 from .objective import (
     AbstractMeasured as AbstractMeasured,
@@ -34,7 +35,6 @@ from .schedule import (
     AbstractSchedule as AbstractSchedule,
     Constant as Constant,
     CosineDecay as CosineDecay,
-    FromOptax as FromOptax,
     LinearDecay as LinearDecay,
     Piecewise as Piecewise,
     Sum as Sum,

@@ -108,7 +108,7 @@ def test_weights_of_a_list_are_kept_as_one():
 def test_deeper_products_shrink_to_nothing_without_a_failure():
     """x = m w v under decay alone: w = w0 e^{-2 alpha t}, followed to e^{-80} and beyond."""
     problem, _ = hadamard_problem(20.0)
-    problem = Problem(Hadamard(3), problem.h, problem.alpha, problem.objective)
+    problem = Problem(Hadamard(3), problem.h, problem.schedule, problem.objective)
     w0 = (jnp.ones(4), jnp.full(4, 1e-3), jnp.full(4, 1e-3))
     sol = solve(problem, w0, t1=2.0)
     # The loss pulls by at most |grad f| |w|^2 ~ 1e-5 before the weights are gone.

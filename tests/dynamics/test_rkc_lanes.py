@@ -11,8 +11,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import mirrorjax as mj
-from mirrorjax.dynamics.options import make_options
 from mirrorjax.dynamics.lanes import advance, begin, read
+from mirrorjax.dynamics.options import make_options
 
 Z = jax.random.normal(jax.random.key(3), (6, 10))
 OBJECTIVE = mj.LeastSquares(Z, Z @ jnp.zeros(10).at[:2].set(1.0))

@@ -114,7 +114,7 @@ def test_breakpoints_reach_the_controller():
         return jnp.asarray(values)[jnp.searchsorted(jnp.asarray(times), step, side="right")]
 
     declared, w0 = hadamard_problem(Piecewise(times, values))
-    hidden = eqx.tree_at(lambda p: p.alpha, declared, FromOptax(undeclared, 1.0, boundaries=times))
+    hidden = eqx.tree_at(lambda p: p.schedule, declared, FromOptax(undeclared, 1.0, boundaries=times))
     aware, same = solve(declared, w0, t1=3.0, rtol=1e-8), solve(hidden, w0, t1=3.0, rtol=1e-8)
     np.testing.assert_array_equal(aware.x, same.x)
     assert int(aware.stats["rejected_steps"]) <= 2 * len(times)
@@ -144,7 +144,7 @@ def test_lanes_equal_single_solves():
 
     @eqx.filter_vmap
     def lanes(alpha, t_off):
-        return solve(eqx.tree_at(lambda p: p.alpha, Z_problem, SwitchOff(alpha, t_off)), w0, t1=2.0, saveat=TS[:3])
+        return solve(eqx.tree_at(lambda p: p.schedule, Z_problem, SwitchOff(alpha, t_off)), w0, t1=2.0, saveat=TS[:3])
 
     sol = lanes(alphas, t_offs)
     for i in range(2):
@@ -243,7 +243,7 @@ def test_bad_lanes_spoil_no_others():
     @eqx.filter_vmap
     def lanes(alpha, t_off):
         return solve(
-            eqx.tree_at(lambda p: p.alpha, base, SwitchOff(alpha, t_off)), w0, t1=2.0, saveat=TS[:3], throw=False
+            eqx.tree_at(lambda p: p.schedule, base, SwitchOff(alpha, t_off)), w0, t1=2.0, saveat=TS[:3], throw=False
         )
 
     good = lanes(jnp.array([0.3, 0.1, 0.2, 0.3, 0.5]), jnp.array([1.0, 1.0, 1.0, 1.0, 0.5]))
@@ -273,7 +273,7 @@ def test_negative_strengths_from_optax_under_vmap():
     @eqx.filter_vmap
     def lanes(step_size):
         schedule = FromOptax(lambda step: 1.0 - step, step_size)
-        return solve(eqx.tree_at(lambda p: p.alpha, base, schedule), w0, t1=2.0, throw=False)
+        return solve(eqx.tree_at(lambda p: p.schedule, base, schedule), w0, t1=2.0, throw=False)
 
     sol = lanes(jnp.array([1.0, 4.0]))
     assert list(status_name(sol.result)) == ["invalid_schedule", "successful"]

@@ -181,7 +181,7 @@ class ProximalMotion(AbstractDescentMotion):
 
     def update(self, t: Time, eta: Time, state: DescentState, memory: PyTree) -> tuple[DescentState, PyTree]:
         moved = state.moved_by(eta, self.velocity(t, state))
-        shrunk = self.problem.h.prox(moved.w, eta * self.problem.alpha(t))  # type: ignore[attr-defined]
+        shrunk = self.problem.h.prox(moved.w, eta * self.problem.schedule(t))  # type: ignore[attr-defined]
         return DescentState(shrunk, moved.mu), memory
 
 
