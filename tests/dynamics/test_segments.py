@@ -33,18 +33,21 @@ def in_segments(problem, w0, steps, steady=None, t1=8.0, ts=TS, **keywords) -> t
     motion, how = flow.prepare(problem, w0), {"saveat": ts, "metrics": metrics} | keywords
     options = make_options(flow, motion, jnp.dtype(float), jnp.asarray(t1), how, diffrax.ForwardMode())
     tolerance = None if steady is None else jnp.asarray(steady)
-    alone = {"none": jnp.zeros(1)}
-
-    @eqx.filter_jit
-    def move(lane):
-        batch = jax.tree.map(lambda leaf: leaf[None], lane)
-        batch = advance(lambda _: motion, options, alone, batch, work=steps, steady=tolerance)
-        return jax.tree.map(lambda leaf: leaf[0], batch)
-
-    lane, count = eqx.filter_jit(begin)(motion, options), 0
+    lane, count = begin_alone(motion, options), 0
     while lane.running:
-        lane, count = move(lane), count + 1
-    return eqx.filter_jit(read)(motion, options, lane), count
+        lane, count = move_alone(motion, options, lane, steps, tolerance), count + 1
+    return read_alone(motion, options, lane), count
+
+
+# Compiled once for all tests of one structure.
+begin_alone, read_alone = eqx.filter_jit(begin), eqx.filter_jit(read)
+
+
+@eqx.filter_jit
+def move_alone(motion, options, lane, steps, steady):
+    batch = jax.tree.map(lambda leaf: leaf[None], lane)
+    batch = advance(lambda _: motion, options, {"none": jnp.zeros(1)}, batch, work=steps, steady=steady)
+    return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
 METHODS = {
