@@ -72,7 +72,7 @@ class AbstractMotion(eqx.Module):
 
 
 class AbstractFlow(eqx.Module):
-    """How a `Problem` moves: what `solve(..., flow=)` takes. A subclass gives `prepare`.
+    """A rule by which a `Problem` moves; the `flow=` of `solve` and `sweep`. A subclass gives `prepare`.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
     """

@@ -1,4 +1,4 @@
-"""Options: how to integrate. The keywords that `solve` and `sweep` share, spelled once and checked once."""
+"""The keywords by which `solve` and `sweep` are told how to integrate, spelled once and checked once."""
 
 import inspect
 from collections.abc import Callable
@@ -48,7 +48,7 @@ def with_integration(function: Function) -> Function:
 
 
 class Options(eqx.Module):
-    """How to integrate a motion: save times, tolerances, solver. Numbers are leaves."""
+    """Settings of the integration of a motion: save times, tolerances, solver. Numbers are leaves."""
 
     ts: Float[Array, " time"]
     t1: Float[Array, ""]

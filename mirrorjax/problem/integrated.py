@@ -42,7 +42,7 @@ class AbstractIntegratedSchedule(AbstractSchedule):
     @property
     @abc.abstractmethod
     def remedy(self) -> str:
-        """How to declare a jump, for the error message."""
+        """The advice on declaring a jump, for the error message."""
 
     def integral(self, t: Time) -> Float[Array, ""]:
         return self._quadrature(t, panels=_PANELS)

@@ -51,7 +51,7 @@ class AbstractStepper(eqx.Module):
 
     @abc.abstractmethod
     def halted(self, motion: AbstractMotion, options: Options, lane: Lane) -> tuple[RESULTS, Bool[Array, ""]]:
-        """How the solver stopped in a lane that has moved, and True if it stopped only because its work was done."""
+        """The solver's status of a lane that has moved, and True if the solver only paused for the end of its work."""
 
 
 def over_lanes(prepare: Prepare, fn: Callable) -> Callable:

@@ -18,7 +18,8 @@ from .base import AbstractStepper, Lane, Prepare, over_lanes
 
 
 class Pause(eqx.Module):
-    """Where a diffrax solve paused: what the next one takes over, how it stopped, and if it stopped for its work."""
+    """A paused diffrax solve: its state for the next one, its status, and True if it only ran out of this segment's
+    steps."""
 
     carried: Carried
     stopped: RESULTS
