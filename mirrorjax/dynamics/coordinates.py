@@ -2,9 +2,9 @@
 
 Decay shrinks weights by e^-25 and more before they grow back; a solver that controls absolute errors of order 1e-8
 would round them to zero. For homogeneous g and h the flow is therefore integrated in `w = e^s V`, with V of order one
-and s the logarithm of the scale: the velocity of (s, V) is written with the powers of e^s taken out, so nothing in it over- or
-underflows, uniform decay only moves s (at a constant rate, which costs no step), and float32 follows any amount of
-decay.
+and s the logarithm of the scale: the velocity of (s, V) is written with the powers of e^s taken out, so nothing in it
+over- or underflows, uniform decay only moves s (at a constant rate, which costs no step), and float32 follows any
+amount of decay.
 """
 
 import abc

@@ -283,7 +283,7 @@ def _after_jump(field: Field, t: Scalar, y: PyTree, state: RKCState, made_jump: 
 
 
 def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState, wanted: Bool[ArrayLike, ""] = True) -> RKCState:
-    """Computes f at (t, y), and power iterations there from the state's vector until the estimate of the radius settles.
+    """Computes f at (t, y), and power iterations from the state's vector until the estimate of the radius settles.
 
     `wanted`: False for lanes of a batch that need no renewal; they do not keep the loop running.
     """
