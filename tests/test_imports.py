@@ -36,7 +36,7 @@ BELOW = {
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
     "diffrax": {"dynamics", "geometry/numeric.py", "experiments/theory/sparse_coding.py"},
-    "lineax": {"geometry/inversion.py"},
+    "lineax": {"geometry/newton.py"},
     "optax": {"dynamics/flows/descent.py", "problem/schedule.py", "optim", "nn/train.py", "experiments"},
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},

@@ -1,7 +1,16 @@
-"""What is being solved: g, h, alpha and f, pure functions of one point."""
+"""The parts of a problem, g, h, alpha and f: pure functions of one point."""
 
+from .differences import (
+    AbstractDifference as AbstractDifference,
+    ExpDifference as ExpDifference,
+    LogDifference as LogDifference,
+    PowerDifference as PowerDifference,
+    Separable as Separable,
+)
+from .elementwise import Hadamard as Hadamard, Linear as Linear, Square as Square
 from .integrated import CustomSchedule as CustomSchedule, FromOptax as FromOptax
 from .matrix import Gram as Gram, MatrixProduct as MatrixProduct, Quadratic as Quadratic
+from .named import families_by_name as families_by_name
 from .objective import (
     AbstractMeasured as AbstractMeasured,
     AbstractObjective as AbstractObjective,
@@ -20,16 +29,9 @@ from .regularizer import (
     WeightDecay as WeightDecay,
 )
 from .reparam import (
-    AbstractDifference as AbstractDifference,
     AbstractReparameterization as AbstractReparameterization,
+    Admission as Admission,
     Custom as Custom,
-    ExpDifference as ExpDifference,
-    Hadamard as Hadamard,
-    Linear as Linear,
-    LogDifference as LogDifference,
-    PowerDifference as PowerDifference,
-    Separable as Separable,
-    Square as Square,
 )
 from .schedule import (
     AbstractSchedule as AbstractSchedule,
