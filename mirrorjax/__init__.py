@@ -1,73 +1,20 @@
 """mirrorjax: how explicit regularization shapes implicit bias, as a differentiable simulation engine.
 
-The flat public namespace. Importing it computes nothing and sets no global flag; for float64, which the theory wants,
-call `jax.config.update("jax_enable_x64", True)` first.
+The names of the flat public namespace stand in `__init__.pyi`, and each is imported when it is first used: importing
+`mirrorjax` loads neither jax nor any other large package, computes nothing and sets no global flag. For float64, which
+the theory wants, call `jax.config.update("jax_enable_x64", True)` first.
 """
 
-from . import nn as nn, optim as optim
-from .dynamics import (
-    RKC as RKC,
-    Descent as Descent,
-    MirrorFlow as MirrorFlow,
-    Point as Point,
-    PrimalFlow as PrimalFlow,
-    ProximalDescent as ProximalDescent,
-    RiemannianFlow as RiemannianFlow,
-    Solution as Solution,
-    solve as solve,
-)
-from .geometry import (
-    VERDICT as VERDICT,
-    AbstractLegendre as AbstractLegendre,
-    Limit as Limit,
-    Report as Report,
-    SpectralGram as SpectralGram,
-    SpectralProduct as SpectralProduct,
-    check as check,
-    compatible_regularizers as compatible_regularizers,
-    effects as effects,
-    explain as explain,
-    kkt_residual as kkt_residual,
-    legendre as legendre,
-    local_exponent as local_exponent,
-    predict_limit as predict_limit,
-)
-from .problem import (
-    L1 as L1,
-    AbstractDifference as AbstractDifference,
-    AbstractObjective as AbstractObjective,
-    AbstractRegularizer as AbstractRegularizer,
-    AbstractReparameterization as AbstractReparameterization,
-    AbstractSchedule as AbstractSchedule,
-    Compatible as Compatible,
-    Constant as Constant,
-    CosineDecay as CosineDecay,
-    Custom as Custom,
-    CustomObjective as CustomObjective,
-    CustomRegularizer as CustomRegularizer,
-    CustomSchedule as CustomSchedule,
-    ExpDifference as ExpDifference,
-    FromOptax as FromOptax,
-    Gram as Gram,
-    Hadamard as Hadamard,
-    LeastSquares as LeastSquares,
-    Linear as Linear,
-    LinearDecay as LinearDecay,
-    LogDifference as LogDifference,
-    Logistic as Logistic,
-    MatrixProduct as MatrixProduct,
-    MatrixSensing as MatrixSensing,
-    Piecewise as Piecewise,
-    PowerDifference as PowerDifference,
-    Problem as Problem,
-    Quadratic as Quadratic,
-    QuadraticForm as QuadraticForm,
-    Separable as Separable,
-    Square as Square,
-    Sum as Sum,
-    SwitchOff as SwitchOff,
-    WeightDecay as WeightDecay,
-)
-from .results import RESULTS as RESULTS, status_name as status_name
-from .runs import SweepReport as SweepReport, Zip as Zip, map_grid as map_grid, open_sweep as open_sweep
-from .sweeps import sweep as sweep
+from typing import Any
+
+import lazy_loader
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        import importlib.metadata
+
+        return importlib.metadata.version(__name__)
+    return _load(name)

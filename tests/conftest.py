@@ -1,8 +1,10 @@
 """The whole suite runs in float64, with types checked at run time, no rank promotion, and no dtypes mixed silently."""
 
 import gc
+import importlib
 import itertools
 import os
+import pkgutil
 from pathlib import Path
 
 # Before jax is imported: two workers on two cores each want one thread.
@@ -21,8 +23,15 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
+# Modules that import flax, or another package that few tests need: the tests that use them import them.
+LATER = ("mirrorjax.nn.", "mirrorjax.experiments.networks.")
+# The hook sees only what is imported inside this block, and `mirrorjax` imports nothing by itself.
 with install_import_hook("mirrorjax", "beartype.beartype"):
-    import mirrorjax.experiments  # noqa: F401
+    import mirrorjax
+
+    for module in pkgutil.walk_packages(mirrorjax.__path__, "mirrorjax."):
+        if not module.name.startswith(LATER):
+            importlib.import_module(module.name)
 
 
 MAPS = Path("/proc/self/maps")

@@ -1,11 +1,15 @@
 """The house: imports run downwards only, each outside package has its doors, importing sets no flag."""
 
 import ast
+import importlib
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
@@ -31,13 +35,13 @@ BELOW = {
     "plot": EVERY - {"experiments"},
     "experiments": EVERY,
     "cli": EVERY,
-    "__init__": EVERY - {"experiments"},
+    "__init__": EVERY,
 }
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
     "diffrax": {"dynamics", "geometry/numeric.py", "experiments/theory/sparse_coding.py"},
     "lineax": {"geometry/newton.py"},
-    "optax": {"dynamics/flows/descent.py", "problem/schedule.py", "optim", "nn/train.py", "experiments"},
+    "optax": {"dynamics/flows/descent.py", "optim", "nn/train.py", "nn/tasks.py", "experiments"},
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},
@@ -51,7 +55,7 @@ DOORS = {
     "sklearn": {"experiments/theory/dictionary.py"},
     "jinja2": {"experiments/core/report.py"},
     "PIL": {"experiments/networks/imagenet.py"},
-    "typer": {"cli.py"},
+    "typer": {"cli"},
 }
 
 
@@ -88,18 +92,58 @@ def test_outside_packages_come_by_their_doors(path):
         )
 
 
-def test_importing_sets_no_flag_and_loads_no_plotting_and_no_flax():
+# Packages that take long to import, or that only some features need.
+HEAVY = {
+    *("jax", "diffrax", "lineax", "optax", "flax", "orbax", "scipy", "xarray", "pandas", "h5py"),
+    *("matplotlib", "rich", "pooch", "typer"),
+}
+
+
+def loaded_by(*lines, allowed=()):
+    """The heavy packages that a fresh interpreter has loaded after these lines, except those that are allowed."""
+    script = "\n".join([*lines, "import sys", f"late = {HEAVY} & set(sys.modules)", "print(*sorted(late))"])
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.splitlines()[-1].split()) - set(allowed)
+
+
+def test_importing_mirrorjax_loads_nothing_heavy():
+    assert not loaded_by("import mirrorjax as mj", "from mirrorjax.experiments import EXPERIMENTS", "mj.__version__")
+
+
+def test_the_command_line_answers_without_jax():
+    lines = ["from mirrorjax.cli.commands import app", "app(['{}'], standalone_mode=False)"]
+    for argument in ("--help", "list"):
+        found = loaded_by(lines[0], lines[1].format(argument), allowed={"typer", "rich"})
+        assert not found, f"mirrorjax {argument} loads {found}"
+
+
+def test_the_theory_loads_neither_datasets_nor_plots_nor_networks():
+    late = loaded_by("import mirrorjax as mj", "mj.solve, mj.legendre, mj.check, mj.Problem", "mj.nn, mj.Hadamard()")
+    assert not late & {"matplotlib", "flax", "orbax", "pooch", "typer", "xarray", "pandas", "h5py"}
+
+
+def test_every_public_name_is_there_and_stays_what_it_is():
+    for name in mirrorjax.__all__:
+        getattr(mirrorjax, name)
+    importlib.import_module("mirrorjax.geometry.legendre")
+    assert callable(mirrorjax.legendre)  # not the module of that name
+    assert callable(mirrorjax.sweep)
+    assert set(mirrorjax.__all__) <= set(dir(mirrorjax))
+    assert pickle.loads(pickle.dumps(mirrorjax.Hadamard)) is mirrorjax.Hadamard
+    with pytest.raises(AttributeError, match="nothing"):
+        mirrorjax.nothing  # noqa: B018
+
+
+def test_importing_sets_no_flag():
     script = """
-import sys
 import jax
 before = dict(jax.config.values)
-import mirrorjax
+from mirrorjax import *
 import mirrorjax.nn
 changed = {name for name, value in jax.config.values.items() if before.get(name) != value}
 assert not changed, changed
 assert not jax.config.jax_enable_x64
-late = {"matplotlib", "typer", "flax", "orbax", "safetensors", "tiktoken"} & set(sys.modules)
-assert not late, f"imported at once: {late}"
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

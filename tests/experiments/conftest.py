@@ -1,4 +1,4 @@
-"""What the tests of experiments share: a run in a folder of its own."""
+"""Fixtures of the tests of experiments: a run in a folder of its own."""
 
 import io
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from rich.console import Console
 
 from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
 
-# Read when they run, and here with their annotations checked.
+# The modules that import flax: other tests do without them. Their annotations are checked, too.
 with install_import_hook("mirrorjax", "beartype.beartype"):
     import mirrorjax.experiments.networks.lora
     import mirrorjax.experiments.networks.lr_schedule
@@ -34,6 +34,6 @@ def run_in(parent: Path, name: str, bits: int = 64) -> RunFolder:
     experiment = EXPERIMENTS[name]
     setting = Setting("quick", experiment.seed, bits)
     folder = RunFolder(parent / name, name, setting, Console(file=io.StringIO()), experiment.summary)
-    experiment.run(folder, setting)
+    experiment.run_in(folder, setting)
     folder.finish("finished")
     return folder

@@ -11,16 +11,8 @@ import pytest
 import xarray as xr
 
 from mirrorjax.experiments import EXPERIMENTS
-from mirrorjax.experiments.networks.common import (
-    Decay,
-    OverSeeds,
-    Rows,
-    Windows,
-    crossing,
-    decay_grid,
-    mean_text,
-    meeting_columns,
-)
+from mirrorjax.experiments.core.statistics import OverSeeds, crossing, crossing_columns, mean_text
+from mirrorjax.nn.tasks import Decay, Rows, Windows, decay_grid
 
 TS = np.arange(6.0)
 
@@ -51,7 +43,7 @@ def test_where_runs_meet_is_read_off_both():
     """The ratio of one falls as 2 - t / 10, the other's stands at 1.55 from t = 4 on: they meet at 4.5."""
     constant = over_time(np.stack([2 - TS / 10] * 2), np.stack([10 * TS] * 2))
     switched = over_time(np.stack([np.maximum(1.55, 2 - TS / 8), 2 - TS / 8]), np.stack([3 * TS] * 2))
-    found = meeting_columns(switched, constant, 3.0, "loss")
+    found = crossing_columns(switched, constant, 3.0, "loss")
     assert found["seeds"] == "1 of 2"  # the second goes on falling below
     means = [found[f"{name}_mean"] for name in ("at", "ratio", "off", "on", "difference")]
     assert means == pytest.approx([4.5, 1.55, 13.5, 45.0, -31.5])
@@ -59,7 +51,7 @@ def test_where_runs_meet_is_read_off_both():
 
 def test_what_never_meets_is_missing():
     above = over_time(np.full((2, 6), 2.0), np.full((2, 6), 1.0))
-    found = meeting_columns(above, above, 0.0, "loss")
+    found = crossing_columns(above, above, 0.0, "loss")
     assert (found["seeds"], found["at"], found["difference"]) == ("0 of 2", "-", "-")
     assert np.isnan(found["at_mean"])
 
@@ -117,5 +109,5 @@ def test_rows_of_all_arrays_go_together():
 
 @pytest.mark.parametrize("name", [name for name, each in EXPERIMENTS.items() if "gpu" in each.presets])
 def test_every_network_experiment_has_the_presets_it_is_listed_with(name):
-    module: Any = importlib.import_module(f"mirrorjax.experiments.{name.replace('-', '_')}")
+    module: Any = importlib.import_module(str(EXPERIMENTS[name].run).partition(":")[0])
     assert set(module.SIZES) == set(EXPERIMENTS[name].presets)

@@ -18,7 +18,7 @@ from rich.console import Console
 from mirrorjax.data import Images
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.networks import pilot, pruning
-from mirrorjax.experiments.networks.common import CrossEntropy
+from mirrorjax.nn.tasks import CrossEntropy
 from mirrorjax.nn.train import KEPT
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
@@ -222,7 +222,7 @@ def test_the_vit_of_the_large_presets_trains_as_far_as_shapes_tell(is_factored):
             updates, _ = optimizer.update(gradient, optimizer.init(weights), weights)
             losses.append(loss)
             trees += [weights, optax.apply_updates(weights, updates)]
-        return losses, trees, pruning.Look(network, batch, batch)(trees[-1])
+        return losses, trees, pruning.Recorder(network, batch, batch)(trees[-1])
 
     losses, (first, *others), looked = eqx.filter_eval_shape(steps)
     assert {x.shape for x in jax.tree.leaves((losses, looked))} == {()}

@@ -11,8 +11,8 @@ import xarray as xr
 from vision_task import SEEDS, few_images, new_folder, shapes_of_a_step, small_task, small_training
 
 from mirrorjax.experiments.networks import vit
-from mirrorjax.experiments.networks.common import Rows
 from mirrorjax.experiments.networks.vision import OF_CIFAR10, Augmented, vision, warm_up_cosine
+from mirrorjax.nn.tasks import Rows
 from mirrorjax.optim import switch_off_adamw
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax

@@ -13,8 +13,8 @@ from rich.console import Console
 
 from mirrorjax.data import Images
 from mirrorjax.experiments import RunFolder, Setting
-from mirrorjax.experiments.networks.common import CrossEntropy
 from mirrorjax.experiments.networks.vision import Training, Vision, vision
+from mirrorjax.nn.tasks import CrossEntropy
 from mirrorjax.nn.vit import ViTConfig
 
 CONFIG = ViTConfig(image=32, patch=16, layers=2, width=8, heads=2, classes=10)
@@ -47,6 +47,6 @@ def shapes_of_a_step(task: Vision, optimizer: optax.GradientTransformation) -> t
         weights, key = task.start(jax.numpy.asarray(0))
         _, gradients = jax.value_and_grad(CrossEntropy(task.network))(weights, task.batches(key))
         updates, _ = optimizer.update(gradients, optimizer.init(weights), weights)
-        return weights, optax.apply_updates(weights, updates), task.look(weights)
+        return weights, optax.apply_updates(weights, updates), task.recorder(weights)
 
     return eqx.filter_eval_shape(step, task)

@@ -1,12 +1,14 @@
-"""From the dataset of a sweep to curves and times: what the experiments over strengths share."""
+"""Curves for figures, and settling times, from the dataset of a sweep or a training."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from ... import plot
 from ...runs.dataset import Dataset
+from .statistics import OverSeeds
 
 
 def strength_lines(
@@ -30,3 +32,10 @@ def settling_time(ts: Float[np.ndarray, " time"], values: Float[np.ndarray, " ti
         return float("nan")
     high, low = np.log(values[last]), np.log(values[last + 1])
     return float(ts[last] + (ts[last + 1] - ts[last]) * (high - np.log(level)) / (high - low))
+
+
+def mean_curve(
+    ts: Real[np.ndarray, " time"], over_seeds: OverSeeds, at: Any, label: str, style: str = "-", color: Any = None
+) -> plot.Line:
+    """The mean over seeds with a band of one standard deviation; `at`: which curve, over the axes before time."""
+    return plot.Line(ts, over_seeds.mean[at], label, style, color, spread=over_seeds.deviation[at])

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import pandas as pd
 
-from .run import CONFIG, Claim, as_text, write_whole
+from ...files import write_text
+from .run import CONFIG
+from .tables import Claim, as_text, parsed, read_rows
 
 REPORT = "report.html"
 MOST_ROWS = 40
@@ -82,7 +83,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Ground:
+class Environment:
     """The versions and the machine that some runs share."""
 
     names: list[str]
@@ -97,22 +98,22 @@ def write_report(folder: Path) -> Path:
     """
     page = render(read_runs(folder))
     path = folder / REPORT
-    write_whole(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
+    write_text(path, page)
     return path
 
 
 def render(runs: Sequence[Run]) -> str:
     """The page of these runs."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("mirrorjax.experiments", ""),
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("mirrorjax.experiments.core", ""),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"duration": duration, "moment": moment}
+    templates.filters |= {"duration": duration, "moment": moment}
     begun = [run for run in runs if "versions" in run.config]
-    return environment.get_template("report.html.jinja").render(runs=runs, begun=begun, grounds=grounds(begun))
+    return templates.get_template("report.html.jinja").render(runs=runs, begun=begun, environments=environments(begun))
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -154,7 +155,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_claims(path: Path) -> list[Claim]:
     if not path.exists():
         return []
-    rows = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
+    rows = read_rows(path)
     return [Claim(row["statement"], row["paper"], row["ours"], row["holds"] == "True") for row in rows]
 
 
@@ -163,23 +164,22 @@ def _read_tables(folder: Path, shown: Sequence[Mapping[str, Any]]) -> list[Table
     files = {path.stem: path for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
     tables = []
     for view in shown:
-        chosen = _read_csv(files[view["file"]]).iloc[view["rows"]][list(view["columns"])]
-        tables.append(_table(view["title"], view["file"], chosen, list(view["columns"].values())))
+        whole = read_rows(files[view["file"]])
+        rows = [whole[number] for number in view["rows"]]
+        tables.append(_table(view["title"], view["file"], rows, view["columns"]))
     for name in sorted(set(files) - {view["file"] for view in shown}):
-        whole = _read_csv(files[name])
-        tables.append(_table(name.replace("_", " "), name, whole, [key.replace("_", " ") for key in whole.columns]))
+        rows = read_rows(files[name])
+        headings = {key: key.replace("_", " ") for key in (rows[0] if rows else ())}
+        tables.append(_table(name.replace("_", " "), name, rows, headings))
     return tables
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
-
-
-def _table(title: str, file: str, frame: pd.DataFrame, headings: Sequence[str]) -> Table:
-    numeric = [pd.api.types.is_numeric_dtype(dtype) for dtype in frame.dtypes]
-    rows = [[as_text(value) for value in row] for row in frame.head(MOST_ROWS).itertuples(index=False, name=None)]
-    columns = [Heading(text, number) for text, number in zip(headings, numeric, strict=True)]
-    return Table(title, f"{file}.csv", columns, rows, len(frame))
+def _table(title: str, file: str, rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> Table:
+    """The chosen columns of these rows; `headings`: by key, the heading of each column."""
+    columns = [parsed([row[key] for row in rows]) for key in headings]
+    shown = [[as_text(values[number]) for values, _ in columns] for number in range(min(len(rows), MOST_ROWS))]
+    above = [Heading(text, numeric) for text, (_, numeric) in zip(headings.values(), columns, strict=True)]
+    return Table(title, f"{file}.csv", above, shown, len(rows))
 
 
 def _read_figures(folder: Path, known: Mapping[str, Mapping[str, str]]) -> list[Figure]:
@@ -201,16 +201,16 @@ def _figure(path: Path, words: Mapping[str, str]) -> Figure:
     return Figure(path.name, source, round(width * scale), round(height * scale), words["caption"], words["alt"])
 
 
-def grounds(runs: Sequence[Run]) -> list[Ground]:
+def environments(runs: Sequence[Run]) -> list[Environment]:
     """Versions and machines, each with the runs that had them."""
-    found: list[Ground] = []
+    found: list[Environment] = []
     for run in runs:
         versions, machine = run.config["versions"], run.config["machine"]
-        same = [ground for ground in found if (ground.versions, ground.machine) == (versions, machine)]
+        same = [each for each in found if (each.versions, each.machine) == (versions, machine)]
         if same:
             same[0].names.append(run.name)
         else:
-            found.append(Ground([run.name], versions, machine))
+            found.append(Environment([run.name], versions, machine))
     return found
 
 

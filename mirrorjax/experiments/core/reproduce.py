@@ -1,4 +1,4 @@
-"""Running experiments: one, or all of them one after the other, each in its folder and with its report."""
+"""Runs experiments, one or all of them one after the other, each in its folder and with its report."""
 
 import json
 import traceback
@@ -12,18 +12,34 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
+from ...files import write_text
+from ..table import EXPERIMENTS
+from .experiment import Experiment, Setting
 from .report import read_runs, write_report
-from .run import CONFIG, Experiment, RunFolder, Setting, make_folder, write_whole
+from .run import CONFIG, RunFolder, make_folder
 
 
-def reproduce(experiment: Experiment, path: Path, setting: Setting, console: Console) -> None:
-    """Run an experiment in a new folder, and write its report however it ends; the config keeps a failure's traceback.
+def reproduce(
+    experiment: Experiment | str, path: str | Path, setting: Setting | None = None, console: Console | None = None
+) -> RunFolder:
+    """Runs an experiment in a new folder and writes its report, however it ends; config.json keeps a failure's
+    traceback.
 
-    **Raises:** what the experiment raises, and `OSError` where the folder exists or cannot be made.
+    **Arguments:** `experiment`: an `Experiment`, or the name of one in `EXPERIMENTS`; `path`: a folder that does not
+    exist yet; `setting`: preset, seed and precision, by default the experiment's first preset, its own seed, and the
+    precision that jax is set to; `console`: where claims and tables are printed, by default the standard output.
+    **Returns:** the folder, with its `claims` and its `path`.
+    **Raises:** the experiment's own exceptions, `ValueError` for a name or a preset that does not exist, and `OSError`
+    where the folder exists or cannot be made.
     """
-    folder = RunFolder(path, experiment.name, setting, console, experiment.summary)
+    chosen = _find(experiment) if isinstance(experiment, str) else experiment
+    setting = _usual(chosen) if setting is None else setting
+    if setting.preset not in chosen.presets:
+        raise ValueError(f"{chosen.name} has no preset {setting.preset!r}; it has: {', '.join(chosen.presets)}")
+    path = Path(path)
+    folder = RunFolder(path, chosen.name, setting, Console() if console is None else console, chosen.summary)
     try:
-        experiment.run(folder, setting)
+        chosen.run_in(folder, setting)
     except KeyboardInterrupt:
         folder.finish("interrupted")
         raise
@@ -34,23 +50,35 @@ def reproduce(experiment: Experiment, path: Path, setting: Setting, console: Con
         folder.finish("finished")
     finally:
         write_report(path)
+    return folder
+
+
+def _find(name: str) -> Experiment:
+    if name not in EXPERIMENTS:
+        raise ValueError(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}")
+    return EXPERIMENTS[name]
+
+
+def _usual(experiment: Experiment) -> Setting:
+    bits = 64 if jax.config.read("jax_enable_x64") else 32
+    return Setting(experiment.presets[0], experiment.seed, bits)
 
 
 def reproduce_all(
     experiments: Sequence[Experiment], path: Path, preset: str, seed: int | None, bits: int, console: Console
 ) -> list[str]:
-    """Run experiments one after the other, each in a folder of its own inside a new one, with one report of all.
+    """Runs experiments one after the other, each in a folder of its own inside a new one, with one report of all.
 
-    One that fails does not stop the others. The report is written anew after each of them.
+    An experiment that fails does not stop the others. The report is written anew after each of them.
 
-    **Arguments:** `seed`: of all data; each experiment's own where it is `None`.
-    **Returns:** the names of those that failed.
+    **Arguments:** `seed`: of all data; each experiment's own where `seed` is `None`.
+    **Returns:** the names of the experiments that failed.
     **Raises:** `OSError` where the folder exists or cannot be made.
     """
     make_folder(path)
     started = datetime.now(UTC).isoformat(timespec="seconds")
     plan = json.dumps({"experiments": [each.name for each in experiments], "started": started}, indent=2)
-    write_whole(path / CONFIG, lambda temporary: temporary.write_text(plan + "\n"))
+    write_text(path / CONFIG, plan + "\n")
     failed = []
     for number, experiment in enumerate(experiments, 1):
         console.rule(f"{experiment.name} ({number} of {len(experiments)})")
@@ -69,7 +97,7 @@ def reproduce_all(
 
 
 def print_summary(path: Path, console: Console) -> None:
-    """Print a line for each run in a folder: claims shown, seconds, how it ended."""
+    """Prints a line for each run in a folder: claims shown, seconds, and the state in which the run ended."""
     table = Table("experiment", "claims shown", Column("seconds", justify="right"), "state", box=box.SIMPLE_HEAD)
     for run in read_runs(path):
         claims = f"{run.shown} of {len(run.claims)}"

@@ -1,46 +1,26 @@
-"""What every experiment shares: a registry entry, and a run folder whose files are whole as soon as they are there."""
+"""The folder of a run, whose files are whole as soon as they are there."""
 
 import json
-import os
-import platform
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import jax
-import pandas as pd
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from ... import plot
+from ...files import write_whole
 from ...plot import Figure
 from ...runs.dataset import Dataset, versions
+from .experiment import Setting
+from .machine import machine
+from .tables import Claim, as_text, write_rows
 
 CONFIG = "config.json"
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What the user chose: the preset, the seed of the data, and the floating-point precision in bits."""
-
-    preset: str
-    seed: int
-    bits: int
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A statement of the paper, its value there and here, and whether this run shows it."""
-
-    statement: str
-    paper: str
-    ours: str
-    holds: bool
 
 
 class RunFolder:
@@ -86,7 +66,7 @@ class RunFolder:
     def save_table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write `name`.csv, one row a mapping; missing values are empty."""
         self._rows[name] = list(rows)
-        self._write(f"{name}.csv", lambda path: pd.DataFrame(rows).to_csv(path, index=False))
+        self._write(f"{name}.csv", lambda path: write_rows(path, rows))
 
     def save_figure(self, name: str, figure: Figure, caption: str = "") -> None:
         """Write `name`.png; `caption`: a sentence or two under it in the report, on what there is to see."""
@@ -146,46 +126,3 @@ def make_folder(path: Path) -> None:
         raise FileExistsError(message) from None
     except OSError as error:
         raise OSError(f"the folder {path} cannot be made: {error.strerror}; choose another with --out") from None
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Call `write` with a temporary name beside `path` and rename: the file is whole as soon as it is there."""
-    temporary = path.with_name(f".{path.name}.part{path.suffix}")
-    write(temporary)
-    temporary.replace(path)
-
-
-def machine() -> dict[str, str]:
-    """What a run ran on: processor, cores, operating system, Python, and the devices of jax."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    devices = Counter(f"{device.platform} ({device.device_kind})" for device in jax.devices())
-    return {
-        "processor": models[0] if models else platform.processor() or platform.machine(),
-        "cores": str(os.cpu_count()),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "jax devices": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
-    }
-
-
-def as_text(value: Any) -> str:
-    """A value of a table as it is shown: four digits, missing ones as "-"."""
-    if isinstance(value, str | bool):
-        return str(value)
-    if value is None or value != value:
-        return "-"
-    size = abs(value)
-    return f"{value:.1e}" if 0 < size < 1e-3 else f"{value:.4g}"
-
-
-@dataclass(frozen=True)
-class Experiment:
-    """One entry of the registry: a name, one line of help, the function that runs it in a folder, its usual seed."""
-
-    name: str
-    summary: str
-    run: Callable[[RunFolder, Setting], None]
-    seed: int = 0
-    presets: tuple[str, ...] = ("paper", "quick")

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, Integer, PRNGKeyArray, UInt8
 from PIL import Image, ImageOps
 
 from ...data import FOLDER
-from .common import Labelled
+from ...nn.tasks import Labelled
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 

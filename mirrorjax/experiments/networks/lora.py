@@ -21,12 +21,15 @@ from jaxtyping import Array, Float, Int, Integer, PRNGKeyArray, PyTree
 from ... import data, optim, plot
 from ...nn import Frozen, LowRank, Reparameterization, product_spectrum, reparameterize
 from ...nn.gpt2 import GPT2, GPT2Config
+from ...nn.tasks import CrossEntropy, Decay, Labelled, Network, Windows, decay_grid
 from ...nn.tokens import gpt2_tokens
 from ...nn.train import train, weights_of
 from ...nn.weights import load_gpt2
 from ...runs.dataset import Dataset
-from ..core.run import RunFolder, Setting
-from .common import CrossEntropy, Decay, Labelled, Network, OverSeeds, Windows, curve, decay_grid, meeting_columns
+from ..core.curves import mean_curve
+from ..core.experiment import Setting
+from ..core.run import RunFolder
+from ..core.statistics import OverSeeds, crossing_columns
 
 PROJECTIONS = ("*/attn/query/kernel", "*/attn/key/kernel", "*/attn/value/kernel")
 MOMENTUM = 0.9
@@ -108,7 +111,7 @@ class Adaptation(eqx.Module):
         return reparameterize(self.params, rules | {"*": Frozen()}, key=key)
 
 
-class Look(eqx.Module):
+class Recorder(eqx.Module):
     """What is recorded: nuclear over Frobenius of every A B, and the loss of the held-out texts."""
 
     loss: CrossEntropy
@@ -176,7 +179,7 @@ class Parts(NamedTuple):
     lane: Adaptation
     loss: CrossEntropy
     batch: Windows
-    metrics: Look
+    metrics: Recorder
 
 
 def assemble(size: Size, corpus: Corpus, graph: Any, params: PyTree) -> Parts:
@@ -184,7 +187,7 @@ def assemble(size: Size, corpus: Corpus, graph: Any, params: PyTree) -> Parts:
     lane = Adaptation(params, size.rank, jnp.asarray(size.step_size, jnp.float32))
     loss = CrossEntropy(Network(graph, lane.split(jax.random.key(0))[0]))
     batch = Windows(corpus.adapted, size.length, size.batch)
-    return Parts(lane, loss, batch, Look(loss, held_out_texts(corpus.held_out, size)))
+    return Parts(lane, loss, batch, Recorder(loss, held_out_texts(corpus.held_out, size)))
 
 
 def adapt(size: Size, corpus: Corpus, graph: Any, params: PyTree, seed: int) -> Dataset:
@@ -265,7 +268,7 @@ def crossing_rows(size: Size, dataset: Dataset) -> list[dict[str, Any]]:
     constant, switched = ([run for run in of if run.is_constant is wanted] for wanted in (True, False))
     return [
         {"run": _name(run), "constant": _name(smaller)}
-        | meeting_columns(of[run], of[smaller], run.off_at, "validation")
+        | crossing_columns(of[run], of[smaller], run.off_at, "validation")
         for run in switched
         for smaller in constant
         if 0 < smaller.strength < run.strength
@@ -281,7 +284,7 @@ def _report_crossings(folder: RunFolder, size: Size, dataset: Dataset) -> None:
     folder.show("Where a switched-off run meets a smaller constant decay", rows, heads, "crossings")
     heads = pair | {"off": "off", "on": "on", "difference": "off - on"}
     folder.show("Validation losses there, with decay off and with decay on", rows, heads, "crossings")
-    crossed = [row for row in rows if row["meeting"] == size.seeds]
+    crossed = [row for row in rows if row["crossed"] == size.seeds]
     switched, crossing = ({row["run"] for row in chosen} for chosen in (rows, crossed))
     folder.claim(
         "after its switch-off a run crosses the curve of a smaller constant decay, at the same ratio",
@@ -313,7 +316,9 @@ def _figure(size: Size, dataset: Dataset) -> plot.Figure:
     panels = [
         plot.Panel(
             [
-                curve(ts, OverSeeds(curves, name), i, _name(run), "-" if run.is_constant else "--", of[run.strength])
+                mean_curve(
+                    ts, OverSeeds(curves, name), i, _name(run), "-" if run.is_constant else "--", of[run.strength]
+                )
                 for i, run in enumerate(size.runs)
             ],
             title,

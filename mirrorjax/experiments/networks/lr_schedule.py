@@ -15,10 +15,13 @@ import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ... import plot
+from ...nn.tasks import Decay, decay_grid
 from ...optim import switch_off_adamw, switch_off_sgd
 from ...runs.dataset import Dataset
-from ..core.run import RunFolder, Setting
-from .common import Decay, OverSeeds, curve, decay_grid, mean_text
+from ..core.curves import mean_curve
+from ..core.experiment import Setting
+from ..core.run import RunFolder
+from ..core.statistics import OverSeeds, mean_text
 from .vision import (
     KERNELS,
     SMALL,
@@ -68,7 +71,7 @@ SIZES = {
         Training(TINY, 30, 128, 3, padding=4, chunk=9), 15.0, (Method("AdamW", 1e-3, 0.4), Method("SGD", 0.05, 1e-3))
     ),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
-    "quick": Size(Training(SMALL, 2, 32, 3, looks=4), 1.0, (Method("AdamW", 3e-3, 3.0), Method("SGD", 0.05, 0.015))),
+    "quick": Size(Training(SMALL, 2, 32, 3, records=4), 1.0, (Method("AdamW", 3e-3, 3.0), Method("SGD", 0.05, 0.015))),
 }
 
 
@@ -163,7 +166,7 @@ def over_epochs(dataset: Dataset, size: Size, method: Method) -> Any:
         for variable, y_label in (("ratio", "nuclear / Frobenius norm"), ("accuracy", "accuracy")):
             over = OverSeeds(dataset, variable)
             lines = [
-                curve(dataset.time.values, over, (i, j), name, style)
+                mean_curve(dataset.time.values, over, (i, j), name, style)
                 for j, (name, style) in enumerate(zip(names, styles, strict=True))
             ]
             panels.append(plot.Panel(lines, f"Learning rate: {schedule}", "epoch", y_label, events=[size.end]))

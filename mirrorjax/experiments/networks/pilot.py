@@ -19,8 +19,9 @@ from ... import plot
 from ...nn.train import KEPT
 from ...nn.vit import ViT, ViTConfig
 from ...runs.dataset import Dataset
-from ..core.run import RunFolder, Setting
-from .common import OverSeeds
+from ..core.experiment import Setting
+from ..core.run import RunFolder
+from ..core.statistics import OverSeeds
 from .pruning import SMALL, Method, Perceptron, Size, load, solve
 
 WEAK, STRONG = 0.05, 0.005  # widths A: kernels are drawn with entries of about 0.1

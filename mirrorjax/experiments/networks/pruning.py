@@ -19,12 +19,12 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ... import data
 from ...nn import Factored, prune, reparameterize, sparsity
+from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
 from ...nn.train import train, weights_of
 from ...optim import keep_zeros, path_mask, pilot
 from ...problem import Hadamard
 from ...runs import Zip
 from ...runs.dataset import Dataset
-from .common import CrossEntropy, Labelled, Network, Rows, accuracy
 
 KERNELS = "*/kernel"
 BALANCE = 1.0  # m^2 - w^2 at the start, far above any kernel's x^2: there the bias is L2
@@ -124,7 +124,7 @@ def solve(size: Size, methods: Sequence[Method], splits: Splits, seed: int) -> t
     options: dict[str, Any] = {
         "loss": CrossEntropy(network),
         "batch": Rows(splits.train, size.batch),
-        "metrics": Look(network, splits.held_out, splits.test),
+        "metrics": Recorder(network, splits.held_out, splits.test),
         "every": size.record * per_epoch,
         "keep": True,
         "chunk": size.chunk,
@@ -219,7 +219,7 @@ class Tuning(eqx.Module):
         return optimizer, weights, jax.random.fold_in(jax.random.key(seed), 1)  # not the batches of the training
 
 
-class Look(eqx.Module):
+class Recorder(eqx.Module):
     """Accuracies, and of all kernels together: |x|_1 / |x|_2, and the shares of entries that are small and zero."""
 
     network: Network

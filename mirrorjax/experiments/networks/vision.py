@@ -18,12 +18,13 @@ from ...data import Images, cifar10
 from ...nn import reparameterize
 from ...nn.layers import attention_products
 from ...nn.spectral import product_spectrum
+from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
 from ...nn.train import train
 from ...nn.vit import ViT, ViTConfig, with_head
 from ...nn.weights import load_vit
 from ...runs.dataset import Dataset
 from ..core.run import RunFolder
-from .common import CrossEntropy, Labelled, Network, OverSeeds, Rows, accuracy
+from ..core.statistics import OverSeeds
 from .imagenet import DrawnFiles, Reader, list_images
 
 SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
@@ -41,14 +42,14 @@ Lane = Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]]
 class Training:
     """How large a preset is.
 
-    `looks`: records an epoch; `padding`: of random crops, 0 for none; `chunk`: lanes at a time, None for all.
+    `records`: records an epoch; `padding`: of random crops, 0 for none; `chunk`: lanes at a time, None for all.
     """
 
     config: ViTConfig
     epochs: int
     batch: int
     seeds: int
-    looks: int = 1
+    records: int = 1
     padding: int = 0
     chunk: int | None = None
 
@@ -92,7 +93,7 @@ def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> 
     return jax.vmap(lambda image, at: jax.lax.dynamic_slice(image, (at[0], at[1], 0), images.shape[1:]))(wide, corners)
 
 
-class Look(eqx.Module):
+class Recorder(eqx.Module):
     """What is recorded: nuclear over Frobenius norm of W_K^T W_Q, in the mean and of each layer, and the accuracy.
 
     `ratio` is the mean over heads and layers, `layer_ratio` that over the heads of each layer, `frobenius` the mean
@@ -127,7 +128,7 @@ class Vision(eqx.Module):
 
     network: Network
     batches: Augmented
-    look: Look
+    recorder: Recorder
     pretrained: PyTree | None  # weights to start from; None for new ones
     training: Training = eqx.field(static=True)  # static: sizes
     images: int = eqx.field(static=True)  # static: how many an epoch has
@@ -135,8 +136,8 @@ class Vision(eqx.Module):
     @property
     def steps_of_epoch(self) -> int:
         """Steps after which as many images were drawn as there are, rounded down to whole intervals of records."""
-        looks = self.training.looks
-        return max(self.images // (self.training.batch * looks), 1) * looks
+        records = self.training.records
+        return max(self.images // (self.training.batch * records), 1) * records
 
     @property
     def steps(self) -> int:
@@ -161,8 +162,8 @@ class Vision(eqx.Module):
                 loss=CrossEntropy(self.network),
                 batch=self.batches,
                 steps=self.steps,
-                every=self.steps_of_epoch // self.training.looks,
-                metrics=self.look,
+                every=self.steps_of_epoch // self.training.records,
+                metrics=self.recorder,
                 chunk=self.training.chunk,
             )
         except jax.errors.JaxRuntimeError:  # in whose message the one below is a line among many
@@ -204,7 +205,7 @@ def on_imagenet(folder: RunFolder, training: Training, path: Path, weights: Path
             OF_AUGREG,
             training.padding,
         ),
-        Look(network, OF_AUGREG(shown), jnp.asarray(images.validation.labels[chosen]), training.config.heads),
+        Recorder(network, OF_AUGREG(shown), jnp.asarray(images.validation.labels[chosen]), training.config.heads),
         params,
         training,
         len(images.train.paths),
@@ -223,7 +224,7 @@ def vision(images: Images, training: Training) -> Vision:
     return Vision(
         network,
         Augmented(rows, OF_CIFAR10, training.padding),
-        Look(network, OF_CIFAR10(jnp.asarray(images.x_test)), _labels(images.y_test), config.heads),
+        Recorder(network, OF_CIFAR10(jnp.asarray(images.x_test)), _labels(images.y_test), config.heads),
         None,
         training,
         len(images.y_train),

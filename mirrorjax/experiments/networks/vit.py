@@ -15,10 +15,13 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ... import plot
 from ...data import vit_weights
+from ...nn.tasks import Decay, decay_grid
 from ...optim import switch_off_adamw
 from ...runs.dataset import Dataset
-from ..core.run import RunFolder, Setting
-from .common import Decay, OverSeeds, curve, decay_grid, mean_text, meeting_columns
+from ..core.curves import mean_curve
+from ..core.experiment import Setting
+from ..core.run import RunFolder
+from ..core.statistics import OverSeeds, crossing_columns, mean_text
 from .imagenet import find_imagenet
 from .vision import (
     KERNELS,
@@ -64,13 +67,13 @@ SIZES = {
     "gpu": Size(Training(TINY, 30, 128, 3, padding=4, chunk=6), 1e-3, (0.0, 0.1, 0.2, 0.4), (5.0, 10.0, 15.0, 20.0)),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates. The four times lie
     # in the first third of training: a decay of 1.5 that ends later leaves a ratio that decay 1 does not come down to.
-    "quick": Size(Training(SMALL, 9, 64, 3, looks=2), 4e-3, (0.0, 0.5, 1.0, 1.5), (1.75, 2.25, 2.75, 3.25)),
+    "quick": Size(Training(SMALL, 9, 64, 3, records=2), 4e-3, (0.0, 0.5, 1.0, 1.5), (1.75, 2.25, 2.75, 3.25)),
 }
 
 
 # Fine-tuning of the published ViT, with a folder of ImageNet.
 IMAGENET = Size(
-    Training(PUBLISHED, 10, 256, 3, looks=4, chunk=3), 1e-4, (0.0, 0.5, 1.0, 2.0), (5 / 3, 10 / 3, 5.0, 20 / 3)
+    Training(PUBLISHED, 10, 256, 3, records=4, chunk=3), 1e-4, (0.0, 0.5, 1.0, 2.0), (5 / 3, 10 / 3, 5.0, 20 / 3)
 )
 
 
@@ -156,7 +159,7 @@ def crossing_rows(dataset: Dataset, size: Size) -> list[dict[str, Any]]:
     count = len(size.strengths)
     on = dataset.isel(decay=count - 2)
     return [
-        {"off_at": end} | meeting_columns(dataset.isel(decay=count + i), on, end, "accuracy")
+        {"off_at": end} | crossing_columns(dataset.isel(decay=count + i), on, end, "accuracy")
         for i, end in enumerate(size.ends)
     ]
 
@@ -175,9 +178,9 @@ def over_epochs(dataset: Dataset, size: Size, labels: Sequence[str]) -> Any:
         ("accuracy", "Validation", "accuracy"),
     ):
         over = OverSeeds(dataset, variable)
-        lines = [curve(dataset.time.values, over, i, labels[i]) for i in range(count)]
+        lines = [mean_curve(dataset.time.values, over, i, labels[i]) for i in range(count)]
         lines += [
-            curve(dataset.time.values, over, count + i, labels[count + i], "--", color)
+            mean_curve(dataset.time.values, over, count + i, labels[count + i], "--", color)
             for i, color in zip(range(len(size.ends)), SWITCHED_COLORS, strict=False)
         ]
         panels.append(plot.Panel(lines, title, "epoch", y_label, events=size.ends))
@@ -205,9 +208,9 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
         f"decay {strong:g}, switched off, crosses the ratio of decay {weaker:g}, for every time and seed{where}",
         paper="crosses",
         ours=", ".join(counts),
-        holds=all(row["meeting"] == size.training.seeds for row in rows),
+        holds=all(row["crossed"] == size.training.seeds for row in rows),
     )
-    crossed = [row for row in rows if row["meeting"]]
+    crossed = [row for row in rows if row["crossed"]]
     differences = [f"{row['difference']} when off at {row['off_at']:g}" for row in crossed]
     folder.claim(
         f"where they cross, the accuracy without decay is at least that with decay, in the mean over seeds{where}",

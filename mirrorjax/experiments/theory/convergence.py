@@ -37,7 +37,8 @@ from ...problem.reparam import Weights
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
 from ..core.curves import strength_lines
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 
 TARGET = (1.0, 0.6, 0.3, 0.2, 0.1, 0.05, 0.05, 0.05)  # positive, as x = w^2 is
 MEASUREMENTS = 4
@@ -136,8 +137,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_figure(f"loss_{name}", loss_figure(rows[name], solved[name]), LOSS_CAPTION)
     _claim(folder, inside, outside)
 
-
-EXPERIMENT = Experiment("convergence", "Theorem 3.10: how fast each family converges after switch-off.", run)
 
 COLUMNS = {
     "family": "family",

@@ -17,7 +17,8 @@ from ... import plot
 from ...geometry import Report, check
 from ...runs.dataset import Dataset
 from ..core.curves import strength_lines
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 from .factors import HORIZON, MODELS, OFF, STRENGTHS, Model, least_time, solve
 from .planted import PLANTED, sparse_regression
 
@@ -55,13 +56,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
         _claim_deep(folder, method, [row for row in rows if row["method"] == method])
     _claim_over_seeds(folder, solved)
 
-
-EXPERIMENT = Experiment(
-    "depth",
-    "Depth: Figs. 8 and 9, what is kept of a decay that is switched off.",
-    run,
-    seed=11,  # a draw on which all the paper says is seen; the table over seeds says how often that is so
-)
 
 COLUMNS = {
     "model": "model",

@@ -28,7 +28,8 @@ from ...problem import (
     Square,
 )
 from ...results import status_name
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 
 
 @dataclass(frozen=True)
@@ -90,8 +91,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
         "numeric recovery equals the closed form", paper=f"within {bound:g}", ours=f"{worst:.1e}", holds=worst < bound
     )
 
-
-EXPERIMENT = Experiment("geometry", "R_a of every family and its three effects: Figs. 1, 2, 6, 10, 12.", run)
 
 COLUMNS = {
     "family": "family",

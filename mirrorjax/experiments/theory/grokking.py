@@ -22,7 +22,8 @@ from ...problem import Hadamard, Problem, SwitchOff, WeightDecay
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
 from ..core.curves import settling_time, strength_lines
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 from . import matrix_sensing
 from .planted import COORDINATES, sparse_regression
 
@@ -86,8 +87,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
     for name, title in TITLES.items():
         _claim(folder, title, [row for row in rows if row["problem"] == name])
 
-
-EXPERIMENT = Experiment("grokking", "Late generalisation after switch-off: Fig. 7 of the paper.", run, seed=11)
 
 TITLES = {"sparse_regression": "Sparse regression, x = m w", "matrix_sensing": "Matrix sensing, X = U U^T"}
 COLUMNS = {

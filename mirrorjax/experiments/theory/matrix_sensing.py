@@ -23,7 +23,8 @@ from ...problem import L1, CosineDecay, Gram, Linear, LinearDecay, MatrixSensing
 from ...runs import Zip
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 
 TRAINED = 1e-10  # the loss that counts as trained; the paper's own threshold is not printed
 TOTAL = 12.5
@@ -139,12 +140,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
     _claim(folder, flow, baseline)
 
 
-EXPERIMENT = Experiment(
-    "matrix-sensing",
-    "Recovery after switch-off: Table 2 and Figs. 3, 5, 6, 7 of the paper.",
-    run,
-    seed=2,  # not 0, where three rows still fall towards X* at t = 1250: the table over seeds shows both
-)
 SEEDS = 5
 
 BASELINE_COLUMNS = {

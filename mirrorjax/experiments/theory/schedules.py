@@ -23,7 +23,8 @@ from ... import plot
 from ...runs import Zip
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 from .schedule_tasks import (
     RTOL,
     SHAPES,
@@ -87,9 +88,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
     folder.save_figure("learned", curves, LEARNED_CAPTION)
 
 
-EXPERIMENT = Experiment(
-    "schedules", "Hand-made and learned schedules of decay on held-out data: Table 2 generalised.", run
-)
 ERROR_CAPTION = (
     "Each schedule at the total and switch-off time that validation data choose; the learned ones in colour."
 )

@@ -36,7 +36,8 @@ from ...problem.reparam import Weights
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
 from ..core.curves import settling_time, strength_lines
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 from .max_margin import AbstractHorizon, Euclidean, Polyhedral, separable_horizon
 
 OFF = 1.0
@@ -119,8 +120,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
     folder.save_figure("separable", figure(solved, size), CAPTION)
     _claim(folder, solved, {family.name: [row for row in rows if row["family"] == family.title] for family in FAMILIES})
 
-
-EXPERIMENT = Experiment("separable", "Past the paper: which margin wins on separable data, and when.", run, seed=1)
 
 COLUMNS = {
     "family": "family",

@@ -29,7 +29,8 @@ from ...problem import (
 from ...runs import Zip
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
-from ..core.run import Experiment, RunFolder, Setting
+from ..core.experiment import Setting
+from ..core.run import RunFolder
 from .dictionary import (
     Codes,
     Dictionary,
@@ -117,9 +118,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
     )
 
 
-EXPERIMENT = Experiment(
-    "sparse-coding", "Codes of faces: stationary sooner, L1 to L2, the Lasso; Figs. 10 to 13 of the paper.", run
-)
 POWER_COLUMNS = {
     "alpha": "alpha",
     "nuclear_norm": "nuclear norm",

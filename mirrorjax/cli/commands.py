@@ -1,7 +1,7 @@
-"""The command line: `mirrorjax reproduce`, `report`, `list`, `explain`, `sweep`, `status`, `resume`. It chooses; the
-rooms below do the work.
+"""The commands of `mirrorjax`: they read the arguments, call the rooms below, and print what comes back.
 
-float64 unless told otherwise: set here, before anything is computed, and nowhere else in the package.
+A command imports what it uses inside its function: `mirrorjax --help` would take seconds if this file imported jax.
+Every command computes in float64 unless told otherwise; the flag of jax is set here and nowhere else in the package.
 """
 
 import importlib.metadata
@@ -9,22 +9,12 @@ import json
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
-import jax
-import numpy as np
 import typer
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
 
-from .experiments import EXPERIMENTS, Experiment, Setting
-from .experiments.core.report import REPORT, write_report
-from .experiments.core.reproduce import print_summary, reproduce as reproduce_one, reproduce_all
-from .experiments.explain import FAMILIES, SCHEDULES, explain_bias
-from .runs import open_sweep
-from .runs.dataset import Dataset
-from .sweeps.recipe import read_recipe, single_precision
+from ..experiments.core.experiment import Experiment
+from ..experiments.table import EXPERIMENTS
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,8 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule.",
 )
-console = Console()
-errors = Console(stderr=True)
 INTERRUPTED = 130  # the shell's convention for Ctrl-C
 FAILED = 1
 ALL = "all"
@@ -53,34 +41,64 @@ def main() -> None:
         _fail(str(error))
 
 
-def _fail(message: str) -> None:
-    errors.print(f"[red]Error:[/red] {escape(message)}", highlight=False, soft_wrap=True)
+def _fail(message: str) -> NoReturn:
+    from rich.markup import escape
+
+    _tell(f"[red]Error:[/red] {escape(message)}", stderr=True)
     raise SystemExit(2)
+
+
+def _console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _tell(message: str, stderr: bool = False) -> None:
+    """Prints a line as it is: neither coloured by its content nor wrapped, so that paths can be copied."""
+    _console(stderr).print(message, highlight=False, soft_wrap=True)
 
 
 def _version(requested: bool) -> None:
     if requested:
-        console.print(f"mirrorjax {importlib.metadata.version('mirrorjax')}", highlight=False)
+        typer.echo(f"mirrorjax {importlib.metadata.version('mirrorjax')}")
         raise typer.Exit
 
 
 @app.callback()
 def options(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule."""
+    if context.invoked_subcommand == "explain":
+        _complete_help(context)
+
+
+def _complete_help(context: typer.Context) -> None:
+    """Adds the names of families and schedules to the help of `explain`, where jax is needed in any case."""
+    from ..problem import families_by_name
+    from .explain import SCHEDULES
+
+    names = {"family": families_by_name(), "schedule": SCHEDULES}
+    command = getattr(context.command, "commands")["explain"]  # noqa: B009  # a group of click has it, its type does not
+    for parameter in command.params:
+        if parameter.name in names:
+            parameter.help = f"One of: {', '.join(names[parameter.name])}."
 
 
 @app.command("list")
 def list_experiments() -> None:
     """List the experiments that `mirrorjax reproduce NAME` knows."""
+    from rich.table import Table
+
     table = Table("experiment", "presets", "what it shows", title="mirrorjax reproduce NAME", title_justify="left")
     for experiment in EXPERIMENTS.values():
         table.add_row(experiment.name, ", ".join(experiment.presets), experiment.summary)
     table.add_row(ALL, ", ".join(Preset), "All of them, one after the other, in one report.")
-    console.print(table)
+    _console().print(table)
 
 
 @app.command()
@@ -103,12 +121,16 @@ def reproduce(
     Every number stands beside the paper's. Ctrl-C keeps what was finished. `all` runs every experiment that has the
     preset, with one report of all; one that fails does not stop the others, and the exit status is 1 then.
     """
+    from ..experiments import Setting, reproduce as reproduce_one, reproduce_all
+    from ..experiments.core.report import REPORT
+    from ..experiments.core.reproduce import print_summary
+
     chosen = _with_preset(list(EXPERIMENTS.values()) if name == ALL else [_find(name)], str(preset))
     _set_precision(float32)
     bits = 32 if float32 else 64
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
-    failed = []
+    console, failed = _console(), []
     try:
         if name == ALL:
             failed = reproduce_all(chosen, path, str(preset), seed, bits, console)
@@ -117,11 +139,11 @@ def reproduce(
             setting = Setting(str(preset), chosen[0].seed if seed is None else seed, bits)
             reproduce_one(chosen[0], path, setting, console)
     except KeyboardInterrupt:
-        errors.print(f"Interrupted. What was finished is in {path}", highlight=False, soft_wrap=True)
+        _tell(f"Interrupted. What was finished is in {path}", stderr=True)
         raise SystemExit(INTERRUPTED) from None
-    console.print(f"Results are in {path}, to be read in {path / REPORT}", highlight=False, soft_wrap=True)
+    _tell(f"Results are in {path}, to be read in {path / REPORT}")
     if failed:
-        errors.print(f"[red]Error:[/red] {len(failed)} failed: {', '.join(failed)}", highlight=False, soft_wrap=True)
+        _tell(f"[red]Error:[/red] {len(failed)} failed: {', '.join(failed)}", stderr=True)
         raise SystemExit(FAILED)
 
 
@@ -133,16 +155,18 @@ def report(
 
     One file, with its pictures inside, that can be read in any browser and sent to anyone.
     """
-    console.print(f"The report is {write_report(folder)}", highlight=False, soft_wrap=True)
+    from ..experiments.core.report import write_report
+
+    _tell(f"The report is {write_report(folder)}")
 
 
 @app.command()
 def explain(
-    family: Annotated[str, typer.Argument(help=f"One of: {', '.join(FAMILIES)}.", show_default=False)],
+    family: Annotated[str, typer.Argument(help="A reparameterization x = g(w).", show_default=False)],
     init: Annotated[
         list[float], typer.Option("--init", "-i", help="Initial weights, one number a factor: -i 1 -i 0.1")
     ],
-    schedule: Annotated[str, typer.Option(help=f"One of: {', '.join(SCHEDULES)}.")] = "switch-off",
+    schedule: Annotated[str, typer.Option(help="The regularizer's strength over time.")] = "switch-off",
     alpha: Annotated[float, typer.Option(help="Strength of the regularizer (at t = 0).")] = 0.2,
     t_off: Annotated[float, typer.Option(help="Time it is switched off.")] = 62.5,
     t1: Annotated[
@@ -152,13 +176,15 @@ def explain(
     times: Annotated[int, typer.Option(min=2, max=1000, help="Rows of the table.")] = 9,
     out: Annotated[Path | None, typer.Option(help="Where to draw R_a, a PNG file [default: no picture].")] = None,
 ) -> None:
-    """What does this schedule do to my implicit bias?
+    """Show the effect of a schedule on the implicit bias of one coordinate x = g(w).
 
-    Prints, over time, the regularization spent a, where R_a has its minimum (positional bias), and its local exponent
-    at a scale (2 is L2-like, 1 is L1-like), for one coordinate x = g(w) with the regularizer that fits the family.
+    Prints, over time, the regularization spent a, the minimizer of R_a (positional bias), and the local exponent of R_a
+    at a scale (2 is L2-like, 1 is L1-like), with the regularizer that fits the family.
 
     Example: mirrorjax explain hadamard -i 1 -i 0 --alpha 0.2 --t-off 62.5 --out R.png
     """
+    from .explain import explain_bias
+
     _set_precision(False)
     if out is not None and out.exists():
         _fail(f"the file {out} exists and is not overwritten; choose another with --out")
@@ -172,7 +198,7 @@ def explain(
         scale=scale,
         times=times,
         out=out,
-        console=console,
+        console=_console(),
     )
 
 
@@ -204,7 +230,9 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", sh
 
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", show_default=False)]) -> None:
-    """How far a sweep is, and how its lanes ended."""
+    """Show how far a sweep is, and the statuses of its lanes."""
+    from ..runs import open_sweep
+
     _set_precision(False)
     _summarise(open_sweep(run), run)
 
@@ -213,6 +241,8 @@ RECIPE = "recipe.json"
 
 
 def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
+    from ..sweeps.recipe import read_recipe, single_precision
+
     _set_precision(single_precision(file))
     recipe = read_recipe(file)
     if not resume and run.exists():
@@ -222,12 +252,16 @@ def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
     try:
         dataset = recipe.sweep(run, resume)
     except KeyboardInterrupt:
-        errors.print(f"Interrupted. Go on with: mirrorjax resume {run}", highlight=False, soft_wrap=True)
+        _tell(f"Interrupted. Go on with: mirrorjax resume {run}", stderr=True)
         raise SystemExit(INTERRUPTED) from None
     _summarise(dataset, run)
 
 
-def _summarise(dataset: Dataset, run: Path) -> None:
+def _summarise(dataset: Any, run: Path) -> None:
+    import numpy as np
+    from rich.table import Table
+
+    console = _console()
     names, counts = np.unique(dataset["status"].values, return_counts=True)
     table = Table("status", "lanes", title=f"{dataset['status'].size} lanes in {run}", title_justify="left")
     for name, count in zip(names, counts, strict=True):
@@ -235,7 +269,7 @@ def _summarise(dataset: Dataset, run: Path) -> None:
     console.print(table)
     if "efficiency" in dataset.attrs:
         console.print(f"efficiency: {dataset.attrs['efficiency']:.0%} of the work was work of lanes")
-    console.print(f'open it with: mirrorjax.open_sweep("{run}")', highlight=False, soft_wrap=True)
+    _tell(f'open it with: mirrorjax.open_sweep("{run}")')
 
 
 def _find(name: str) -> Experiment:
@@ -252,4 +286,6 @@ def _with_preset(experiments: list[Experiment], preset: str) -> list[Experiment]
 
 
 def _set_precision(float32: bool) -> None:
+    import jax
+
     jax.config.update("jax_enable_x64", not float32)

@@ -1,6 +1,6 @@
-"""mirrorjax explain: what a schedule does to the implicit bias of one coordinate x = g(w)."""
+"""`mirrorjax explain`: prints and draws the effect of a schedule on the implicit bias of one coordinate x = g(w)."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -9,37 +9,23 @@ import numpy as np
 from rich.console import Console
 
 from .. import plot
+from ..experiments.theory.geometry import SHAPE_LABEL, curve
 from ..geometry.base import AbstractLegendre
 from ..geometry.effects import Explanation, explain
 from ..geometry.legendre import legendre
 from ..problem import (
-    AbstractReparameterization,
     AbstractSchedule,
     Compatible,
     Constant,
     CosineDecay,
-    ExpDifference,
-    Hadamard,
     LinearDecay,
-    LogDifference,
-    PowerDifference,
-    Square,
     SwitchOff,
+    families_by_name,
 )
 from ..results import RESULTS, status_name
-from .theory.geometry import SHAPE_LABEL, curve
 
 Maker = TypeVar("Maker")
 
-FAMILIES: dict[str, Callable[[], AbstractReparameterization]] = {
-    "hadamard": Hadamard,
-    "square": Square,
-    "square-difference": PowerDifference,
-    "power-difference-2": lambda: PowerDifference(2),
-    "power-difference-3": lambda: PowerDifference(3),
-    "log-difference": LogDifference,
-    "exp-difference": ExpDifference,
-}
 SCHEDULES: dict[str, Callable[[float, float], AbstractSchedule]] = {
     "constant": lambda alpha, t_off: Constant(alpha),
     "switch-off": SwitchOff,
@@ -61,13 +47,14 @@ def explain_bias(
     out: Path | None,
     console: Console,
 ) -> None:
-    """Print the table of a, argmin R_a and the local exponent over time, and draw R_a to `out` if it is given.
+    """Prints the table of a, argmin R_a and the local exponent over time, and draws R_a to `out` if it is given.
 
-    **Arguments:** `family`, `schedule`: names in `FAMILIES`, `SCHEDULES`; `init`: one number a factor; `alpha`,
-    `t_off`: of the schedule; `t1`: the last time; `scale`: distance from the minimum at which the exponent is read.
+    **Arguments:** `family`, `schedule`: names in `families_by_name()` and `SCHEDULES`; `init`: one number a factor;
+    `alpha`, `t_off`: of the schedule; `t1`: the last time; `scale`: the distance from the minimum at which the local
+    exponent is read.
     **Raises:** `ValueError` for an unknown name, weights that have no R_a, or a bad number.
     """
-    g = _named(family, FAMILIES, "family")()
+    g = _named(family, families_by_name(), "family")()
     alpha_t = _named(schedule, SCHEDULES, "schedule")(alpha, t_off)
     if not t1 > 0 or not np.isfinite(t1):
         raise ValueError(f"the last time must be positive and finite, got {t1}; choose it with --t1")
@@ -103,7 +90,7 @@ def legendre_figure(R: AbstractLegendre, explanation: Explanation, scale: float)
     return plot.line_panels([panel], "R_a as regularization is spent", "spent")
 
 
-def _named(name: str, table: dict[str, Maker], kind: str) -> Maker:
+def _named(name: str, table: Mapping[str, Maker], kind: str) -> Maker:
     if name not in table:
         raise ValueError(f"there is no {kind} {name!r}; there are: {', '.join(table)}")
     return table[name]

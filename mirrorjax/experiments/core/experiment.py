@@ -1,0 +1,50 @@
+"""`Experiment`, an entry of the table of experiments, and `Setting`, the choices of one run.
+
+Neither needs jax, so that the command line lists experiments without loading it.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The user's choices for a run: the preset, the seed of the data, and the floating-point precision in bits."""
+
+    preset: str
+    seed: int
+    bits: int
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """An experiment: a function that writes its results into a run folder, with its name and its presets.
+
+    **Arguments:** `name`: the name that `mirrorjax reproduce` takes, also the name of its folder; `summary`: one line
+    of help; `run`: a function of the `RunFolder` and the `Setting`, or its place as the text `"module:function"`, which
+    is imported when the experiment runs; `seed`: the seed it has unless another is chosen; `presets`: the sizes that
+    `run` knows, the full size first.
+    **Raises:** `ValueError` for a text that is no place of a function, or no preset.
+    """
+
+    name: str
+    summary: str
+    run: Callable[..., None] | str
+    seed: int = 0
+    presets: tuple[str, ...] = ("paper", "quick")
+
+    def __post_init__(self) -> None:
+        if isinstance(self.run, str) and not all(self.run.partition(":")):
+            raise ValueError(f'run of {self.name!r} must be a function or "module:function", got {self.run!r}')
+        if not self.presets:
+            raise ValueError(f"{self.name!r} needs at least one preset, got {self.presets!r}")
+
+    def run_in(self, folder: Any, setting: Setting) -> None:
+        """Calls the function with a `RunFolder` and the setting, and imports it first where it is given as a text."""
+        run = self.run
+        if isinstance(run, str):
+            module, _, function = run.partition(":")
+            run = getattr(importlib.import_module(module), function)
+        run(folder, setting)
