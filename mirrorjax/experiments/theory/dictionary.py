@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...extras import needs
 from ...problem import LeastSquares
 
 Signals = Float[np.ndarray, "n p"]
@@ -141,10 +142,6 @@ def timed(compute: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 def _scikit_learn() -> tuple[Any, Any]:
     """`sklearn.decomposition` and `sklearn.linear_model`, which the package does not require."""
-    try:
+    with needs("sparse-coding", "sparse coding"):
         from sklearn import decomposition, linear_model
-    except ImportError as error:
-        raise ValueError(
-            "sparse coding needs scikit-learn, which is not installed; pip install 'mirrorjax[sparse-coding]'"
-        ) from error
     return decomposition, linear_model
