@@ -1,8 +1,8 @@
-"""Dictionaries for sparse coding, `y = D x`, and other people's codes to compare with; the door to scikit-learn.
+"""Dictionaries for sparse coding, `y = D x`, and the Lasso and matching pursuit to compare with; the door to scikit-learn.
 
 `f(x) = |y - D x|^2 / 2` depends on the signal y (p pixels) only through `D = Q R` (Q with orthonormal columns): it is
-`|Q^T y - R x|^2 / 2` plus the constant `|y - Q Q^T y|^2 / 2`. The flow therefore never sees a pixel: it runs on k x k
-numbers for k atoms, exactly.
+`|Q^T y - R x|^2 / 2` plus the constant `|y - Q Q^T y|^2 / 2`. The flow therefore runs on k x k numbers for k atoms,
+exactly, and never on pixels.
 """
 
 import time
@@ -135,7 +135,7 @@ def accuracy(reduced: Reduced, codes: Codes) -> dict[str, float]:
 
 
 def timed(compute: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What `compute` returns, and the seconds it took."""
+    """Calls `compute` and returns its result and the seconds it took."""
     start = time.perf_counter()
     return compute(*arguments), time.perf_counter() - start
 
