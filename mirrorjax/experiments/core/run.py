@@ -27,8 +27,8 @@ class RunFolder:
     """A new folder that holds one run: datasets, tables, figures, and `config.json` with versions and seed.
 
     Each file is written under a temporary name and renamed, so no file is half-written; an interrupted run keeps its
-    finished files, and its config says that it was interrupted. The config also holds the parts of a report that are not in the files: captions and
-    descriptions of figures, titles and headings of tables.
+    finished files, and its config says that it was interrupted. The config also holds the parts of a report that are
+    not in the files: captions and descriptions of figures, titles and headings of tables.
 
     **Arguments:** `path`: a folder that does not exist yet; `experiment`: its name; `setting`: the user's choices;
     `summary`: one line on what the experiment is.

@@ -1,8 +1,8 @@
 """A folder of ImageNet whose images stay files: a compiled step reads the images that it draws.
 
-The folder is named `imagenet`, in the folder that `MIRRORJAX_DATA` names. It holds `train/CLASS/*` and `val/CLASS/*`, as
-the archives of ImageNet are usually unpacked. Classes are numbered in the order of their names, as in published weights.
-This file is the door to Pillow.
+The folder is named `imagenet`, in the folder that `MIRRORJAX_DATA` names. It holds `train/CLASS/*` and `val/CLASS/*`,
+as the archives of ImageNet are usually unpacked. Classes are numbered in the order of their names, as in published
+weights. This file is the door to Pillow.
 """
 
 import os

@@ -1,8 +1,8 @@
 """W_K^T W_Q of a ViT under schedules of the learning rate, with AdamW and with SGD (the paper's Figs. 15 and 16).
 
-The theory's a is the sum of learning rate times decay, so a schedule changes when the bias moves and how far. Under each
-schedule the theory predicts that the ratio of the nuclear to the Frobenius norm falls with decay, and stays below the
-ratio without decay after the switch-off.
+The theory's a is the sum of learning rate times decay, so a schedule changes when the bias moves and how far. Under
+each schedule the theory predicts that the ratio of the nuclear to the Frobenius norm falls with decay, and stays below
+the ratio without decay after the switch-off.
 """
 
 from collections.abc import Callable, Mapping, Sequence

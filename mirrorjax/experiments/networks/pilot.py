@@ -2,9 +2,10 @@
 
 Every kernel is written as x = m w. Weight decay that is switched off narrows the width A of its bias, which is then L1
 for all |x| above A; after that the smallest |x| are pruned, and the others are tuned. Three kinds of network are
-compared with it: the network of x itself, pruned at the same time, without decay and with the same decay on x, where the
-bias is L2; and x = m w without decay. All train for as many epochs by the same optimizer on the same batches, each at
-the learning rate that is best on held-out training images. Dense training is a network that trains on without pruning.
+compared with it: the network of x itself, pruned at the same time, without decay and with the same decay on x, where
+the bias is L2; and x = m w without decay. All train for as many epochs by the same optimizer on the same batches, each
+at the learning rate that is best on held-out training images. Dense training is a network that trains on without
+pruning.
 """
 
 import math

@@ -1,11 +1,11 @@
-"""Convergence after switch-off (Theorem 3.10): the rate of the loss, family by family, against the regularization spent.
+"""Convergence after switch-off (Theorem 3.10): the rate of the loss by family and regularization spent.
 
-A commuting pair with h >= 0 whose decay is switched off converges, and the theory gives three facts on the rate. With x*
-the limit and D_a the Bregman divergence of R_a, the loss of a convex f obeys
-`f(x_t) - f* <= D_a(x*, x_off) / (t - t_off)`. For least squares `df/dt <= -2 lambda_t f`, lambda_t the smallest
-eigenvalue of `Z J J^T Z^T / n`, so f falls at least like e^{-2 lambda t} with the smallest lambda_t along the flow. In
-the end f falls at exactly twice the lambda of x*. So a enters through the metric J J^T, which decay shrinks in some
-families and enlarges in others. The tables also hold pairs outside the theorem, with the condition they fail.
+A commuting pair with h >= 0 whose decay is switched off converges, and the theory gives three facts on the rate. With
+x* the limit and D_a the Bregman divergence of R_a, the loss of a convex f obeys `f(x_t) - f* <= D_a(x*, x_off) / (t -
+t_off)`. For least squares `df/dt <= -2 lambda_t f`, lambda_t the smallest eigenvalue of `Z J J^T Z^T / n`, so f falls
+at least like e^{-2 lambda t} with the smallest lambda_t along the flow. In the end f falls at exactly twice the lambda
+of x*. So a enters through the metric J J^T, which decay shrinks in some families and enlarges in others. The tables
+also hold pairs outside the theorem, with the condition they fail.
 """
 
 from dataclasses import dataclass

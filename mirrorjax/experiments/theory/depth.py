@@ -2,9 +2,9 @@
 
 Sparse regression with decay until t = 50 and none after. x = w with L1 moves away from its sparse vector after the
 switch-off. x = m w with weight decay ends at x*, and only after the switch-off. x = m w v with weight decay ends at x*
-for weak decay only: strong decay makes its metric J J^T vanish, and x* cannot be recovered in the time left. Every model
-is run by gradient descent and, where it exists, by the flow, over several draws of the data, since one draw proves
-little.
+for weak decay only: strong decay makes its metric J J^T vanish, and x* cannot be recovered in the time left. Every
+model is run by gradient descent and, where it exists, by the flow, over several draws of the data, since one draw
+proves little.
 """
 
 from collections.abc import Mapping, Sequence

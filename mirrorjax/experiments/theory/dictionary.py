@@ -1,4 +1,4 @@
-"""Dictionaries for sparse coding, `y = D x`, and the Lasso and matching pursuit to compare with; the door to scikit-learn.
+"""Dictionaries for sparse coding, `y = D x`, the Lasso, and matching pursuit; the door to scikit-learn.
 
 `f(x) = |y - D x|^2 / 2` depends on the signal y (p pixels) only through `D = Q R` (Q with orthonormal columns): it is
 `|Q^T y - R x|^2 / 2` plus the constant `|y - Q Q^T y|^2 / 2`. The flow therefore runs on k x k numbers for k atoms,

@@ -2,8 +2,8 @@
 
 Two problems with decay that is switched off: matrix sensing, X = U U^T, and sparse regression, x = m w. For every
 strength and switch-off time the experiment measures the times from which the loss and the error are small. Weak decay
-changes R_a little, and the error falls long after the loss. Strong decay shrinks the weights to e^{-2|a|}, and the flow
-must first enlarge them again: in sparse regression this takes a time, proportional to |a|, that is known without
+changes R_a little, and the error falls long after the loss. Strong decay shrinks the weights to e^{-2|a|}, and the
+flow must first enlarge them again: in sparse regression this takes a time, proportional to |a|, that is known without
 integrating.
 """
 

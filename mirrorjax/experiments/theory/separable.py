@@ -1,12 +1,12 @@
 """Separable data (beyond the paper): the margin that the flow maximises, and its speed, after decay is switched off.
 
 On linearly separable data the logistic loss has no minimum: x grows for ever, and training selects its direction. A
-mirror flow whose dual variable can grow for ever tends to the max margin in the norm that its potential has at infinity,
-the horizon function: L2 for x = w, L1 for x = m w. The limit does not depend on a, but the time to reach it does. The
-gap closes like 1/log t for x = w. For x = m w the dual variable starts from 2|a| and then grows like log log t / 2 only:
-without decay a large start keeps the L2 margin at every time up to 1e100, some decay turns it to L1, and stronger decay
-freezes the coordinates that were picked first. For x = u^4 - v^4 the dual interval is finite: mu converges to a value
-that depends on its whole past, and the direction is no max margin.
+mirror flow whose dual variable can grow for ever tends to the max margin in the norm that its potential has at
+infinity, the horizon function: L2 for x = w, L1 for x = m w. The limit does not depend on a, but the time to reach it
+does. The gap closes like 1/log t for x = w. For x = m w the dual variable starts from 2|a| and then grows like log log
+t / 2 only: without decay a large start keeps the L2 margin at every time up to 1e100, some decay turns it to L1, and
+stronger decay freezes the coordinates that were picked first. For x = u^4 - v^4 the dual interval is finite: mu
+converges to a value that depends on its whole past, and the direction is no max margin.
 """
 
 from dataclasses import dataclass

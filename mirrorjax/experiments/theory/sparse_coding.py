@@ -1,8 +1,9 @@
-"""Sparse codes of the Olivetti faces (Figs. 10 to 13): the effect of decay on codes made by a flow on a fixed dictionary.
+"""Sparse codes of the Olivetti faces (Figs. 10 to 13): the effect of decay on codes by a flow, for a fixed dictionary.
 
-Every face is its own lane: f(x) = |y - D x|^2 / 2, exactly, in the coordinates of `dictionary.py`, with as many numbers
-as there are atoms. (a) x = u^4 - v^4: stronger decay makes the codes stationary sooner. (b) x = log u - log v: stronger
-decay raises the nuclear norm, until the range is exhausted. (c) x = m w with constant decay ends at the Lasso.
+Every face is its own lane: f(x) = |y - D x|^2 / 2, exactly, in the coordinates of `dictionary.py`, with as many
+numbers as there are atoms. (a) x = u^4 - v^4: stronger decay makes the codes stationary sooner. (b) x = log u - log v:
+stronger decay raises the nuclear norm, until the range is exhausted. (c) x = m w with constant decay ends at the
+Lasso.
 """
 
 from collections.abc import Sequence
