@@ -229,10 +229,9 @@ import jax.numpy as jnp
 import mirrorjax as mj
 from mirrorjax.cli import main
 
-f = mj.LeastSquares(jnp.ones((2, 3)), jnp.ones(2))
-
 
 def lane(alpha):
+    f = mj.LeastSquares(jnp.ones((2, 3)), jnp.ones(2))
     return mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.Constant(alpha), f), (jnp.ones(3), jnp.zeros(3))
 
 
