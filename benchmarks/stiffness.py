@@ -56,11 +56,11 @@ def spectral_radius(field: Any, y: Any) -> Array:
 def steps_taken(setting: Setting, solver: Any, rtol: Array) -> tuple[Any, Any, Any, Array]:
     """Ends of the accepted steps from t = 0, spectral radii there, x at the setting's times, and the rejected steps."""
     problem, w0 = setting.make(jnp.float64)
-    flow = setting.flow
-    context, state = flow.start(problem, w0)
+    motion = setting.flow.prepare(problem, w0)
+    state = motion.initial()
 
     def velocity(t: Any, y: Any) -> Any:
-        return flow.velocity(jnp.asarray(t), y, context)
+        return motion.velocity(jnp.asarray(t), y)
 
     solution = diffrax.diffeqsolve(
         diffrax.ODETerm(lambda t, y, args: velocity(t, y)),
@@ -72,11 +72,11 @@ def steps_taken(setting: Setting, solver: Any, rtol: Array) -> tuple[Any, Any, A
         saveat=diffrax.SaveAt(
             subs=[
                 diffrax.SubSaveAt(t0=True, steps=True, fn=lambda t, y, args: spectral_radius(partial(velocity, t), y)),
-                diffrax.SubSaveAt(ts=setting.times, fn=lambda t, y, args: flow.read(t, y, context).x),
+                diffrax.SubSaveAt(ts=setting.times, fn=lambda t, y, args: motion.read(t, y).x),
             ]
         ),
         stepsize_controller=diffrax.ClipStepSizeController(
-            diffrax.PIDController(rtol=rtol, atol=rtol / 100), jump_ts=problem.alpha.breakpoints
+            diffrax.PIDController(rtol=rtol, atol=rtol / 100), jump_ts=problem.schedule.breakpoints
         ),
         max_steps=MAX_STEPS,
         throw=False,
@@ -88,7 +88,7 @@ def steps_taken(setting: Setting, solver: Any, rtol: Array) -> tuple[Any, Any, A
 def size(setting: Setting) -> int:
     """How many numbers the state of the flow holds."""
     problem, w0 = setting.make(jnp.float64)
-    return sum(leaf.size for leaf in jax.tree.leaves(setting.flow.start(problem, w0)[1]))
+    return sum(leaf.size for leaf in jax.tree.leaves(setting.flow.prepare(problem, w0).initial()))
 
 
 def stiffness(setting: Setting, rtol: float, truth: np.ndarray) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from work_problems import PROBLEMS, Setting, relative_errors
 
 import mirrorjax as mj
 from mirrorjax import plot
-from mirrorjax.dynamics.flows.continuous import AbstractFlow
+from mirrorjax.dynamics import AbstractMotion
 
 RESULTS = Path(__file__).parent / "results"
 SOLVERS: dict[str, Callable[[], diffrax.AbstractSolver]] = {
@@ -66,15 +66,15 @@ def tally_jvp(primals: tuple, tangents: tuple) -> tuple[Any, Any]:
     return primals[1], tangents[1]
 
 
-def velocity(t: Any, y: Any, args: tuple[AbstractFlow, Any]) -> Any:
-    flow, context = args
-    return flow.velocity(jnp.asarray(t, float), tally(t, y), context)
+def velocity(t: Any, y: Any, motion: AbstractMotion) -> Any:
+    return motion.velocity(jnp.asarray(t, float), tally(t, y))
 
 
 @eqx.filter_jit
 def integrate(problem: mj.Problem, w0: Any, flow: Any, ts: Array, solver: Any, rtol: Array) -> tuple[Any, dict, Any]:
     """x at ts, the last the end, as `mirrorjax.solve` integrates it (tolerances, jump, coordinates)."""
-    context, state = flow.start(problem, w0)
+    motion = flow.prepare(problem, w0)
+    state = motion.initial()
     dtype = jnp.result_type(*jax.tree.leaves(state))
     control = diffrax.PIDController(rtol=rtol.astype(dtype), atol=(rtol / 100).astype(dtype))
     ts = ts.astype(dtype)
@@ -85,9 +85,9 @@ def integrate(problem: mj.Problem, w0: Any, flow: Any, ts: Array, solver: Any, r
         t1=ts[-1],
         dt0=None,
         y0=state,
-        args=(flow, context),
-        saveat=diffrax.SaveAt(ts=ts, fn=lambda t, y, args: flow.read(jnp.asarray(t, float), y, context).x),
-        stepsize_controller=diffrax.ClipStepSizeController(control, jump_ts=problem.alpha.breakpoints.astype(dtype)),
+        args=motion,
+        saveat=diffrax.SaveAt(ts=ts, fn=lambda t, y, args: motion.read(jnp.asarray(t, float), y).x),
+        stepsize_controller=diffrax.ClipStepSizeController(control, jump_ts=problem.schedule.breakpoints.astype(dtype)),
         max_steps=MAX_STEPS,
         adjoint=diffrax.ForwardMode(),
         throw=False,

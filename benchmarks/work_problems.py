@@ -10,7 +10,7 @@ import numpy as np
 from jax import Array
 
 import mirrorjax as mj
-from mirrorjax.dynamics.flows.continuous import AbstractFlow
+from mirrorjax.dynamics import AbstractFlow
 from mirrorjax.experiments.theory.matrix_sensing import Size, make_data
 
 Made = tuple[mj.Problem, Any]

@@ -19,6 +19,7 @@ from . import (
 from .dynamics import (
     RKC as RKC,
     AbstractFlow as AbstractFlow,
+    AbstractMotion as AbstractMotion,
     Descent as Descent,
     MirrorFlow as MirrorFlow,
     Point as Point,
@@ -32,6 +33,7 @@ from .geometry import (
     VERDICT as VERDICT,
     AbstractLegendre as AbstractLegendre,
     Limit as Limit,
+    Recovered as Recovered,
     Report as Report,
     SpectralGram as SpectralGram,
     SpectralProduct as SpectralProduct,
@@ -43,6 +45,7 @@ from .geometry import (
     legendre as legendre,
     local_exponent as local_exponent,
     predict_limit as predict_limit,
+    register_legendre as register_legendre,
 )
 from .problem import (
     L1 as L1,
@@ -58,6 +61,7 @@ from .problem import (
     Custom as Custom,
     CustomObjective as CustomObjective,
     CustomRegularizer as CustomRegularizer,
+    CustomSchedule as CustomSchedule,
     ExpDifference as ExpDifference,
     FromOptax as FromOptax,
     Gram as Gram,

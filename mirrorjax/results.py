@@ -8,7 +8,7 @@ from jaxtyping import ArrayLike, Bool
 
 
 class RESULTS(eqx.Enumeration):
-    """How a flow, an inversion or a predicted limit ended; an array of codes under vmap. Printing one shows its advice.
+    """Status of a flow, an inversion or a predicted limit; an array of codes under vmap. Printing one shows its advice.
 
     `result == RESULTS.successful` is a boolean array; `mirrorjax.status_name(result)` gives the names:
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,6 +27,7 @@ from mirrorjax.problem import (
     Custom,
     CustomObjective,
     CustomRegularizer,
+    CustomSchedule,
     ExpDifference,
     FromOptax,
     Gram,
@@ -237,6 +239,15 @@ def optax_joined(alpha: float) -> FromOptax:
     return FromOptax(optax.join_schedules(parts, [5, 12]), 0.1, boundaries=[12, 5])
 
 
+class Ramp(eqx.Module):
+    """`alpha t / 1.7`, until t = 1.7."""
+
+    alpha: Array
+
+    def __call__(self, t):
+        return jnp.where(t < 1.7, self.alpha * t / 1.7, 0.0)
+
+
 SCHEDULES: dict[str, Schedule] = {
     "constant": Schedule(Constant, lambda t: 1.0),
     "switch_off": Schedule(lambda alpha: SwitchOff(alpha, 1.7), lambda t: float(t < 1.7), (1.7,)),
@@ -255,6 +266,9 @@ SCHEDULES: dict[str, Schedule] = {
         lambda alpha: Sum(SwitchOff(alpha, 1.7), LinearDecay(0.5 * alpha, 1.0)),
         lambda t: float(t < 1.7) + 0.5 * max(1 - t, 0.0),
         (1.0, 1.7),
+    ),
+    "custom": Schedule(
+        lambda alpha: CustomSchedule(Ramp(jnp.asarray(alpha)), [1.7]), lambda t: t / 1.7 * float(t < 1.7), (1.7,)
     ),
     "optax_cosine": Schedule(optax_cosine, cosine, (1.7,)),
     "optax_exponential": Schedule(optax_exponential, lambda t: 0.5 ** float(t)),
@@ -337,7 +351,7 @@ def reference(
     @jax.jit
     def rhs(t, state):
         w = unravel(state[:size])
-        total = jax.grad(lambda w: problem.objective(problem.g(w)) + problem.alpha(t) * problem.h(w))(w)
+        total = jax.grad(lambda w: problem.objective(problem.g(w)) + problem.schedule(t) * problem.h(w))(w)
         return -jnp.concatenate([ravel_pytree(total)[0], jax.grad(problem.objective.__call__)(problem.g(w)).ravel()])
 
     x = problem.g(w0)

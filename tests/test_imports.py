@@ -42,7 +42,7 @@ BELOW = {
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
     "diffrax": {"dynamics", "geometry/numeric.py", "experiments/theory/sparse_coding.py"},
-    "lineax": {"geometry/inversion.py"},
+    "lineax": {"geometry/newton.py"},
     "optax": {"dynamics/flows/descent.py", "problem/schedule.py", "optim", "nn/train.py", "nn/tasks.py", "experiments"},
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
@@ -59,7 +59,6 @@ DOORS = {
     "PIL": {"experiments/networks/imagenet.py"},
     "typer": {"cli"},
     "lazy_loader": {"__init__.py", "experiments/__init__.py"},
-    "typing_extensions": {"checks.py"},
 }
 
 

@@ -1,10 +1,10 @@
 """Coordinates in which the weights are integrated, so that a solver never loses digits to tiny weights.
 
 Decay shrinks weights by e^-25 and more before they grow back; a solver that controls absolute errors of order 1e-8
-would see zero. For homogeneous g and h the flow is therefore integrated in `w = e^s V`, with V of order one and s the
-logarithm of the scale: the velocity of (s, V) is written with the powers of e^s taken out, so nothing in it over- or
-underflows, uniform decay only moves s (at a constant rate, which costs no step), and float32 follows any amount of
-decay.
+would round them to zero. For homogeneous g and h the flow is therefore integrated in `w = e^s V`, with V of order one
+and s the logarithm of the scale: the velocity of (s, V) is written with the powers of e^s taken out, so nothing in it
+over- or underflows, uniform decay only moves s (at a constant rate, which costs no step), and float32 follows any
+amount of decay.
 """
 
 import abc
@@ -83,7 +83,7 @@ class LogScale(AbstractCoordinates):
 
 
 def choose_coordinates(problem: Problem, w0: Weights) -> AbstractCoordinates:
-    """The start in `LogScale` where g and h are homogeneous of degree >= 2, in `Plain` coordinates otherwise."""
+    """Converts w0 to `LogScale` coordinates where g and h are homogeneous of degree >= 2, to `Plain` ones otherwise."""
     p, q = problem.g.degree, problem.h.degree
     if p is None or q is None or p < 2 or q < 2:
         return Plain(w0)
@@ -115,5 +115,5 @@ def _largest(w: Weights, ndim: int) -> Float[Array, "..."]:
 
 
 def _safe(value: Float[Array, "..."]) -> Float[Array, "..."]:
-    """1 where a block is exactly zero: such weights stay zero for ever, at any scale."""
+    """Replaces zeros by 1: weights that are exactly zero stay zero for ever, at any scale."""
     return jnp.where(value == 0, 1.0, value)

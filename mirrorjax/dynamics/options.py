@@ -1,111 +1,125 @@
-"""Options: the arguments of `solve` and `sweep`, checked once, with defaults for the precision of the weights."""
+"""The keywords by which `solve` and `sweep` are told how to integrate, spelled once and checked once."""
 
+import inspect
 from collections.abc import Callable
+from typing import Any, TypedDict, TypeVar
 
 import diffrax
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, Float
 
-from ..checks import Numbers, as_float, is_concrete, refuted
-from ..problem.reparam import Weights
-from .flows.continuous import AbstractFlow, MirrorFlow, PrimalFlow
-from .flows.descent import AbstractDescent, DescentSolver, whole
-from .solvers.rkc import RKC
+from ..checks import Number, Numbers, as_count, as_float, as_time_scalar, is_concrete, refuted, require_positive
+from .flows.primal import PrimalFlow
+from .guards import Metrics
+from .motion import AbstractFlow, AbstractMotion, Solver
 
-Solver = diffrax.AbstractSolver
-Metrics = Callable[[Float[Array, ""], Float[Array, "..."], Weights], PyTree]
-# The default of float32, with room for its own rounding.
+# The default rtol of float32 is 1e-4, which rounds to a little less there.
 STABILIZED_FROM = 0.99e-4
+# Adjoints that differentiate the steps themselves, as RKC needs.
+DIFFERENTIATES_STEPS = diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
+
+Function = TypeVar("Function", bound=Callable)
+
+
+class Integration(TypedDict, total=False):
+    """The keywords of `solve` and `sweep` that say how to integrate; `solve` documents them."""
+
+    saveat: Numbers | None
+    metrics: Metrics | None
+    flow: AbstractFlow | None
+    solver: Solver | None
+    rtol: Number | None
+    atol: Number | None
+    max_steps: int | None
+
+
+def with_integration(function: Function) -> Function:
+    """Decorates a function of `**how: Unpack[Integration]` so that `help()` and completion list the keywords."""
+    signature = inspect.signature(function)
+    own = [each for each in signature.parameters.values() if each.kind is not inspect.Parameter.VAR_KEYWORD]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+        for name, annotation in Integration.__annotations__.items()
+    ]
+    function.__signature__ = signature.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    return function
 
 
 class Options(eqx.Module):
-    """How to integrate: everything `solve` and `sweep` take besides the problem, checked once. Numbers are leaves."""
+    """Settings of the integration of a motion: save times, tolerances, solver. Numbers are leaves."""
 
     ts: Float[Array, " time"]
     t1: Float[Array, ""]
     rtol: Float[Array, ""]
     atol: Float[Array, ""]
-    flow: AbstractFlow
     solver: Solver
     adjoint: diffrax.AbstractAdjoint
     metrics: Metrics | None
     max_steps: int = eqx.field(static=True)  # static: diffrax sizes its checkpoints by it
 
 
-def make_options(
-    w0: PyTree,
-    *,
-    t1: ArrayLike,
-    saveat: Numbers | None = None,
-    metrics: Metrics | None = None,
-    flow: AbstractFlow | None = None,
-    solver: Solver | None = None,
-    rtol: ArrayLike | None = None,
-    atol: ArrayLike | None = None,
-    max_steps: int = 100_000,
-    adjoint: diffrax.AbstractAdjoint | None = None,
-) -> Options:
-    """The arguments of `solve` as leaves, with defaults filled in for the dtype of w0 and bad ones refused."""
+def refuse_unknown(how: Integration, caller: str) -> None:
+    """Raises `TypeError` for a keyword that `caller` does not have."""
+    if unknown := sorted(set(how) - set(Integration.__annotations__)):
+        known = ", ".join(Integration.__annotations__)
+        raise TypeError(f"{caller}() has no argument {', '.join(unknown)}; beside its own it has {known}")
+
+
+def choose_flow(how: Integration) -> AbstractFlow:
+    """The flow asked for, `PrimalFlow()` where none is. Raises `ValueError` for anything that is not a flow."""
+    flow = how.get("flow")
     flow = PrimalFlow() if flow is None else flow
     if not isinstance(flow, AbstractFlow):
         raise ValueError(f"flow must be a flow such as PrimalFlow() or Descent(optimizer, step_size), got {flow!r}")
-    if isinstance(flow, AbstractDescent):
-        if solver is not None:
-            raise ValueError(f"{type(flow).__name__} makes its own steps; leave out solver={solver!r}")
-        if refuted(lambda: whole(jnp.asarray(t1) / flow.step_size), t1, flow.step_size):
-            raise ValueError(
-                f"{type(flow).__name__} takes whole steps, but t1 = {t1} is {float(jnp.asarray(t1) / flow.step_size):g}"
-                f" steps of {flow.step_size}; choose a multiple of step_size"
-            )
-        solver = DescentSolver()
-    if not isinstance(max_steps, int) or max_steps < 1:
-        raise ValueError(f"max_steps must be a whole number of at least 1, got {max_steps!r}")
+    return flow
+
+
+def make_options(
+    flow: AbstractFlow,
+    motion: AbstractMotion,
+    dtype: jnp.dtype,
+    t1: Float[Array, ""],
+    how: Integration,
+    adjoint: diffrax.AbstractAdjoint | None = None,
+) -> Options:
+    """Checks the keywords and fills in the defaults of this motion.
+
+    **Arguments:** `flow`; `motion`: of that flow, or its shapes; `dtype`: of the state; `t1`: the last time; `how`: the
+    keywords; `adjoint`: a diffrax adjoint, reverse mode where it is `None`.
+    **Raises:** `ValueError` for an argument that does not fit, with its value.
+    """
+    require_positive(t1, "t1")
+    flow.clock.check(t1, type(flow).__name__)
+    metrics = how.get("metrics")
     if metrics is not None and not callable(metrics):
         raise ValueError(f"metrics must be a function of (t, x, w), got {metrics!r}")
-    t1 = as_time_scalar(t1, "t1")
-    if refuted(lambda: (t1 > 0) & jnp.isfinite(t1), t1):
-        raise ValueError(f"t1 must be positive and finite, got {t1}")
-    single = jnp.finfo(jnp.result_type(*jax.tree.leaves(w0))).bits < 64
-    rtol = as_time_scalar((1e-4 if single else 1e-6) if rtol is None else rtol, "rtol")
-    atol = rtol / 100 if atol is None else as_time_scalar(atol, "atol")
-    for tolerance, name in ((rtol, "rtol"), (atol, "atol")):
-        if refuted(lambda tolerance=tolerance: (tolerance > 0) & jnp.isfinite(tolerance), tolerance):
-            raise ValueError(f"{name} must be positive and finite, got {tolerance}")
+    single = jnp.finfo(dtype).bits < 64
+    rtol = _tolerance(how.get("rtol"), "rtol", 1e-4 if single else 1e-6)
+    max_steps = how.get("max_steps")
     return Options(
-        ts=_save_times(saveat, t1),
+        ts=_save_times(how.get("saveat"), t1),
         t1=t1,
         rtol=rtol,
-        atol=atol,
-        flow=flow,
-        solver=_default_solver(flow, rtol, single, adjoint) if solver is None else solver,
+        atol=_tolerance(how.get("atol"), "atol", rtol / 100),
+        solver=motion.choose_solver(how.get("solver"), loose=_is_loose(rtol, single, adjoint)),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         metrics=metrics,
-        max_steps=max_steps,
+        max_steps=100_000 if max_steps is None else as_count(max_steps, "max_steps"),
     )
 
 
-def _default_solver(
-    flow: AbstractFlow, rtol: Float[Array, ""], single: bool, adjoint: diffrax.AbstractAdjoint | None
-) -> Solver:
-    """The stabilized solver for gradient flows at tolerances of 1e-4 and looser, where it was measured to need a fifth
-    to three fifths of the evaluations of Tsit5; Tsit5 else. Curves: benchmarks/README.md."""
-    loose = single if not is_concrete(rtol) else float(rtol) >= STABILIZED_FROM
-    steps_differentiate = adjoint is None or isinstance(
-        adjoint, diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
-    )
-    stabilized = loose and steps_differentiate and isinstance(flow, PrimalFlow | MirrorFlow)
-    return RKC() if stabilized else diffrax.Tsit5()
+def _tolerance(value: Number | None, name: str, default: Any) -> Float[Array, ""]:
+    tolerance = as_time_scalar(default if value is None else value, name)
+    require_positive(tolerance, name)
+    return tolerance
 
 
-def as_time_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
-    """A scalar in the precision of time: float64 where it is enabled, whatever the dtype of the state."""
-    array = as_float(value, name)
-    if array.ndim != 0:
-        raise ValueError(f"{name} must be a scalar, got shape {array.shape}")
-    return array.astype(float)
+def _is_loose(rtol: Float[Array, ""], single: bool, adjoint: diffrax.AbstractAdjoint | None) -> bool:
+    """True if the tolerance is 1e-4 or looser and the adjoint differentiates steps, as the stabilized solver needs."""
+    loose = float(rtol) >= STABILIZED_FROM if is_concrete(rtol) else single
+    return loose and (adjoint is None or isinstance(adjoint, DIFFERENTIATES_STEPS))
 
 
 def _save_times(saveat: Numbers | None, t1: Float[Array, ""]) -> Float[Array, " time"]:

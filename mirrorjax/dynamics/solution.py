@@ -1,9 +1,11 @@
-"""Solution: what a flow returns."""
+"""Points of a trajectory, and `Solution`, which `solve` returns."""
 
 from typing import Any
 
 import equinox as eqx
-from jaxtyping import Array, Float, Int, PyTree
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..problem.reparam import Weights
 from ..results import RESULTS
@@ -16,6 +18,11 @@ class Point(eqx.Module):
     w: Weights
     mu: Float[Array, "..."]
     loss: Float[Array, ""]
+
+    def is_finite(self) -> Bool[Array, ""]:
+        """True if x, w and the loss are finite; mu is not looked at, because some flows do not follow it."""
+        leaves = jax.tree.leaves((self.x, self.w, self.loss))
+        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
 
 
 class Solution(eqx.Module):

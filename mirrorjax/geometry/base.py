@@ -1,4 +1,4 @@
-"""R_a and its conjugate Q_a: what the theory says about (g, h), with no loss and no time.
+"""R_a and its conjugate Q_a, the Legendre functions of a pair (g, h): they know no loss and no time.
 
 Everything follows from the flow map psi(mu, a), the weights reached from w0 by flowing along grad g_i for "time" mu_i
 and along grad h for "time" a: `grad Q_a(mu) = g(psi(mu, a))`, `Hess Q_a = J J^T`, and R_a is the conjugate of Q_a.
@@ -18,7 +18,7 @@ Scalar = Float[ArrayLike, ""]
 
 
 class Recovered(eqx.Module):
-    """A map evaluated by inversion: `value`, NaN where it does not exist, and `result`, why, for each point.
+    """A map evaluated point by point: `value`, NaN where there is none, and `result`, the reason, for each point.
 
     For separable families `result` is shaped like the value, one status a coordinate; otherwise it is one scalar.
     """
@@ -47,7 +47,7 @@ class AbstractLegendre(eqx.Module):
 
     @abc.abstractmethod
     def weights(self, mu: Float[Array, "..."], a: Scalar) -> Weights:
-        """`psi(mu, a)`: the weights the flow is at when its dual variable is mu; NaN outside the dual interval."""
+        """`psi(mu, a)`: the weights of the flow when its dual variable is mu; NaN outside the dual interval."""
 
     @abc.abstractmethod
     def potential(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
@@ -68,6 +68,14 @@ class AbstractLegendre(eqx.Module):
     @abc.abstractmethod
     def dual_interval(self, a: Scalar) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The open interval of each mu_i on which Q_a is finite, `(lower, upper)`; infinite where it has no end."""
+
+    @property
+    def separable(self) -> bool:
+        """True if `R_a(x) = sum_i R_a,i(x_i)`, so that each coordinate has its own status."""
+        return False
+
+    def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
+        """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
 
     def mirror_map(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
         """`grad R_a(x) = mu`. Raises where x is outside the range or the inversion failed."""
@@ -101,6 +109,6 @@ class AbstractLegendre(eqx.Module):
 
 
 def raise_unless_ok(recovered: Recovered) -> Float[Array, "..."]:
-    """The value, with an error at run time naming the first failure where a point has no status of success."""
+    """Returns the value, and raises at run time, naming the first failure, where a point was not successful."""
     failure = first_failure(recovered.result)
     return failure.error_if(recovered.value, failure != RESULTS.successful)

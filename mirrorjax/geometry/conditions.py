@@ -1,4 +1,6 @@
-"""Does R_a exist for (g, h)? Regular, commuting, contracting: measured at sampled weights, reported with numbers."""
+"""check(): is a pair (g, h) regular, commuting and contracting? Measured at sampled weights, reported with numbers."""
+
+from typing import TYPE_CHECKING
 
 import equinox as eqx
 import jax
@@ -6,28 +8,25 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
-from rich.table import Table
 
-from ..checks import is_concrete
-from ..problem import (
-    AbstractDifference,
-    AbstractRegularizer,
-    AbstractReparameterization,
-    Gram,
-    Hadamard,
-    Linear,
-    MatrixProduct,
-    Quadratic,
-    QuadraticForm,
-    WeightDecay,
-)
+from ..checks import as_count, is_concrete
+from ..problem import AbstractRegularizer, AbstractReparameterization
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
-from .fields import Fields, brackets, covectors, hessian_error, rank, rank_is_exact, ratio, wronskian
+from .commutators import spectral_commutator
+from .fields import Fields, brackets, covectors, hessian_error, rank, rank_is_exact, wronskian
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class VERDICT(eqx.Enumeration):
-    """What the brackets say; printing one shows what follows from it."""
+    """The conclusion of `check` from the brackets; printing one shows what follows from it.
+
+    - `commuting`: all fields commute, so R_a exists where g is regular.
+    - `g_only`: the fields of g commute, but not with h, so there is an R for alpha = 0 only.
+    - `neither`: the fields of g do not commute, so there is no R.
+    """
 
     commuting = "commuting: Theorem 3.6 applies where g is regular, R_a exists"
     g_only = "g commutes but h does not: an R without time dependence only, for alpha = 0"
@@ -48,14 +47,14 @@ class Brackets(eqx.Module):
 
 
 class Report(eqx.Module):
-    """What `check` measured; `str(report)` is plain text, `report.table()` a rich table.
+    """The measurements of `check`; `str(report)` is plain text, `report.table()` a rich table.
 
     `rank` is the smallest and `condition_number` the largest met; for a Jacobian too large for a dense decomposition
     (`rank_exact` False) they are bounds, from above and from below. `hessian_error` compares the Jacobian of
     (mu, a) -> (x, h), taken through the flow, with J J^T (J of (g, h)): equal, so symmetric and positive, exactly where
     the potential exists, and then to about 1e-8, the error of the integration. `separable` and
     `wronskian` (largest `|g' h'' - g'' h'| / (|g' h''| + |g'' h'|)`, which has a meaning where h is separable) are
-    given for differences, `commutators` for quadratic forms. `points` are the weights looked at, on a leading axis.
+    given for differences, `commutators` for quadratic forms. `points` are the sampled weights, on a leading axis.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorems 3.6, 3.10, 3.15, Corollary 3.12.
     """
@@ -78,7 +77,7 @@ class Report(eqx.Module):
 
     @property
     def regular(self) -> Bool[Array, ""]:
-        """Whether J has full rank d at every point looked at."""
+        """True if J has full rank d at every sampled point."""
         return self.rank == self.size
 
     @property
@@ -92,7 +91,7 @@ class Report(eqx.Module):
         return self.theorem_3_6 & self.contracting
 
     def rows(self) -> list[tuple[str, str]]:
-        """What was measured, as (name, text) pairs in reading order."""
+        """The measurements as (name, text) pairs in reading order."""
         at_most, at_least = ("", "") if self.rank_exact else ("at most ", "at least ")
         regular = "regular" if self.regular else "NOT regular: Theorem 3.6 needs full rank"
         looked_at = jax.tree.leaves(self.points)[0].shape[0]
@@ -116,8 +115,10 @@ class Report(eqx.Module):
             *(("note", note) for note in self.notes),
         ]
 
-    def table(self) -> Table:
+    def table(self) -> "Table":
         """The report as a `rich.table.Table`."""
+        from rich.table import Table  # here, so that importing mirrorjax does not load rich
+
         table = Table("condition", "measured")
         for name, text in self.rows():
             table.add_row(name, text)
@@ -137,12 +138,12 @@ def check(
     tolerance: ArrayLike | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Report:
-    """Whether the theory applies to (g, h) around w: `[grad g_i, grad g_j] = 0 = [grad g_i, grad h]`, J of full rank.
+    """Measures if the theory applies to (g, h) around w: `[grad g_i, grad g_j] = 0 = [grad g_i, grad h]`, J of full rank.
 
-    `[X, Y] = DX.Y - DY.X`. Looks at w and at `points - 1` others, whose entries are those of w times exp(radius normal)
+    `[X, Y] = DX.Y - DY.X`. The points are w and `points - 1` others, whose entries are those of w times exp(radius normal)
     and so keep their sign; entries that are 0 are moved by radius times the root mean square of w.
 
-    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `radius`: relative spread of the points; `points`: how many;
+    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `radius`: relative spread of the points; `points`: their number;
     `tolerance`: below which a normalised bracket counts as 0, by default `100 eps sqrt(D)`: the brackets are formed
     without an inverse, from sums over the D weights whose rounding adds up like sqrt(D), and 100 leaves room for the
     few dozen roundings of each term (raise it for matrices known to fewer digits than eps); `key`: seed of the points.
@@ -154,8 +155,7 @@ def check(
     w = as_weights(w)
     g.check(w)
     h.check(w)
-    if not isinstance(points, int) or points < 1:
-        raise ValueError(f"points must be a whole number of at least 1, got {points}")
+    points = as_count(points, "points")
     if is_concrete(radius) and not 0 < float(np.asarray(radius)) < 1:
         raise ValueError(f"radius must lie between 0 and 1, it is relative to the weights; got {radius}")
     flat = ravel_pytree(w)[0]
@@ -184,18 +184,17 @@ def check(
 @eqx.filter_jit
 def _check(g, h, w, radius, points, tolerance, key) -> Report:
     flat, unravel = ravel_pytree(w)
-    fields = Fields(g, h, unravel, jax.eval_shape(g, w).size)
+    fields = Fields(g, h, unravel, jax.eval_shape(g, w).shape)
     sample_key, combination_key, probe_key = jax.random.split(key, 3)
     sampled = _sample(flat, h.smooth, radius, points, sample_key)
     combinations, complete = covectors(fields, flat.dtype, combination_key)
-    scalar = isinstance(g, AbstractDifference)
 
     def measure(point: Float[Array, " D"]) -> dict[str, Array]:
         g_g, g_h = brackets(fields, combinations, point, probe_key)
         full, condition = rank(fields, point, probe_key)
         error = hessian_error(fields, point, radius, probe_key)
         general = {"g_g": g_g, "g_h": g_h, "rank": full, "condition": condition, "hessian": error}
-        return general | (wronskian(fields, point, tolerance, probe_key) if scalar else {})
+        return general | (wronskian(fields, point, tolerance, probe_key) if g.is_difference else {})
 
     measured = jax.lax.map(measure, sampled)
     worst = jax.tree.map(jnp.max, measured)
@@ -207,8 +206,8 @@ def _check(g, h, w, radius, points, tolerance, key) -> Report:
         verdict=_verdict(at_points, matrices, tolerance, h.smooth),
         brackets=at_points,
         commutators=matrices,
-        wronskian=worst["wronskian"] if scalar else None,
-        separable=jnp.all(measured["separable"]) if scalar else None,
+        wronskian=worst["wronskian"] if g.is_difference else None,
+        separable=jnp.all(measured["separable"]) if g.is_difference else None,
         rank=jnp.min(measured["rank"]),
         condition_number=worst["condition"],
         hessian_error=worst["hessian"],
@@ -218,7 +217,7 @@ def _check(g, h, w, radius, points, tolerance, key) -> Report:
         tolerance=tolerance,
         size=fields.size,
         rank_exact=rank_is_exact(fields, flat.size),
-        notes=_notes(g, h),
+        notes=(*h.notes(g), *g.notes()),
     )
 
 
@@ -227,44 +226,35 @@ def _sample(
 ) -> Float[Array, "points D"]:
     noise = radius * jax.random.normal(key, (points, flat.size), flat.dtype)
     size = jnp.sqrt(jnp.mean(flat**2))
-    # The first point is w itself; but a regularizer without derivative at 0 is looked at away from 0.
+    # The first point is w itself; but a regularizer without derivative at 0 is sampled away from 0.
     still = jnp.zeros_like(noise).at[1:].set(1.0)
     from_zero = jnp.where(size > 0, size, 1.0) * noise * (still if smooth else jnp.ones_like(still))
     return jnp.where(jnp.broadcast_to(flat == 0, noise.shape), from_zero, flat[None] * jnp.exp(noise * still))
-
-
-def commutator(A: Float[Array, "D D"], B: Float[Array, "D D"]) -> Float[Array, ""]:
-    """`|AB - BA| / (2 |A| |B|)` in spectral norms, in [0, 1]; 0 where a matrix is 0."""
-    sizes = 2 * jnp.linalg.norm(A, ord=2) * jnp.linalg.norm(B, ord=2)
-    return ratio(jnp.linalg.norm(A @ B - B @ A, ord=2), sizes)
 
 
 def _commutators(
     g: AbstractReparameterization, h: AbstractRegularizer, combinations: Float[Array, "p d"], complete: bool
 ) -> Brackets | None:
     """Commutators of the matrices themselves, which need no point; `None` unless g and h are quadratic forms."""
-    if not isinstance(g, Quadratic) or not isinstance(h, QuadraticForm | WeightDecay):
+    if g.quadratic_forms is None:
         return None
-    # Weight decay is a multiple of the identity, which commutes with every matrix.
-    G0 = h.G0 if isinstance(h, QuadraticForm) else jnp.eye(g.G.shape[-1], dtype=g.G.dtype)
-    matrices = jnp.einsum("pd,dij->pij", combinations, g.G)
+    G0 = h.quadratic_form(g.quadratic_forms.shape[-1], g.quadratic_forms.dtype)
+    if G0 is None:
+        return None
+    matrices = jnp.einsum("pd,dij->pij", combinations, g.quadratic_forms)
     first, second = np.triu_indices(combinations.shape[0], 1)
-    with_h = jnp.max(jax.lax.map(lambda G: commutator(G, G0), matrices))
+    with_h = jnp.max(jax.lax.map(lambda G: spectral_commutator(G, G0), matrices))
     among = jnp.zeros_like(with_h)
     if first.size:
-        among = jnp.max(jax.lax.map(lambda pair: commutator(*pair), (matrices[first], matrices[second])))
+        among = jnp.max(jax.lax.map(lambda pair: spectral_commutator(*pair), (matrices[first], matrices[second])))
     return Brackets(among, with_h, first.size, complete)
 
 
 def _contracting(fields: Fields, sampled: Float[Array, "points D"]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """The smallest h met, and whether h >= 0: for a quadratic form everywhere, otherwise where it was looked at."""
+    """The smallest h met, and True if h >= 0: everywhere where h knows, otherwise at the sampled points."""
     lowest = jnp.min(jax.lax.map(fields.penalty, sampled))
-    if not isinstance(fields.h, QuadraticForm):
-        return lowest, lowest >= 0
-    eigenvalues = jnp.linalg.eigvalsh(fields.h.G0)
-    # Weyl: rounding moves an eigenvalue by at most about D eps |G0|.
-    rounding = eigenvalues.size * jnp.finfo(eigenvalues.dtype).eps * jnp.max(jnp.abs(eigenvalues))
-    return lowest, eigenvalues[0] >= -rounding
+    known = fields.h.is_nonnegative()
+    return lowest, lowest >= 0 if known is None else known
 
 
 def _verdict(brackets: Brackets, commutators: Brackets | None, tolerance, smooth: bool) -> VERDICT:
@@ -273,30 +263,6 @@ def _verdict(brackets: Brackets, commutators: Brackets | None, tolerance, smooth
     h_commutes = jnp.all(jnp.stack([kind.g_h <= tolerance for kind in kinds])) & smooth
     with_g = VERDICT.where(h_commutes, VERDICT.commuting, VERDICT.g_only)
     return VERDICT.where(g_commutes, with_g, VERDICT.neither)
-
-
-def _notes(g: AbstractReparameterization, h: AbstractRegularizer) -> tuple[str, ...]:
-    """What the theory says of these classes beside the numbers."""
-    notes = []
-    if not h.smooth:
-        notes.append(
-            "h has no gradient at 0, so it was looked at away from 0: a bracket of 0 there means commuting inside one "
-            "orthant only, which ends where a weight reaches 0. Theorem 3.6 needs a smooth h"
-        )
-    if isinstance(g, Linear):
-        notes.append("grad g_i is constant, so its bracket with h is -Hess h e_i: x = w commutes with affine h only")
-    if isinstance(h, WeightDecay) and g.degree not in (None, 2):
-        theorem = " (Theorem D.2)" if isinstance(g, Hadamard) else ""
-        notes.append(
-            f"weight decay is a dilation and g is homogeneous of degree {g.degree}: their bracket is "
-            f"2 scale (degree - 2) grad g_i, 0 for degree 2 only{theorem}"
-        )
-    if isinstance(g, Gram | MatrixProduct):
-        notes.append(
-            "the entries of X do not commute, and J is deficient where X is symmetric or of low rank; measurements "
-            "<A_i, X> may: check Custom(lambda w: einsum('mij,ij->m', A, g(w)))"
-        )
-    return tuple(notes)
 
 
 def _bracket_rows(name: str, brackets: Brackets) -> list[tuple[str, str]]:

@@ -1,29 +1,13 @@
-"""Which regularizers the theory admits for a reparameterization alone."""
+"""compatible_regularizers(): the regularizers that the theory admits for a reparameterization."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import is_concrete
-from ..problem import (
-    AbstractDifference,
-    AbstractRegularizer,
-    AbstractReparameterization,
-    Compatible,
-    ExpDifference,
-    Gram,
-    Hadamard,
-    Linear,
-    LogDifference,
-    MatrixProduct,
-    PowerDifference,
-    Quadratic,
-    QuadraticForm,
-    Square,
-)
-from .conditions import commutator
+from ..problem import AbstractRegularizer, AbstractReparameterization, Compatible, QuadraticForm
+from .commutators import largest_commutator, spectral_commutator
 
 _LARGEST = 64  # the commutant of D x D matrices is the null space of a matrix with D(D+1)/2 = 2080 columns
 
@@ -37,7 +21,7 @@ class Admissible(eqx.Module):
 
 
 def compatible_regularizers(g: AbstractReparameterization) -> list[Admissible]:
-    """The regularizers h, at scale 1, with `[grad g_i, grad h] = 0`: what may be switched on without losing R_a.
+    """The regularizers h, at scale 1, with `[grad g_i, grad h] = 0`: those that keep R_a when switched on.
 
     Differences get `g_u(u) + g_v(v)`; Hadamard of depth 2, Square, Gram and MatrixProduct their weight decay; Quadratic
     a basis of all symmetric G_0 that commute with every G_i, the identity first and the others of trace 0 (decay along
@@ -51,69 +35,30 @@ def compatible_regularizers(g: AbstractReparameterization) -> list[Admissible]:
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Corollary 3.12, Theorem 3.15, Corollary D.1, Theorem D.2.
     """
-    if isinstance(g, Quadratic):
-        return _commutant(g)
-    if isinstance(g, Linear):
-        raise ValueError(
-            "Linear (x = w) has no regularizer that shrinks weights and commutes: the bracket of grad g_i = e_i with "
-            "grad h is -Hess h e_i, zero only for affine h (Corollary D.1); reparameterize, e.g. with Hadamard()"
-        )
-    if isinstance(g, Hadamard) and g.depth != 2:
-        raise ValueError(f"Hadamard(depth={g.depth}) commutes with no weight decay (Theorem D.2); only depth 2 does")
-    condition, source = _known(g)
+    forms = g.quadratic_forms
+    if forms is not None:
+        return _commutant(forms)
+    condition, source = g.admission()
     return [Admissible(regularizer=Compatible(g=g), condition=condition, source=source)]
 
 
-def _known(g: AbstractReparameterization) -> tuple[str, str]:
-    """Condition and source for the regularizer `Compatible(g)`."""
-    example, corollary = "Corollary 3.12, Example 3.14", "Corollary 3.12"
-    if isinstance(g, Hadamard):
-        return "|m0| != |w0| in every coordinate", "Eq. (9)"
-    if isinstance(g, Square):
-        return "w0 > 0 in every coordinate", "Eq. (10)"
-    if isinstance(g, PowerDifference):
-        return "u0 > 0 and v0 > 0 in every coordinate", example
-    if isinstance(g, LogDifference):
-        return "u0, v0 > 0; contracting only while sum(log u + log v) >= 0; ends at a = -min(u0, v0)^2 / 2", example
-    if isinstance(g, ExpDifference):
-        return "any weights", example
-    if isinstance(g, AbstractDifference):
-        return "g_u and g_v analytic and increasing where the flow runs; contracting where g_u + g_v >= 0", corollary
-    if isinstance(g, Gram):
-        return (
-            "X measured by symmetric A_i that commute pairwise; the entries of X alone do not",
-            "Theorem 3.15, Eq. (17)",
-        )
-    if isinstance(g, MatrixProduct):
-        return "factors aligned with the singular vectors of the gradient of f, along the whole flow", "Theorem 3.15"
-    raise ValueError(
-        f"the theory names no regularizer for {type(g).__name__}; write the h you mean and ask mirrorjax.check(g, h, w)"
-    )
-
-
-def _commutant(g: Quadratic) -> list[Admissible]:
+def _commutant(G: Float[Array, "d D D"]) -> list[Admissible]:
     """A basis of the symmetric G_0 with `G_0 G_i = G_i G_0` for every i, by the null space of that linear map."""
-    side = g.G.shape[-1]
-    if not is_concrete(g.G):
+    side = G.shape[-1]
+    if not is_concrete(G):
         raise ValueError("the commutant's dimension depends on the numbers in G: call this outside jit, vmap and grad")
     if side > _LARGEST:
         raise ValueError(f"the commutant is computed for matrices of up to {_LARGEST} rows, got {side}")
-    tolerance = 100 * float(jnp.finfo(g.G.dtype).eps) * side
-    worst = _largest_commutator(g.G)
+    tolerance = 100 * float(jnp.finfo(G.dtype).eps) * side
+    worst = float(largest_commutator(G, spectral_commutator)[0])
     if worst > tolerance:
         raise ValueError(
             f"the matrices of this Quadratic do not commute (largest normalised commutator {worst:.3g}): "
             "no regularizer gives it an R_a (Theorem 3.15)"
         )
-    matrices = [jnp.eye(side, dtype=g.G.dtype), *_traceless_commutant(g.G, tolerance)]
+    matrices = [jnp.eye(side, dtype=G.dtype), *_traceless_commutant(G, tolerance)]
     condition = "contracting where G_0 is positive semidefinite, on its own or in a combination"
     return [Admissible(QuadraticForm(G0), condition, "Theorem 3.15") for G0 in matrices]
-
-
-def _largest_commutator(G: Float[Array, "d D D"]) -> float:
-    """Over all pairs."""
-    rows = jax.lax.map(lambda A: jnp.max(jax.lax.map(lambda B: commutator(A, B), G)), G)
-    return float(jnp.max(rows))
 
 
 def _traceless_commutant(G: Float[Array, "d D D"], tolerance: float) -> list[Float[Array, "D D"]]:

@@ -1,18 +1,20 @@
 """What R_a does to the answer: type of bias, positional bias, range; any `AbstractLegendre`, at any strength a."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
-from rich.table import Table
 
 from ..checks import is_concrete
 from ..problem.schedule import AbstractSchedule
 from ..results import RESULTS, first_failure, select, status_name
 from .base import AbstractLegendre, Recovered, Scalar
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 class Effects(eqx.Module):
@@ -62,8 +64,10 @@ class Explanation(eqx.Module):
             for i, (t, alpha, a, exponent) in enumerate(zip(*columns, strict=True))
         ]
 
-    def table(self) -> Table:
+    def table(self) -> "Table":
         """The rows as a `rich.table.Table`; a minimizer of several coordinates is shown by its smallest and largest."""
+        from rich.table import Table  # here, so that importing mirrorjax does not load rich
+
         table = Table("t", "alpha", "a", "argmin R_a", "local exponent", "status")
         for row in self.rows():
             table.add_row(

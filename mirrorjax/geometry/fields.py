@@ -4,6 +4,7 @@ The numbers behind `check`. All of them are Jacobian- and Hessian-vector product
 gradients; only the rank of a Jacobian of at most a million entries is taken densely.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,9 +12,11 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.experimental.sparse.linalg import lobpcg_standard
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..problem import AbstractRegularizer, AbstractReparameterization
+from .commutators import ratio
 
 _ALL_PAIRS = 16  # up to so many coordinates every pair is tested (120 pairs), above random combinations of all
 _COMBINATIONS = 8  # the combinations then, 28 pairs
@@ -29,7 +32,12 @@ class Fields(eqx.Module):
     g: AbstractReparameterization
     h: AbstractRegularizer
     unravel: Callable
-    size: int = eqx.field(static=True)  # static: the number d of coordinates of x
+    shape: tuple[int, ...] = eqx.field(static=True)  # static: the shape of x
+
+    @property
+    def size(self) -> int:
+        """The number d of coordinates of x."""
+        return math.prod(self.shape)
 
     @property
     def groups(self) -> int:
@@ -47,7 +55,7 @@ class Fields(eqx.Module):
 
     def grad_g(self, a: Float[Array, " d"], flat: Float[Array, " D"]) -> Float[Array, " D"]:
         """`grad <a, g>(w) = J^T a`."""
-        return jax.vjp(self.x, flat)[1](a)[0]
+        return ravel_pytree(self.g.pull(self.unravel(flat), a.reshape(self.shape)))[0]
 
     def grad(self, p: Float[Array, " n"], flat: Float[Array, " D"]) -> Float[Array, " D"]:
         """`grad (<p, g> + p_last h)(w)`."""
@@ -67,7 +75,7 @@ class Fields(eqx.Module):
 
 
 def covectors(fields: Fields, dtype: Any, key: PRNGKeyArray) -> tuple[Float[Array, "p d"], bool]:
-    """Combinations a of which grad <a, g> is tested, and whether they settle all pairs."""
+    """Combinations a of which grad <a, g> is tested, and True if they settle all pairs."""
     if fields.g.elementwise:
         # Coordinates share no weights, so one combination of all of them shows each one's own bracket.
         return jax.random.normal(key, (2, fields.size), dtype), True
@@ -126,7 +134,7 @@ def _operator_size(
 
 
 def rank_is_exact(fields: Fields, weights: int) -> bool:
-    """Whether the rank of J is taken from all its singular values."""
+    """True if the rank of J is taken from all its singular values."""
     small = min(fields.size, weights) <= 25  # the iteration for the extreme ones needs more
     return fields.g.elementwise or small or fields.size * weights <= _DENSE_ENTRIES
 
@@ -157,7 +165,7 @@ def _extreme_singular_values(
     """The largest singular value of a large J, and estimates from above of its five smallest."""
 
     def along_x(v: Float[Array, " d"]) -> Float[Array, " d"]:
-        return jax.jvp(fields.x, (point,), (fields.grad_g(v, point),))[1]
+        return fields.g.push(fields.unravel(point), v.reshape(fields.shape)).reshape(-1)
 
     def along_w(v: Float[Array, " D"]) -> Float[Array, " D"]:
         return fields.grad_g(jax.jvp(fields.x, (point,), (v,))[1], point)
@@ -172,7 +180,7 @@ def _extreme_singular_values(
 def wronskian(
     fields: Fields, point: Float[Array, " D"], tolerance: Float[Array, ""], key: PRNGKeyArray
 ) -> dict[str, Array]:
-    """`g' h'' - g'' h'` in each variable of a difference, relative to its terms, and whether Hess h is diagonal."""
+    """`g' h'' - g'' h'` in each variable of a difference, relative to its terms, and True if Hess h is diagonal."""
     total = jnp.ones(fields.size, point.dtype)
     ones = jnp.ones_like(point)
     first, second = jax.jvp(lambda flat: fields.grad_g(total, flat), (point,), (ones,))
@@ -239,9 +247,3 @@ def _runge_kutta(velocity: Callable, start: Float[Array, " D"], steps: int) -> F
         return w + change, None
 
     return jax.lax.scan(step, start, length=steps)[0]
-
-
-def ratio(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> Float[Array, "..."]:
-    """The quotient, 0 where the denominator is."""
-    zero = denominator == 0
-    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))

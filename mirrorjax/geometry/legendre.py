@@ -1,15 +1,16 @@
-"""legendre(): which R_a belongs to (g, h, w0). Not in `legendre.py`, so that the classes it picks can import theirs."""
+"""legendre(): the R_a of (g, h, w0), in closed form where one is registered, else numeric."""
 
 from typing import Literal, get_args
 
 from ..checks import is_concrete
-from ..problem import AbstractRegularizer, AbstractReparameterization, Gram, MatrixProduct
+from ..problem import AbstractRegularizer, AbstractReparameterization
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
+from . import families as families  # registers the closed forms of this package
 from .base import AbstractLegendre
-from .closed_form import closed_form
 from .conditions import check
 from .numeric import NumericLegendre
+from .registry import closed_form, register_legendre as register_legendre
 
 Method = Literal["auto", "closed_form", "numeric"]
 
@@ -29,7 +30,7 @@ def legendre(
 
     **Arguments:** `g`, `h`: the pair; `w0`: initial weights; `method`: `"auto"` takes a closed form where there is one,
     `"closed_form"` insists on it, `"numeric"` never takes it; `unchecked`: skip `check` for pairs without a closed
-    form, for those who know better (what comes back is then an R_a only on the set where the pair does commute).
+    form; the result is then an R_a only on the set where the pair does commute.
     **Returns:** an `AbstractLegendre`.
     **Raises:** `ValueError` for weights that have no R_a (balanced, not positive, ...), for an unknown method, for
     `"closed_form"` where there is none, and, with the report of `check`, for a pair outside the theory.
@@ -53,19 +54,13 @@ def legendre(
 def _refuse_outside_theory(g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights) -> None:
     if not is_concrete(g, h, w0):
         raise ValueError(
-            f"whether {type(g).__name__} and {type(h).__name__} commute cannot be checked under jit or vmap: build R "
+            f"legendre cannot check under jit or vmap that {type(g).__name__} and {type(h).__name__} commute: build R "
             "outside, or pass unchecked=True after mirrorjax.check"
         )
     report = check(g, h, w0)
     if not bool(report.theorem_3_6):
+        advice = "; ".join(filter(None, (g.advice(), "unchecked=True goes on regardless")))
         raise ValueError(
             f"there is no R_a for {type(g).__name__} with {type(h).__name__} here, only the primal flow:\n{report}\n"
-            f"{_advice(g)}unchecked=True goes on regardless"
+            f"{advice}"
         )
-
-
-def _advice(g: AbstractReparameterization) -> str:
-    spectral = {Gram: "SpectralGram(U0, scale)", MatrixProduct: "SpectralProduct(K0, Q0, left, right, scale)"}
-    if type(g) not in spectral:
-        return ""
-    return f"for measurements that commute or are aligned with the weights, build {spectral[type(g)]} yourself; "

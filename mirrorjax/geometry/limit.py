@@ -1,4 +1,4 @@
-"""Where the flow ends, without integrating it: the KKT residual and the predicted limit.
+"""predict_limit(): the end point of a flow without integrating it, and kkt_residual(), its optimality condition.
 
 After switch-off, a flow whose objective sees x only through Z x and fits y exactly ends at `argmin R_a(x)` s.t.
 `Z x = y`. The dual of that problem, `min_nu Q_a(Z^T nu) - <nu, y>`, is smooth and has no constraint, and its gradient
@@ -15,12 +15,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
-from ..checks import as_scalar, is_concrete, refuted
+from ..checks import as_time_scalar, freeze, is_concrete, refuted
 from ..problem.objective import AbstractMeasured, AbstractObjective, Logistic
 from ..results import RESULTS, first_failure
 from .base import AbstractLegendre
-from .families.separable import AbstractSeparableLegendre
-from .families.spectral import SpectralGram, SpectralProduct, largest_commutator
+from .newton import first_good
 
 Parameters = Float[Array, "..."]
 Measurements = Float[Array, " n"]
@@ -89,7 +88,7 @@ def predict_limit(
     """
     objective = _require_interpolation(objective)
     _check_pair(R, objective)
-    a = as_scalar(a, "a").astype(float)
+    a = as_time_scalar(a, "a")
     if refuted(lambda: (a <= 0) & jnp.isfinite(a), a):
         raise ValueError(f"a = -int alpha must be finite and <= 0, got {a}; pass minus the regularization spent")
     dtype = objective.y.dtype
@@ -144,21 +143,8 @@ def _require_interpolation(objective: AbstractObjective) -> AbstractMeasured:
 
 def _check_pair(R: AbstractLegendre, objective: AbstractMeasured) -> None:
     objective.check(jax.eval_shape(lambda: R.dual_interval(0.0)[0]))
-    if not isinstance(R, SpectralGram | SpectralProduct) or not is_concrete(R, objective):
-        return
-    matrices = _rows(objective)
-    if not bool(jnp.all(jax.vmap(lambda row: R.primal(row, 0.0).ok)(matrices))):
-        raise ValueError(
-            f"{type(R).__name__} does not hold for these sensing matrices: one of them does not commute, or is not "
-            "aligned, with the initial weights; only the primal flow is defined"
-        )
-    if isinstance(R, SpectralGram):
-        size, first, second = largest_commutator(matrices)
-        if float(size) > float(jnp.finfo(matrices.dtype).eps) ** 0.5:
-            raise ValueError(
-                f"SpectralGram needs sensing matrices that commute pairwise, but |AB - BA| = {float(size):.3g} |A||B| "
-                f"for A[{int(first)}] and A[{int(second)}]; only the primal flow is defined"
-            )
+    if is_concrete(R, objective):
+        R.check_measurements(_rows(objective))
 
 
 def _rows(objective: AbstractMeasured) -> Float[Array, "n ..."]:
@@ -214,10 +200,10 @@ def _predict(
 ) -> Limit:
     with jax.default_matmul_precision("highest"):
         system = _whiten(objective)
-        frozen_R, frozen_a = _freeze(R), jax.lax.stop_gradient(a)
-        standing = _standing(frozen_R, system, frozen_a)
-        path = _follow(frozen_R, system, frozen_a, tolerances, max_steps, standing == RESULTS.successful)
-        result = RESULTS.where((standing != RESULTS.successful) | path.converged, standing, RESULTS.not_converged)
+        frozen_R, frozen_a = freeze(R), jax.lax.stop_gradient(a)
+        start = _initial_status(frozen_R, system, frozen_a)
+        path = _follow(frozen_R, system, frozen_a, tolerances, max_steps, start == RESULTS.successful)
+        result = RESULTS.where((start != RESULTS.successful) | path.converged, start, RESULTS.not_converged)
         ok = result == RESULTS.successful
         # Where there is no limit, what follows is evaluated at w0, so that its NaN reaches no derivative beside it.
         a, frozen_a = jnp.where(ok, a, 0.0), jnp.where(ok, frozen_a, 0.0)
@@ -232,21 +218,17 @@ def _predict(
     return Limit(x, mu, nu, kkt, fit, path.steps, result)
 
 
-def _freeze(R: AbstractLegendre) -> AbstractLegendre:
-    return jax.tree.map(lambda leaf: jax.lax.stop_gradient(leaf) if eqx.is_inexact_array(leaf) else leaf, R)
-
-
 def _residuals(R: AbstractLegendre, system: _Whitened, a: Array, mu: Parameters, x: Parameters) -> tuple[Array, Array]:
     # grad R_a at x itself, but for entries that underflow to 0: those say nothing, and their mu is kept.
-    silent = (x == 0) & isinstance(R, AbstractSeparableLegendre)
+    silent = (x == 0) & R.separable
     slope = jnp.where(silent, mu, R.dual(jnp.where(silent, 1.0, x), a).value)
     size = jnp.linalg.norm(x.reshape(-1))
     miss = jnp.linalg.norm(system.measure(x) - system.z)
     return _distance_from_rows(system, slope), miss / jnp.where(size > 0, size, 1.0)
 
 
-def _standing(R: AbstractLegendre, system: _Whitened, a: Array) -> RESULTS:
-    """Why there can be no limit at this a, before any search."""
+def _initial_status(R: AbstractLegendre, system: _Whitened, a: Array) -> RESULTS:
+    """The reason why there can be no limit at this a, known before any search; else `successful`."""
     result = first_failure(R.primal(jnp.zeros_like(system.W[0]), a).result)
     result = RESULTS.where((result != RESULTS.successful) | system.consistent, result, RESULTS.outside_range)
     return RESULTS.where((a <= 0) & jnp.isfinite(a), result, RESULTS.invalid_schedule)
@@ -270,7 +252,12 @@ def _follow(
     max_steps: Int[Array, ""],
     possible: Bool[Array, ""],
 ) -> _Path:
-    """Damped Newton at strengths s that lead from 0, where mu = 0 is w0 itself, to a."""
+    """Damped Newton at strengths s that lead from 0, where mu = 0 is w0 itself, to a.
+
+    The step search is shared with `newton.py`; the loop is not. A step here also moves the strength s, so no one merit
+    falls along the path: it counts as good where the residual is small against x, and the solve keeps going where the
+    Hessian is singular to rounding, on which `newton.py` gives up.
+    """
     path = _Path(jnp.zeros_like(system.z), jnp.zeros_like(a), jnp.zeros((), int), jnp.zeros((), bool), ~possible)
 
     def unfinished(path: _Path) -> Bool[Array, ""]:
@@ -301,7 +288,7 @@ def _advance(R: AbstractLegendre, system: _Whitened, a: Array, tolerances: Array
     rate = jnp.where(scaled, 1 / jnp.where(scaled, path.s, 1.0), 0.0).astype(x.dtype)
     bend = -solve(system.measure(drift + rate * pull))
 
-    def trial(t: Array) -> tuple[Array, Array, Bool[Array, ""]]:
+    def trial(t: Array) -> tuple[tuple[Array, Array], Bool[Array, ""]]:
         change = jnp.where(outward, t.astype(a.dtype) * (a - path.s), 0.0)
         s = jnp.where(outward & (t == 1), a, path.s + change)
         move = change.astype(x.dtype)
@@ -313,9 +300,9 @@ def _advance(R: AbstractLegendre, system: _Whitened, a: Array, tolerances: Array
         descends = newton @ miss <= -0.5 * (newton @ residual)
         # Against both sizes of x: a step into the flat region, where x vanishes, is not near.
         near = distance <= _FAR * jnp.minimum(size, jnp.linalg.norm(there.value.reshape(-1)))
-        return theta, s, jnp.where(outward, near, descends) & jnp.isfinite(distance) & jnp.all(there.ok)
+        return (theta, s), jnp.where(outward, near, descends) & jnp.isfinite(distance) & jnp.all(there.ok)
 
-    theta, s, moved = _halve(trial, path.theta, path.s)
+    (theta, s), moved = first_good(trial, (path.theta, path.s), 2.0**-_HALVINGS, path.theta.dtype)
     move = moved & ~converged
     return _Path(
         jnp.where(move, theta, path.theta),
@@ -324,22 +311,6 @@ def _advance(R: AbstractLegendre, system: _Whitened, a: Array, tolerances: Array
         converged,
         ~moved & ~converged,
     )
-
-
-def _halve(trial: Callable, theta: Array, s: Array) -> tuple[Array, Array, Bool[Array, ""]]:
-    """The trial at the first of t = 1, 1/2, 1/4, .. that is good."""
-
-    def unfinished(carry: tuple) -> Bool[Array, ""]:
-        t, _, _, good = carry
-        return ~good & (t > 2.0**-_HALVINGS)
-
-    def step(carry: tuple) -> tuple:
-        t = carry[0] / 2
-        return t, *trial(t)
-
-    # From t = 2, not good, so that the trial is compiled once.
-    start = jnp.full((), 2.0, theta.dtype), theta, s, jnp.zeros((), bool)
-    return jax.lax.while_loop(unfinished, step, start)[1:]
 
 
 def _hessian(R: AbstractLegendre, system: _Whitened, mu: Parameters, a: Array) -> Float[Array, "r r"]:

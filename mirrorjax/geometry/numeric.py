@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..checks import is_concrete
+from ..checks import freeze, is_concrete
 from ..problem import AbstractRegularizer, AbstractReparameterization
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, select
 from .base import AbstractLegendre, Recovered, Scalar
-from .inversion import damped_newton, freeze, solve_spd
+from .newton import damped_newton, solve_spd
 
 
 class _End(eqx.Module):
@@ -101,7 +101,7 @@ class NumericLegendre(AbstractLegendre):
     def metric_vector(self, mu: Float[Array, "..."], v: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
         w, _, result = self._psi(mu, a)
         ok = result == RESULTS.successful
-        return jnp.where(ok, _push(self.g, _where(ok, w, self.w0), v), jnp.nan)
+        return jnp.where(ok, self.g.push(_where(ok, w, self.w0), v), jnp.nan)
 
     def dual_interval(self, a: Scalar) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Both ends of each mu_i, found by following the flow along that axis, the others at 0.
@@ -201,11 +201,11 @@ def _ends(legendre: NumericLegendre, a: Float[Array, ""]) -> tuple[Float[Array, 
 def _flow(g: AbstractReparameterization, w: Weights, mu: Array, rtol: Array) -> tuple[Weights, Array, _End]:
     """From w along J^T mu for a unit of time: the weights, `int_0^1 <mu, g> ds`, and how it ended."""
     scale = _size(w)
-    unit = _size(mu) * _size(g(w)) * mu.size + _size(_pull(g, w, mu)) * scale
+    unit = _size(mu) * _size(g(w)) * mu.size + _size(g.pull(w, mu)) * scale
     unit = jnp.where(unit > 0, unit, 1) / scale
 
     def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
-        return _pull(g, state[0], mu), jnp.sum(mu * g(state[0])) / unit
+        return g.pull(state[0], mu), jnp.sum(mu * g(state[0])) / unit
 
     (w, q), end = _integrate(g, field, (w, jnp.zeros_like(rtol)), scale, rtol)
     inside = jnp.all(jnp.isfinite(g(w)))  # a step may land beyond the edge of the domain of g
@@ -215,27 +215,27 @@ def _flow(g: AbstractReparameterization, w: Weights, mu: Array, rtol: Array) -> 
 def _recover_cell(g: AbstractReparameterization, w_a: Weights, x: Array, rtol: Array) -> tuple[Array, Weights, RESULTS]:
     """One cell's `mu` with `g(psi(mu, a)) = x`: along a straight line from x_a, then damped Newton."""
     x_a = g(w_a)
-    unit = jnp.sqrt(jnp.max(jnp.abs(_metric(g, w_a))))  # mu times this has the size of the weights
+    unit = jnp.sqrt(jnp.max(jnp.abs(g.metric(w_a))))  # mu times this has the size of the weights
     # Strong regularization leaves tiny weights, and x far away on their scale: the line is walked in e-folds of it.
     folds = jnp.maximum(jnp.log1p(_size(x - x_a) / (unit * _size(w_a))), 1e-3)
 
     def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
         speed = folds * jnp.exp(folds * s) / jnp.expm1(folds)
-        rate = _solve(_metric(g, state[0]), (x - x_a) * speed)
-        return _pull(g, state[0], rate), rate * unit
+        rate = _solve(g.metric(state[0]), (x - x_a) * speed)
+        return g.pull(state[0], rate), rate * unit
 
     (w, mu), end = _integrate(g, field, (w_a, jnp.zeros_like(x)), _size(w_a), rtol)
     start = jnp.where(end.arrived, mu / unit, 0).reshape(-1)
     target = jnp.where(end.arrived, x, x_a)
     # g moves this much when each weight moves by the error that the integrator was allowed.
     w = _where(end.arrived, w, w_a)
-    allowed = 20 * rtol * (jnp.abs(target) + jnp.sqrt(jnp.max(jnp.abs(_metric(g, w)))) * _size(w))
+    allowed = 20 * rtol * (jnp.abs(target) + jnp.sqrt(jnp.max(jnp.abs(g.metric(w)))) * _size(w))
 
     def equations(z: Array) -> tuple[Array, Weights]:
         w, _, end = _flow(g, w_a, z.reshape(x.shape), rtol)
         return jnp.where(end.arrived, (g(w) - target).reshape(-1), jnp.inf), w
 
-    found, w = damped_newton(equations, lambda z, w: _metric(g, w), start, tolerance=allowed.reshape(-1))
+    found, w = damped_newton(equations, lambda z, w: g.metric(w), start, tolerance=allowed.reshape(-1))
     result = select(end.arrived, found.result, RESULTS.not_converged)
     return found.value.reshape(x.shape), w, select(end.singular, RESULTS.outside_range, result)
 
@@ -244,14 +244,14 @@ def _follow(g: AbstractReparameterization, w: Weights, axis: Array, rtol: Array)
     """How far mu can go along an axis from w: the length, infinite where it has no end, NaN where neither shows."""
 
     def rate(w: Weights) -> Array:
-        return _size(w) / _size(_pull(g, w, axis))  # the time in which the weights change by their own size
+        return _size(w) / _size(g.pull(w, axis))  # the time in which the weights change by their own size
 
     unit = rate(w) / _size(w)
     horizon = math.log(float(jnp.finfo(rtol.dtype).max)) / 8  # leaves room for the powers of the weights in g
 
     def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
         clock = jnp.where(jnp.all(jnp.isfinite(g(state[0]))), rate(state[0]), jnp.nan)
-        return jax.tree.map(lambda leaf: clock * leaf, _pull(g, state[0], axis)), clock / unit
+        return jax.tree.map(lambda leaf: clock * leaf, g.pull(state[0], axis)), clock / unit
 
     (w_end, s), end = _integrate(g, field, (w, jnp.zeros_like(rtol)), _size(w), rtol, horizon)
     length = s * unit
@@ -295,21 +295,6 @@ def _integrate(
     shrunk = (solution.result == diffrax.RESULTS.dt_min_reached) & (_size(y) < limit * scale)
     assert solution.ts is not None  # for the type checker: SaveAt(t1=True) gives it
     return y, _End(arrived, shrunk & (solution.ts[0] < (1 - eps**0.5) * horizon))
-
-
-def _pull(g: AbstractReparameterization, w: Weights, v: Array) -> Weights:  # J^T v
-    return jax.vjp(g, w)[1](v)[0]
-
-
-def _push(g: AbstractReparameterization, w: Weights, v: Array) -> Array:  # J J^T v
-    return jax.jvp(g, (w,), (_pull(g, w, v),))[1]
-
-
-def _metric(g: AbstractReparameterization, w: Weights) -> Float[Array, "n n"]:
-    """`J J^T` of one cell, dense."""
-    x = g(w)
-    basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
-    return jax.vmap(lambda v: _push(g, w, v))(basis).reshape(x.size, x.size)
 
 
 def _solve(matrix: Float[Array, "n n"], b: Array) -> Array:
@@ -360,7 +345,7 @@ def _tie_weights_jvp(primals: tuple, tangents: tuple) -> tuple[Weights, Weights]
     t_mu, t_a = _filled(tangents, mu, a)
     w = _tie_weights(*primals)
     point = _where(ok, w, legendre.w0)
-    along_g = _pull(legendre.g, point, t_mu)
+    along_g = legendre.g.pull(point, t_mu)
     along_h = jax.grad(legendre.h)(point)
     change = jax.tree.map(lambda g, h: g + h * t_a, along_g, along_h)
     return w, _where(ok, change, jnp.nan)
@@ -396,6 +381,6 @@ def _tie_dual_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     point = _where(ok, _tie_weights(legendre, w, ok, mu, a), legendre.w0)
     change = t_x - jax.jvp(legendre.g, (point,), (jax.grad(legendre.h)(point),))[1] * t_a
 
-    solve = jax.vmap(lambda w, change: _solve(_metric(legendre.g, w), change))
+    solve = jax.vmap(lambda w, change: _solve(legendre.g.metric(w), change))
     change = solve(legendre._split(point), legendre._cells(change)).reshape(x.shape)
     return mu, jnp.where(ok, change, jnp.nan)

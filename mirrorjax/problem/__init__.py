@@ -1,6 +1,16 @@
-"""What is being solved: g, h, alpha and f, pure functions of one point."""
+"""The parts of a problem, g, h, alpha and f: pure functions of one point."""
 
+from .differences import (
+    AbstractDifference as AbstractDifference,
+    ExpDifference as ExpDifference,
+    LogDifference as LogDifference,
+    PowerDifference as PowerDifference,
+    Separable as Separable,
+)
+from .elementwise import Hadamard as Hadamard, Linear as Linear, Square as Square
+from .integrated import CustomSchedule as CustomSchedule, FromOptax as FromOptax
 from .matrix import Gram as Gram, MatrixProduct as MatrixProduct, Quadratic as Quadratic
+from .named import families_by_name as families_by_name
 from .objective import (
     AbstractMeasured as AbstractMeasured,
     AbstractObjective as AbstractObjective,
@@ -19,37 +29,16 @@ from .regularizer import (
     WeightDecay as WeightDecay,
 )
 from .reparam import (
-    AbstractDifference as AbstractDifference,
     AbstractReparameterization as AbstractReparameterization,
+    Admission as Admission,
     Custom as Custom,
-    ExpDifference as ExpDifference,
-    Hadamard as Hadamard,
-    Linear as Linear,
-    LogDifference as LogDifference,
-    PowerDifference as PowerDifference,
-    Separable as Separable,
-    Square as Square,
 )
 from .schedule import (
     AbstractSchedule as AbstractSchedule,
     Constant as Constant,
     CosineDecay as CosineDecay,
-    FromOptax as FromOptax,
     LinearDecay as LinearDecay,
     Piecewise as Piecewise,
     Sum as Sum,
     SwitchOff as SwitchOff,
 )
-
-
-def families_by_name():
-    """Temporary, until the families say their own names."""
-    return {
-        "hadamard": Hadamard,
-        "square": Square,
-        "square-difference": PowerDifference,
-        "power-difference-2": lambda: PowerDifference(2),
-        "power-difference-3": lambda: PowerDifference(3),
-        "log-difference": LogDifference,
-        "exp-difference": ExpDifference,
-    }

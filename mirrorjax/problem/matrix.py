@@ -6,11 +6,11 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..checks import as_float, is_concrete
-from .reparam import AbstractReparameterization, Weights, check_factors
+from .reparam import AbstractReparameterization, Admission, Weights, check_factors
 
 
 def as_symmetric(value: ArrayLike, name: str) -> Float[Array, "... n n"]:
-    """`value` as a floating-point array of symmetric matrices; a `ValueError` when it is not one."""
+    """Converts `value` to a floating-point array of symmetric matrices. Raises `ValueError` when it is not one."""
     array = as_float(value, name)
     if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
         raise ValueError(f"{name} must be square in its last two axes, got shape {array.shape}")
@@ -26,6 +26,12 @@ def as_symmetric(value: ArrayLike, name: str) -> Float[Array, "... n n"]:
     return array
 
 
+_MEASURED = (
+    "the entries of X do not commute, and J is deficient where X is symmetric or of low rank; measurements <A_i, X> "
+    "may: check Custom(lambda w: einsum('mij,ij->m', A, g(w)))"
+)
+
+
 class Gram(AbstractReparameterization):
     """`X = U U^T`, positive semidefinite n x n.
 
@@ -37,6 +43,7 @@ class Gram(AbstractReparameterization):
 
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)
+    compatible_is_squares = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "n n"]:
         return w @ w.T
@@ -49,6 +56,17 @@ class Gram(AbstractReparameterization):
     def compatible(self, w: Weights) -> Float[Array, ""]:
         return jnp.sum(w**2)
 
+    def admission(self) -> Admission:
+        return Admission(
+            "X measured by symmetric A_i that commute pairwise; the entries of X alone do not", "Theorem 3.15, Eq. (17)"
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        return (_MEASURED,)
+
+    def advice(self) -> str:
+        return "for measurements that commute or are aligned with the weights, build SpectralGram(U0, scale) yourself"
+
 
 class MatrixProduct(AbstractReparameterization):
     """`X = K^T Q` (attention; K (r, n), Q (r, m)), or `X = A B` (LoRA; A (n, r), B (r, m)) with `transpose=False`.
@@ -56,7 +74,7 @@ class MatrixProduct(AbstractReparameterization):
     Weights: the tuple of both factors. With h = c (|K|^2 + |Q|^2) and aligned factors the singular values follow the
     Hadamard form: Frobenius -> nuclear.
 
-    **Arguments:** `transpose`: whether the first factor enters transposed.
+    **Arguments:** `transpose`: True if the first factor enters transposed.
 
     Source: the paper's section 5, Theorem 3.15.
     """
@@ -65,6 +83,7 @@ class MatrixProduct(AbstractReparameterization):
 
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)
+    compatible_is_squares = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "n m"]:
         first, second = w
@@ -79,6 +98,28 @@ class MatrixProduct(AbstractReparameterization):
 
     def compatible(self, w: Weights) -> Float[Array, ""]:
         return jnp.sum(w[0] ** 2) + jnp.sum(w[1] ** 2)
+
+    def admission(self) -> Admission:
+        return Admission(
+            "factors aligned with the singular vectors of the gradient of f, along the whole flow", "Theorem 3.15"
+        )
+
+    def initial_weights(self, x: Float[Array, "..."], balance: Float[Array, ""]) -> Weights:
+        if x.ndim < 2:
+            raise ValueError(f"MatrixProduct gives matrices, the tensor has shape {x.shape}")
+        left, values, right = jnp.linalg.svd(x, full_matrices=False)
+        roots = jnp.sqrt(values)
+        first, second = left * roots[..., None, :], roots[..., :, None] * right
+        return (jnp.swapaxes(first, -1, -2) if self.transpose else first), second
+
+    def notes(self) -> tuple[str, ...]:
+        return (_MEASURED,)
+
+    def advice(self) -> str:
+        return (
+            "for measurements that commute or are aligned with the weights, build "
+            "SpectralProduct(K0, Q0, left, right, scale) yourself"
+        )
 
 
 class Quadratic(AbstractReparameterization):
@@ -102,6 +143,7 @@ class Quadratic(AbstractReparameterization):
 
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)
+    quadratic_forms = property(lambda self: self.G)
 
     def __call__(self, w: Weights) -> Float[Array, " d"]:
         return jnp.einsum("i,dij,j->d", w, self.G, w) / 2

@@ -1,5 +1,7 @@
 """Problem: the four parts of a training run, and every check that needs two of them."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ from .schedule import AbstractSchedule, Constant
 
 
 def as_weights(w: PyTree) -> PyTree:
-    """Weights with every leaf an array: Python floats and numpy arrays are taken as they are, nothing is cast."""
+    """Converts every leaf to an array: Python floats and numpy arrays are taken as they are, nothing is cast."""
     return jax.tree.map(jnp.asarray, w)
 
 
@@ -20,7 +22,7 @@ class Problem(eqx.Module):
     """`min over w of f(g(w)) + alpha(t) h(w)`.
 
     **Arguments:** `g`: the reparameterization; `h`: the regularizer; `alpha`: its schedule, or a number for a constant
-    strength; `objective`: f.
+    strength, kept as the field `schedule`; `objective`: f.
     **Raises:** `ValueError` when a part is not of its kind.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (2), (3).
@@ -28,7 +30,7 @@ class Problem(eqx.Module):
 
     g: AbstractReparameterization
     h: AbstractRegularizer
-    alpha: AbstractSchedule
+    schedule: AbstractSchedule
     objective: AbstractObjective
 
     def __init__(
@@ -38,7 +40,7 @@ class Problem(eqx.Module):
         alpha: AbstractSchedule | ArrayLike,
         objective: AbstractObjective,
     ):
-        schedule = alpha if isinstance(alpha, AbstractSchedule) else Constant(alpha)
+        schedule = _as_schedule(alpha)
         parts = {
             "g": (g, AbstractReparameterization, "a reparameterization such as Hadamard(), or Custom(fn)"),
             "h": (h, AbstractRegularizer, "a regularizer such as WeightDecay(), or CustomRegularizer(fn)"),
@@ -51,23 +53,34 @@ class Problem(eqx.Module):
         for name, (part, kind, advice) in parts.items():
             if not isinstance(part, kind):
                 raise ValueError(f"{name} must be {advice}; got {part!r}")
-        self.g, self.h, self.alpha, self.objective = g, h, schedule, objective
+        self.g, self.h, self.schedule, self.objective = g, h, schedule, objective
 
     def check(self, w0: PyTree, t1: Float[ArrayLike, ""]) -> None:
-        """Raise `ValueError`, naming the value and the remedy, unless the parts fit these weights up to time t1."""
+        """Raises `ValueError`, naming the value and the remedy, unless the parts fit these weights up to time t1."""
         self.g.check(w0)
         self.h.check(w0)
         self.objective.check(jax.eval_shape(self.g, w0))
-        self.alpha.check(t1)
+        self.schedule.check(t1)
 
     def strength(self, t: Float[ArrayLike, ""], like: Float[Array, "..."]) -> Float[Array, ""]:
         """`alpha(t)` in the dtype of an array: schedules keep the precision of time, states may be shorter."""
-        return self.alpha(jnp.asarray(t, float)).astype(like.dtype)
+        return self.schedule(jnp.asarray(t, float)).astype(like.dtype)
 
     def accumulated(self, t: Float[ArrayLike, ""]) -> Float[Array, ""]:
         """`a_t = -int_0^t alpha(s) ds <= 0`, the regularization spent by time t."""
-        return 0.0 - self.alpha.integral(jnp.asarray(t, float))  # not -0.0 before anything is spent
+        return 0.0 - self.schedule.integral(jnp.asarray(t, float))  # not -0.0 before anything is spent
 
     def loss(self, w: Weights) -> Float[Array, ""]:
         """`f(g(w))`, without the regularizer."""
         return self.objective(self.g(w))
+
+
+def _as_schedule(alpha: Any) -> AbstractSchedule:
+    if isinstance(alpha, AbstractSchedule):
+        return alpha
+    if callable(alpha):
+        raise ValueError(
+            f"alpha must be a schedule or a number, got the function {alpha!r}; wrap a function of the flow's time in "
+            "CustomSchedule(fn, breakpoints=[...]), an optax schedule, which counts steps, in FromOptax(fn, step_size)"
+        )
+    return Constant(alpha)

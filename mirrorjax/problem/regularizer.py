@@ -1,4 +1,4 @@
-"""h(w): the explicit regularizers."""
+"""h(w): the explicit regularizers, and the facts each states about itself."""
 
 import abc
 from collections.abc import Callable
@@ -7,18 +7,21 @@ from typing import ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from ..checks import as_scalar, refuted
+from ..checks import as_scalar, is_concrete, require_finite
 from .matrix import as_symmetric
 from .reparam import AbstractReparameterization, Weights, check_degree
 
 
 def _scale(value: ArrayLike) -> Float[Array, ""]:
     scale = as_scalar(value, "scale")
-    if refuted(lambda: jnp.isfinite(scale), scale):
-        raise ValueError(f"scale must be finite, got {scale}")
+    require_finite(scale, "scale")
     return scale
+
+
+def _is_zero(scale: Float[Array, ""]) -> bool:
+    return is_concrete(scale) and float(scale) == 0.0
 
 
 class AbstractRegularizer(eqx.Module):
@@ -44,10 +47,26 @@ class AbstractRegularizer(eqx.Module):
     @property
     @abc.abstractmethod
     def elementwise(self) -> bool:
-        """Whether h is a sum over coordinates of functions of that coordinate of each factor."""
+        """True if h is a sum over coordinates of functions of that coordinate of each factor."""
 
     def check(self, w: PyTree) -> None:
-        """Raise `ValueError` when h does not accept these weights."""
+        """Raises `ValueError` when h does not accept these weights."""
+
+    def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
+        """The scale c with `h = c g.compatible`; `None` where h is no multiple of it. A known c = 0 fits every g."""
+        return None
+
+    def quadratic_form(self, size: int, dtype: jnp.dtype) -> Float[Array, "D D"] | None:
+        """The matrix G_0 of `h(w) = w^T G_0 w / 2` for one array w of that size; `None` where h has none."""
+        return None
+
+    def is_nonnegative(self) -> Bool[Array, ""] | None:
+        """True if h >= 0 everywhere, as its numbers show; `None` where only values of h can tell."""
+        return None
+
+    def notes(self, g: AbstractReparameterization) -> tuple[str, ...]:
+        """Sentences of the theory about h beside g that `mirrorjax.check` prints with its numbers."""
+        return ()
 
 
 class WeightDecay(AbstractRegularizer):
@@ -67,11 +86,25 @@ class WeightDecay(AbstractRegularizer):
         squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(w)]
         return self.scale.astype(squares[0].dtype) * sum(squares[1:], squares[0])
 
+    def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
+        return self.scale if g.compatible_is_squares or _is_zero(self.scale) else None
+
+    def quadratic_form(self, size: int, dtype: jnp.dtype) -> Float[Array, "D D"]:
+        return 2 * self.scale.astype(dtype) * jnp.eye(size, dtype=dtype)
+
+    def notes(self, g: AbstractReparameterization) -> tuple[str, ...]:
+        if g.degree in (None, 2):
+            return ()
+        return (
+            f"weight decay is a dilation and g is homogeneous of degree {g.degree}: their bracket is "
+            "2 scale (degree - 2) grad g_i, 0 for degree 2 only",
+        )
+
 
 class L1(AbstractRegularizer):
     """`h(w) = scale * sum of absolute values of all weights`.
 
-    Not differentiable at 0: its gradient flow is a differential inclusion. `ProximalDescent` handles it, by
+    It is not differentiable at 0: its gradient flow is a differential inclusion. `ProximalDescent` handles it, by
     `prox(w, s) = sign(w) max(|w| - s scale, 0)`; the flows refuse it rather than smooth it silently.
 
     **Arguments:** `scale`: c, a finite scalar.
@@ -96,6 +129,12 @@ class L1(AbstractRegularizer):
             return jnp.sign(leaf) * jnp.maximum(jnp.abs(leaf) - threshold, 0)
 
         return jax.tree.map(shrink, w)
+
+    def notes(self, g: AbstractReparameterization) -> tuple[str, ...]:
+        return (
+            "h has no gradient at 0, so it was looked at away from 0: a bracket of 0 there means commuting inside one "
+            "orthant only, which ends where a weight reaches 0. Theorem 3.6 needs a smooth h",
+        )
 
 
 class Compatible(AbstractRegularizer):
@@ -124,6 +163,10 @@ class Compatible(AbstractRegularizer):
         self.g.check(w)
         jax.eval_shape(self.g.compatible, w)
 
+    def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
+        squares = self.g.compatible_is_squares and g.compatible_is_squares
+        return self.scale if squares or _is_zero(self.scale) or self.g == g else None
+
 
 class QuadraticForm(AbstractRegularizer):
     """`h(w) = w^T G_0 w / 2` for a symmetric G_0; contracting when G_0 is positive semidefinite.
@@ -147,6 +190,15 @@ class QuadraticForm(AbstractRegularizer):
 
     def __call__(self, w: Weights) -> Float[Array, ""]:
         return w @ self.G0 @ w / 2
+
+    def quadratic_form(self, size: int, dtype: jnp.dtype) -> Float[Array, "D D"]:
+        return self.G0
+
+    def is_nonnegative(self) -> Bool[Array, ""]:
+        eigenvalues = jnp.linalg.eigvalsh(self.G0)
+        # Weyl: rounding moves an eigenvalue by at most about D eps |G0|.
+        rounding = eigenvalues.size * jnp.finfo(eigenvalues.dtype).eps * jnp.max(jnp.abs(eigenvalues))
+        return eigenvalues[0] >= -rounding
 
     def check(self, w: PyTree) -> None:
         if not eqx.is_array(w) or w.shape != self.G0.shape[:1]:
@@ -185,7 +237,7 @@ class CustomRegularizer(AbstractRegularizer):
 
 
 def check_scalar(fn: Callable, argument: PyTree, owner: str) -> None:
-    """Refuse a function that does not return one floating-point scalar for this argument."""
+    """Refuses a function that does not return one floating-point scalar for this argument."""
     value = jax.eval_shape(fn, argument)
     shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
     if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):

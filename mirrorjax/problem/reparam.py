@@ -1,32 +1,45 @@
-"""x = g(w): reparameterizations that act coordinate by coordinate, and the abstract class of all of them.
+"""x = g(w): the abstract class of all reparameterizations, the checks they share, and `Custom`.
 
-A reparameterization is a pure function of one point. What it declares beside its value is structure the engine uses:
-`degree`, the degree of positive homogeneity g(r w) = r^degree g(w), lets the flow be integrated on a logarithmic scale
-where tiny weights keep all their digits; `elementwise` says whether that scale is one a coordinate or one for all.
+A reparameterization is a pure function of one point. Beside its value it states facts about itself, which the rest of
+the package asks for instead of asking for its class. `degree`, the degree of positive homogeneity g(r w) = r^degree
+g(w), lets the flow be integrated on a logarithmic scale where tiny weights keep all their digits; `elementwise` says
+whether each coordinate has a scale of its own or all share one.
 """
 
 import abc
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
+from typing_extensions import TypeAliasType
 
 from ..checks import refuted
 
-Weights = PyTree[Float[Array, "..."]]
+Weights = TypeAliasType("Weights", PyTree[Float[Array, "..."]])
+"""Weights w: a pytree of floating-point arrays, such as a tuple of factors or a lone array."""
+
+
+class Admission(NamedTuple):
+    """The condition under which `Compatible(g)` gives an R_a, and the theorem that says so."""
+
+    condition: str
+    source: str
 
 
 class AbstractReparameterization(eqx.Module):
     """`x = g(w)`, a smooth map from weights (a pytree) to parameters (one array).
 
-    A subclass gives `__call__`, `degree`, `elementwise` and `check`; `compatible` where the theory names a regularizer.
+    A subclass must give `__call__`, `degree`, `elementwise` and `check`. The other methods are facts that a family may
+    state about itself; their defaults say that nothing is known.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 3.
     """
+
+    command_line: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    """Names of this family for `mirrorjax explain`, each with the arguments that build it."""
 
     @abc.abstractmethod
     def __call__(self, w: Weights) -> Float[Array, "..."]:
@@ -40,11 +53,26 @@ class AbstractReparameterization(eqx.Module):
     @property
     @abc.abstractmethod
     def elementwise(self) -> bool:
-        """Whether coordinate i of x depends on coordinate i of each factor only."""
+        """True if coordinate i of x depends on coordinate i of each factor only."""
 
     @abc.abstractmethod
     def check(self, w: PyTree) -> None:
-        """Raise `ValueError` naming what is wrong when w is not a point that g accepts."""
+        """Raises `ValueError` naming what is wrong when w is not a point that g accepts."""
+
+    @property
+    def is_difference(self) -> bool:
+        """True if `x = g_u(u) - g_v(v)` elementwise, so that `mirrorjax.check` can measure a Wronskian."""
+        return False
+
+    @property
+    def compatible_is_squares(self) -> bool:
+        """True if `compatible(w)` is the sum of squares of all weights, so that weight decay is compatible with g."""
+        return False
+
+    @property
+    def quadratic_forms(self) -> Float[Array, "d D D"] | None:
+        """The symmetric matrices of `x_i = w^T G_i w / 2`; `None` where g does not hold such matrices."""
+        return None
 
     def compatible(self, w: Weights) -> Float[Array, ""]:
         """The regularizer h(w), at scale 1, that commutes with g. Raises `ValueError` where the theory names none."""
@@ -53,9 +81,48 @@ class AbstractReparameterization(eqx.Module):
             "use WeightDecay, QuadraticForm or CustomRegularizer"
         )
 
+    def admission(self) -> Admission:
+        """When `Compatible(self)` gives an R_a. Raises `ValueError`, saying why, where the theory names no h."""
+        raise ValueError(
+            f"the theory names no regularizer for {type(self).__name__}; write the h you mean and ask "
+            "mirrorjax.check(g, h, w)"
+        )
+
+    def initial_weights(self, x: Float[Array, "..."], balance: Float[Array, ""]) -> Weights:
+        """Weights with `g(w) = x`; `balance` > 0 picks one choice of many. Raises `ValueError` where there is no rule.
+
+        See `mirrorjax.nn.initial_weights` for what `balance` means in each family.
+        """
+        raise ValueError(
+            f"{type(self).__name__} has no rule for weights that give a tensor; hand one over, "
+            "Factored(g, initial=lambda x: w) with g(w) = x"
+        )
+
+    def notes(self) -> tuple[str, ...]:
+        """Sentences of the theory about g that `mirrorjax.check` prints beside its numbers."""
+        return ()
+
+    def advice(self) -> str:
+        """A sentence for the error of `mirrorjax.legendre` where no R_a exists, such as another class to use."""
+        return ""
+
+    def pull(self, w: Weights, v: Float[Array, "..."]) -> Weights:
+        """`J^T v = grad <v, g>(w)` for v shaped like x."""
+        return jax.vjp(self, w)[1](v)[0]
+
+    def push(self, w: Weights, v: Float[Array, "..."]) -> Float[Array, "..."]:
+        """`J J^T v` at w, for v shaped like x."""
+        return jax.jvp(self, (w,), (self.pull(w, v),))[1]
+
+    def metric(self, w: Weights) -> Float[Array, "n n"]:
+        """`J J^T` at w as a dense matrix over the n entries of x."""
+        x = self(w)
+        basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+        return jax.vmap(lambda v: self.push(w, v))(basis).reshape(x.size, x.size)
+
 
 def check_factors(w: Any, n: int, family: str, names: str) -> tuple[Array, ...]:
-    """The n factors of w as arrays; a `ValueError` naming the family and what it expects otherwise."""
+    """Returns the n factors of w as arrays. Raises `ValueError`, naming the family and what it expects, otherwise."""
     expected = f"{family} takes weights {names}"
     if n == 1:
         factors = (w,)
@@ -79,20 +146,20 @@ def _kind(w: Any) -> str:
 
 
 def check_same_shape(factors: tuple[Array, ...], family: str) -> None:
-    """Refuse factors of an elementwise family whose shapes differ: broadcasting would change the flow."""
+    """Refuses factors of an elementwise family whose shapes differ: broadcasting would change the flow."""
     if len({factor.shape for factor in factors}) > 1:
         shapes = ", ".join(str(factor.shape) for factor in factors)
         raise ValueError(f"{family} multiplies or subtracts coordinate by coordinate: shapes must agree, got {shapes}")
 
 
 def check_degree(fn: Callable, w: PyTree, degree: int | None, owner: str) -> None:
-    """Refuse a claimed degree p unless `fn(w) = 2^p fn(w / 2)`: the flow follows the scale of w by it."""
+    """Refuses a claimed degree p unless `fn(w) = 2^p fn(w / 2)`: the flow follows the scale of w by that degree."""
     if degree is None:
         return
 
-    def holds():
+    def holds() -> Bool[Array, ""]:
         value, halved = fn(w), 2.0**degree * fn(jax.tree.map(lambda leaf: leaf / 2, w))
-        # Halving is exact, so what differs is rounding inside fn; a wrong degree is off by a factor of 2.
+        # Halving is exact, so a right degree is off by rounding inside fn only, a wrong one by a factor of 2.
         return jnp.max(jnp.abs(value - halved), initial=0.0) <= 0.01 * jnp.max(jnp.abs(value), initial=0.0)
 
     if refuted(holds, fn, w):
@@ -100,208 +167,6 @@ def check_degree(fn: Callable, w: PyTree, degree: int | None, owner: str) -> Non
             f"the function of {owner} is not homogeneous of the degree given, homogeneity={degree}, at these weights; "
             "give the right degree, or leave it out"
         )
-
-
-class Linear(AbstractReparameterization):
-    """`x = w`: no reparameterization, the baseline whose implicit bias no regularizer can keep.
-
-    Weights: a lone array of any shape.
-
-    Source: the paper's Corollary D.1.
-    """
-
-    degree = property(lambda self: 1)
-    elementwise = property(lambda self: True)
-
-    def __call__(self, w: Weights) -> Float[Array, "..."]:
-        return w
-
-    def check(self, w: PyTree) -> None:
-        check_factors(w, 1, "Linear", "w")
-
-
-class Hadamard(AbstractReparameterization):
-    """`x = w_1 * w_2 * ... * w_depth`, elementwise; `x = m w` at depth 2.
-
-    Weights: a tuple of `depth` arrays of one shape. Depth 2 with weight decay moves from L2 to L1; depth >= 3 with
-    weight decay does not commute (Theorem D.2): its flow runs, but there is no R_a.
-
-    **Arguments:** `depth`: number of factors, >= 2.
-    **Raises:** `ValueError` for a depth below 2.
-
-    Source: the paper's Eq. (9), Theorem D.2.
-    """
-
-    depth: int = eqx.field(static=True, default=2)  # static: it is the number of arrays in w
-
-    def __check_init__(self):
-        if not isinstance(self.depth, int) or self.depth < 2:
-            raise ValueError(f"Hadamard needs a whole depth of at least 2, got {self.depth}; depth 1 is Linear()")
-
-    degree = property(lambda self: self.depth)
-    elementwise = property(lambda self: True)
-
-    def __call__(self, w: Weights) -> Float[Array, "..."]:
-        product = w[0]
-        for factor in w[1:]:
-            product = product * factor
-        return product
-
-    def check(self, w: PyTree) -> None:
-        names = "(m, w)" if self.depth == 2 else f"(w1, .., w{self.depth})"
-        check_same_shape(check_factors(w, self.depth, f"Hadamard(depth={self.depth})", names), "Hadamard")
-
-    def compatible(self, w: Weights) -> Float[Array, ""]:
-        if self.depth != 2:
-            raise ValueError(
-                f"Hadamard(depth={self.depth}) commutes with no weight decay (Theorem D.2); only depth 2 does"
-            )
-        return jnp.sum(w[0] ** 2 + w[1] ** 2)
-
-
-class Square(AbstractReparameterization):
-    """`x = w^2 >= 0`, elementwise.
-
-    Weights: a lone array of any shape; R_a needs w > 0.
-
-    Source: the paper's Eq. (10).
-    """
-
-    degree = property(lambda self: 2)
-    elementwise = property(lambda self: True)
-
-    def __call__(self, w: Weights) -> Float[Array, "..."]:
-        return w**2
-
-    def check(self, w: PyTree) -> None:
-        check_factors(w, 1, "Square", "w")
-
-    def compatible(self, w: Weights) -> Float[Array, ""]:
-        return jnp.sum(w**2)
-
-
-class AbstractDifference(AbstractReparameterization):
-    """`x = g_u(u) - g_v(v)`, elementwise, with increasing g_u and g_v; weights are the tuple (u, v).
-
-    The regularizer `h = g_u(u) + g_v(v)` commutes with it.
-
-    Source: the paper's Corollary 3.12, Example 3.14.
-    """
-
-    @abc.abstractmethod
-    def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`g_u(u)`."""
-
-    @abc.abstractmethod
-    def minus(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        """`g_v(v)`."""
-
-    elementwise = property(lambda self: True)
-
-    def __call__(self, w: Weights) -> Float[Array, "..."]:
-        return self.plus(w[0]) - self.minus(w[1])
-
-    def check(self, w: PyTree) -> None:
-        check_same_shape(check_factors(w, 2, type(self).__name__, "(u, v)"), type(self).__name__)
-
-    def compatible(self, w: Weights) -> Float[Array, ""]:
-        return jnp.sum(self.plus(w[0]) + self.minus(w[1]))
-
-
-class PowerDifference(AbstractDifference):
-    """`x = u^{2k} - v^{2k}`, elementwise; k = 1 is the square difference u^2 - v^2.
-
-    Weights: (u, v) of one shape; R_a needs u, v > 0.
-
-    **Arguments:** `k`: a whole number >= 1.
-    **Raises:** `ValueError` for any other k.
-
-    Source: the paper's Eq. (11), Example 3.14.
-    """
-
-    k: int = eqx.field(static=True, default=1)  # static: integer powers differentiate exactly, also at 0
-
-    def __check_init__(self):
-        if not isinstance(self.k, int) or self.k < 1:
-            raise ValueError(f"PowerDifference needs a whole k of at least 1, got {self.k}")
-
-    degree = property(lambda self: 2 * self.k)
-
-    def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        return u ** (2 * self.k)
-
-    def minus(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        return v ** (2 * self.k)
-
-
-class LogDifference(AbstractDifference):
-    """`x = log u - log v`, elementwise.
-
-    Weights: (u, v) of one shape, both positive. With h = c (log u + log v) decay uses up the range: R_a ends at
-    `a = -min(u0, v0)^2 / (2c)`.
-
-    Source: the paper's Example 3.14.
-    """
-
-    degree = property(lambda self: None)
-
-    def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.log(u)
-
-    def minus(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.log(v)
-
-    def check(self, w: PyTree) -> None:
-        factors = check_factors(w, 2, "LogDifference", "(u, v)")
-        check_same_shape(factors, "LogDifference")
-        for name, factor in zip("uv", factors, strict=True):
-            if refuted(lambda factor=factor: jnp.all(factor > 0), factor):
-                raise ValueError(f"LogDifference needs {name} > 0, its smallest entry is {np.min(np.asarray(factor))}")
-
-
-class ExpDifference(AbstractDifference):
-    """`x = e^u - e^v`, elementwise.
-
-    Weights: (u, v) of one shape.
-
-    Source: the paper's Example 3.14.
-    """
-
-    degree = property(lambda self: None)
-
-    def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.exp(u)
-
-    def minus(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        return jnp.exp(v)
-
-
-class Separable(AbstractDifference):
-    """`x = g_u(u) - g_v(v)` with your own scalar functions, applied elementwise.
-
-    Weights: (u, v) of one shape.
-
-    **Arguments:** `g_u`, `g_v`: functions of one array, elementwise, analytic and increasing where the flow runs.
-    **Raises:** `ValueError` when one is not callable.
-
-    Source: the paper's Corollary 3.12.
-    """
-
-    g_u: Callable
-    g_v: Callable
-
-    def __check_init__(self):
-        for name, function in (("g_u", self.g_u), ("g_v", self.g_v)):
-            if not callable(function):
-                raise ValueError(f"Separable takes two functions, got {name} = {function!r}")
-
-    degree = property(lambda self: None)
-
-    def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.g_u(u)
-
-    def minus(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.g_v(v)
 
 
 class Custom(AbstractReparameterization):

@@ -1,19 +1,18 @@
-"""alpha(t): how strongly the regularizer acts at time t, what it has spent so far, and where it jumps.
+"""alpha(t): the strength of the regularizer at time t, its integral, and the times at which it jumps.
 
-A schedule declares its breakpoints, the times where alpha is not smooth; the solver steps exactly to them, and that is
-what makes derivatives with respect to a switch-off time right. All numbers are leaves: a new strength never recompiles.
+A schedule declares its breakpoints, the times at which alpha is not smooth. The solver steps exactly to them; without
+that, derivatives with respect to a switch-off time would be wrong. All numbers are leaves: a new strength never
+recompiles.
 """
 
 import abc
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ..checks import as_scalar, as_time, is_concrete, nonnegative, refuted, require_nonnegative
+from ..checks import as_time, as_time_scalar, nonnegative, refuted, require_nonnegative
 
 Time = Float[ArrayLike, ""]
 
@@ -38,24 +37,24 @@ class AbstractSchedule(eqx.Module):
     @property
     @abc.abstractmethod
     def breakpoints(self) -> Float[Array, " breakpoints"]:
-        """Times where alpha or its slope jumps; a fixed number of them, `inf` where one never comes."""
+        """Times at which alpha or its slope jumps; a fixed number of them, `inf` for a jump that never comes."""
 
     @abc.abstractmethod
     def valid(self, t1: Time) -> Bool[Array, ""]:
-        """Whether alpha is finite, >= 0 and rightly integrated on [0, t1], also under tracing: each lane its own."""
+        """True if alpha is finite, >= 0 and integrated accurately on [0, t1]; works under tracing, lane by lane."""
 
     def check(self, t1: Time) -> None:
-        """Raise `ValueError` if the schedule cannot be trusted up to time t1."""
+        """Raises `ValueError` if the strength or its integral cannot be trusted up to time t1."""
 
 
 def _strength(value: ArrayLike) -> Float[Array, ""]:
-    alpha = as_scalar(value, "alpha").astype(float)
+    alpha = as_time_scalar(value, "alpha")
     require_nonnegative(alpha, "alpha", finite=True)
     return alpha
 
 
 def _switch_off_time(value: ArrayLike) -> Float[Array, ""]:
-    t_off = as_scalar(value, "t_off").astype(float)
+    t_off = as_time_scalar(value, "t_off")
     require_nonnegative(t_off, "t_off", finite=False)
     return t_off
 
@@ -83,8 +82,8 @@ class Constant(AbstractSchedule):
         return nonnegative(self.alpha, finite=True)
 
 
-class _SwitchedOff(AbstractSchedule):
-    """What the schedules with one strength and one switch-off time share: two leaves, one breakpoint, one check."""
+class _AbstractSwitchedOff(AbstractSchedule):
+    """Schedules with one strength and one switch-off time: two leaves, one breakpoint, one check."""
 
     alpha: eqx.AbstractVar[Float[Array, ""]]
     t_off: eqx.AbstractVar[Float[Array, ""]]
@@ -103,7 +102,7 @@ class _SwitchedOff(AbstractSchedule):
         return jnp.where(positive & (t < self.t_off), ratio, 1.0)
 
 
-class SwitchOff(_SwitchedOff):
+class SwitchOff(_AbstractSwitchedOff):
     """`alpha(t) = alpha` for t < t_off, 0 after; `integral = alpha min(t, t_off)`.
 
     **Arguments:** `alpha`: the strength, finite and >= 0; `t_off`: the switch-off time >= 0, `inf` for never.
@@ -122,7 +121,7 @@ class SwitchOff(_SwitchedOff):
         return self.alpha * jnp.minimum(t, self.t_off)
 
 
-class LinearDecay(_SwitchedOff):
+class LinearDecay(_AbstractSwitchedOff):
     """`alpha(t) = alpha (1 - t/t_off)` for t < t_off, 0 after; the whole integral is `alpha t_off / 2`.
 
     **Arguments:** `alpha`: the strength at t = 0, finite and >= 0; `t_off`: the time it reaches 0, >= 0.
@@ -141,7 +140,7 @@ class LinearDecay(_SwitchedOff):
         return self.alpha * jnp.minimum(t, self.t_off) * (1 - self._fraction(t) / 2)
 
 
-class CosineDecay(_SwitchedOff):
+class CosineDecay(_AbstractSwitchedOff):
     """`alpha(t) = alpha (1 + cos(pi t/t_off)) / 2` for t < t_off, 0 after; the whole integral is `alpha t_off / 2`.
 
     **Arguments:** `alpha`: the strength at t = 0, finite and >= 0; `t_off`: the time it reaches 0, >= 0.
@@ -229,83 +228,3 @@ class Sum(AbstractSchedule):
     def check(self, t1: Time) -> None:
         for part in self.parts:
             part.check(t1)
-
-
-class FromOptax(AbstractSchedule):
-    """`alpha(t) = schedule(t / step_size)`: any optax schedule, read as a function of continuous training time.
-
-    optax counts steps and the flow measures time; one step lasts `step_size`. Between the declared breakpoints the
-    integral is taken by Gauss-Legendre quadrature (8 panels of 16 nodes), exact to rounding for the smooth pieces that
-    optax schedules are made of. A schedule with boundaries (`join_schedules`, `piecewise_constant_schedule`, the end of
-    a decay) must say at which steps they lie: `solve` compares two quadratures and refuses one that does not.
-
-    **Arguments:** `schedule`: step count -> strength, any optax schedule; `step_size`: time units a step takes, > 0;
-    `boundaries`: step counts at which the schedule is not smooth.
-    **Raises:** `ValueError` for a step size that is not positive and finite; from `check` (called by `solve`) for a
-    negative or non-finite strength, or an undeclared boundary.
-    """
-
-    schedule: Callable
-    step_size: Float[Array, ""]
-    boundaries: Float[Array, " breakpoints"]
-
-    def __init__(self, schedule: Callable, step_size: ArrayLike, boundaries: ArrayLike | Sequence[float | int] = ()):
-        if not callable(schedule):
-            raise ValueError(f"schedule must be a function of the step count, got {schedule!r}")
-        self.schedule = schedule
-        self.step_size = as_scalar(step_size, "step_size").astype(float)
-        self.boundaries = jnp.sort(as_time(jnp.asarray(boundaries, dtype=float), "boundaries"))
-        require_nonnegative(self.boundaries, "boundaries", finite=False)
-        if refuted(lambda: jnp.isfinite(self.step_size) & (self.step_size > 0), self.step_size):
-            raise ValueError(f"step_size must be positive and finite, got {self.step_size}")
-
-    def __call__(self, t: Time) -> Float[Array, ""]:
-        return jnp.asarray(self.schedule(t / self.step_size), dtype=self.step_size.dtype)
-
-    def integral(self, t: Time) -> Float[Array, ""]:
-        return self._quadrature(t, panels=8)
-
-    @property
-    def breakpoints(self) -> Float[Array, " breakpoints"]:
-        return self.boundaries * self.step_size
-
-    def valid(self, t1: Time) -> Bool[Array, ""]:
-        numbers = jnp.isfinite(self.step_size) & (self.step_size > 0) & nonnegative(self.boundaries, finite=False)
-        _, values = self._probe(t1)
-        return numbers & nonnegative(values, finite=True) & self._resolved(t1)
-
-    def check(self, t1: Time) -> None:
-        if not is_concrete(self.step_size, self.boundaries, t1):
-            return
-        with jax.ensure_compile_time_eval():
-            times, values = self._probe(t1)
-            if not bool(nonnegative(values, finite=True)):
-                worst = int(jnp.argmin(jnp.where(jnp.isfinite(values), values, -jnp.inf)))
-                raise ValueError(
-                    f"the optax schedule gives the strength {values[worst]} at t = {times[worst]}; "
-                    "strengths must be finite and non-negative"
-                )
-            if not bool(self._resolved(t1)):
-                raise ValueError(
-                    f"the integral of the optax schedule up to t1 = {t1} is not resolved: name the step counts where "
-                    "it is not smooth, FromOptax(schedule, step_size, boundaries=[...])"
-                )
-
-    def _probe(self, t1: Time) -> tuple[Float[Array, " probes"], Float[Array, " probes"]]:
-        times = jnp.linspace(0.0, t1, 257)
-        return times, jax.vmap(self)(times)
-
-    def _resolved(self, t1: Time) -> Bool[Array, ""]:
-        """Whether two quadratures agree up to t1, as they do unless a boundary was not declared."""
-        once, twice = self._quadrature(t1, panels=8), self._quadrature(t1, panels=13)
-        # Smooth pieces agree to rounding, times the 200 or so terms summed; a kink inside a panel is far above that.
-        return jnp.abs(once - twice) <= jnp.maximum(200 * jnp.finfo(twice.dtype).eps, 1e-8) * jnp.abs(twice) + 1e-30
-
-    def _quadrature(self, t: Time, panels: int) -> Float[Array, ""]:
-        nodes, weights = np.polynomial.legendre.leggauss(16)
-        left = (np.arange(panels)[:, None] + (nodes + 1) / 2).ravel() / panels
-        weights = np.tile(weights / 2, panels) / panels
-        edges = jnp.concatenate([jnp.zeros(1), jnp.minimum(self.breakpoints, t), jnp.reshape(t, (1,))])
-        starts, lengths = edges[:-1], jnp.diff(edges)
-        values = jax.vmap(jax.vmap(self))(starts[:, None] + lengths[:, None] * left[None])
-        return jnp.sum(lengths * (values @ weights))

@@ -3,23 +3,19 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import ArrayLike, PyTree
+from jaxtyping import Array, Float, PyTree
 
-from ..checks import Numbers, refuted
-from ..dynamics.flows.continuous import AbstractFlow, PrimalFlow, WeightFlow
-from ..dynamics.integrate import saving, velocity
-from ..dynamics.lane import Outcome
-from ..dynamics.options import Metrics, Options, Solver, as_time_scalar, make_options
-from ..dynamics.segments import FORWARD
-from ..problem import Problem
-from ..problem.problem import as_weights
-from ..problem.reparam import Weights
+from ..checks import Number, Numbers, as_time_scalar, require_positive
+from ..dynamics.guards import Field
+from ..dynamics.lanes import FORWARD, Outcome
+from ..dynamics.motion import AbstractMotion, state_dtype
+from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
 from ..results import status_name
 from ..runs.configuration import configuration, trace
 from ..runs.dataset import EXECUTED, OF_FLOWS, USEFUL, Arrays, Dataset, flatten
@@ -29,29 +25,23 @@ from ..runs.grid import Grid, OneLane, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
-from .scheduler import Batch, Lane, Program, Scheduler, shapes
+from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, shapes
 
-# Lanes of a group, in batches: enough that filling and emptying the slots costs little.
+# Batches of lanes in a group: enough that filling and emptying the slots costs little.
 BATCHES = 8
-# Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It is done where a
-# thousand evaluations of the whole batch take more operations than the device does in ten seconds.
+# Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It pays where a thousand
+# evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
 WORTH_ELSEWHERE = 1e13
 
 
+@with_integration
 def sweep(
-    lane: Lane,
+    lane: LaneFunction,
     grid: Mapping[str, Numbers | Zip] | Zip,
     *,
-    t1: ArrayLike,
-    saveat: Numbers | None = None,
-    metrics: Metrics | None = None,
-    flow: AbstractFlow | None = None,
-    solver: Solver | None = None,
-    rtol: ArrayLike | None = None,
-    atol: ArrayLike | None = None,
-    max_steps: int = 100_000,
-    steady: ArrayLike | None = None,
+    t1: Number,
+    steady: Number | None = None,
     chunk: int | None = None,
     devices: Sequence[Device] | None = None,
     store: str | Path | None = None,
@@ -59,25 +49,27 @@ def sweep(
     checkpoint_every: float = 10.0,
     progress: bool | None = None,
     callback: Callback | None = None,
+    **how: Unpack[Integration],
 ) -> Dataset:
-    """Solve `lane(**parameters)` for every point of a grid, vmapped, as one labelled dataset.
+    """Solves `lane(**parameters)` for every point of a grid, vmapped, and returns one labelled dataset.
 
-    Lanes that have ended make room for waiting ones, so a slow lane holds up no other. The same call gives the same
-    bits, also when it was killed and resumed; another `chunk`, other devices or versions change the last digits.
+    Finished lanes are replaced by new ones while the batch runs, so a slow lane holds up no other. The same call gives
+    the same bits, also when it was killed and resumed; another `chunk`, other devices or versions change the last
+    digits.
 
     **Arguments:**
 
     - `lane`: parameters -> `(Problem, w0)`, a pure JAX function; each parameter arrives as a scalar (or one slice).
-    - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` walks in step, and a `Zip`
+    - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` pairs its values, and a `Zip`
       may be an entry of a product.
-    - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`: as in `solve`. `max_steps` too; it is looked at after
-      every few steps.
+    - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`; `max_steps` is compared
+      after every few steps.
     - `steady`: end a lane once `|dx/dt| <= steady |x|`, after its last breakpoint before t1; in 1/time. Its values stay
       as they are up to t1. A saddle looks steady too, and errors of size `rtol` do not look steady, so this is off
       (`None`) unless asked for.
     - `chunk`: lanes solved together on all devices; chosen from the memory that is free when `None`.
     - `devices`: where; all local ones of the first platform when `None`. Several hosts, after
-      `jax.distributed.initialize()`, share the lanes; give them one `store`, and `open_sweep` it when all are through.
+      `jax.distributed.initialize()`, share the lanes; give them one `store`, and `open_sweep` it at the end.
     - `store`: a new folder that keeps results as they come, so that the sweep survives being killed. Needed where they
       do not fit into memory. `resume`: go on with the one that is there (or begin it).
     - `checkpoint_every`: seconds between two checkpoints of lanes under way.
@@ -86,32 +78,22 @@ def sweep(
     **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`: `loss`, `a`, each metric, the final `x`
     (dimensions x_0, ..), and for each lane `status` (the name of a `RESULTS`), `steps`, `rejected_steps` and `t_end`. A
     failed lane holds NaN from the time it failed. `attrs["work"]`: the steps that all lanes took, or with
-    `RKC` their evaluations of the velocity; `attrs["efficiency"]`: their share in those that slots of the batch were
-    driven through.
+    `RKC` their evaluations of the velocity; `attrs["efficiency"]`: this work divided by the work of all slots of the
+    batch, empty ones included.
 
     **Raises:** `ValueError` for an empty grid, a lane that does not return `(Problem, w0)` or is not pure, arguments
     that `solve` would refuse, results that fit neither memory nor disk, or a store that holds another run. `OSError`
     where the store cannot be written; what was finished is safe. Bad *values* of a lane do not raise: they are its
     status.
     """
-    lanes, chosen = Grid(grid), choose_devices(devices)
-    start = _Start(lane, as_time_scalar(t1, "t1"))
+    refuse_unknown(how, "sweep")
+    lanes, chosen, t1 = Grid(grid), choose_devices(devices), as_time_scalar(t1, "t1")
+    start = Start(lane, choose_flow(how).without_dual(), t1)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    w0 = trace(lambda values: start(**values)[1], one).out_info
-    options = make_options(
-        w0,
-        t1=t1,
-        saveat=saveat,
-        metrics=_no_metrics if metrics is None else metrics,
-        flow=flow,
-        solver=solver,
-        rtol=rtol,
-        atol=atol,
-        max_steps=max_steps,
-        adjoint=FORWARD,
-    )
-    if isinstance(options.flow, PrimalFlow):
-        options = eqx.tree_at(lambda options: options.flow, options, WeightFlow())
+    motion, state = _shapes_of_motion(start, one)
+    metrics = how.get("metrics")
+    named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
+    options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD)
     program = Program(start, options, _tolerance(steady))
     like = carried, outcome = shapes(program, one)
     named = _named(outcome)
@@ -124,7 +106,9 @@ def sweep(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
         lanes,
         about=About(np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), OF_FLOWS),
-        configure=lambda: configuration(lanes, traced, slots, chosen, settings | {"steady": program.steady}),
+        configure=lambda: configuration(
+            lanes, traced, slots, chosen, settings | {"flow": start.flow, "steady": program.steady}
+        ),
         store=store,
         resume=resume,
         checkpoint_every=checkpoint_every,
@@ -133,19 +117,17 @@ def sweep(
     )
 
 
-class _Start(eqx.Module):
-    """A user's lane function, with everything checked that does not depend on values."""
+def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, PyTree]:
+    """The motion and the initial state of one lane, as shapes. Raises `ValueError` for a lane that is not pure."""
+    structure = []
 
-    lane: Lane
-    t1: Any
+    def one(values: OneLane) -> PyTree:
+        motion = start(values)
+        arrays, static = eqx.partition((motion, motion.initial()), eqx.is_array)
+        structure.append(static)
+        return arrays
 
-    def __call__(self, **values: Any) -> tuple[Problem, Weights]:
-        made = self.lane(**values)
-        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Problem)):
-            raise ValueError(f"the lane function must return (Problem, w0), got {made!r}")
-        problem, w0 = made[0], as_weights(made[1])
-        problem.check(w0, self.t1)
-        return problem, w0
+    return eqx.combine(trace(one, values).out_info, structure[0])
 
 
 class _Job(AbstractJob):
@@ -184,7 +166,7 @@ PER_LANE = ("x", "status", "steps", "rejected_steps", "t_end")
 
 
 def _named(outcome: Outcome) -> dict[str, Any]:
-    """The outcome as variables of a dataset."""
+    """Names the parts of an outcome as variables of a dataset."""
     metrics = flatten(outcome.metrics, "metric")
     named = {
         "loss": outcome.loss,
@@ -204,23 +186,20 @@ def _no_metrics(t: Any, x: Any, w: Any) -> PyTree:
     return {}
 
 
-def _tolerance(steady: ArrayLike | None) -> Any:
+def _tolerance(steady: Number | None) -> Float[Array, ""] | None:
     if steady is None:
         return None
     tolerance = as_time_scalar(steady, "steady")
-    if refuted(lambda: (tolerance > 0) & jnp.isfinite(tolerance), tolerance):
-        raise ValueError(f"steady must be positive and finite, or None, got {steady}")
+    require_positive(tolerance, "steady", "; None for no such end")
     return tolerance
 
 
 def _probe(program: Program, values: OneLane) -> PyTree:
-    """All that the numbers of a lane come from: its start, one velocity, and what is saved."""
-    problem, w0 = program.start(**values)
-    options: Options = program.options
-    context, state = options.flow.start(problem, w0)
-    tick = jnp.zeros((), jnp.result_type(*jax.tree.leaves(state)))
-    args = (options.flow, context, state)
-    return state, velocity(tick, state, args), saving(options)(tick, state, args)
+    """Everything that the numbers of a lane are computed from: initial state, one velocity, and the saved values."""
+    motion, options = program.start(values), program.options
+    state = motion.initial()
+    tick, field = jnp.zeros((), state_dtype(state)), Field(motion, state)
+    return state, field.velocity(tick, state), field.save(options.metrics, tick, state)
 
 
 def _operations(traced: jax.stages.Traced) -> float:

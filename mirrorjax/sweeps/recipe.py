@@ -1,11 +1,11 @@
-"""A sweep written down in a TOML file, for the command line. Functions are named by file or module.
+"""Reads a sweep from a TOML file, for the command line. Functions are named by file or module.
 
 lane = "lanes.py:lane"                  # a function in a file beside this one, or in an importable module
 metrics = "lanes.py:metrics"            # optional
 t1 = 1250.0
 saveat = { linspace = [0.0, 1250.0, 126] }
 
-[grid]                                  # a product; [zip] instead walks in step
+[grid]                                  # a product; [zip] instead pairs the values
 alpha = { geomspace = [1e-3, 20.0, 16] }
 t_off = [0.5, 5.0, 50.0]
 """
@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..dynamics.flows.continuous import MirrorFlow, PrimalFlow, RiemannianFlow
+from ..dynamics.flows import MirrorFlow, PrimalFlow, RiemannianFlow
 from ..dynamics.solvers.rkc import RKC
 from ..runs.dataset import Dataset
 from ..runs.grid import Zip
@@ -33,24 +33,24 @@ NAMES = ("lane", "metrics", "saveat", "grid", "zip", "flow", "solver", "float32"
 
 
 class Recipe(NamedTuple):
-    """A sweep to do: its lane function, its grid, and the other arguments of `sweep`; whether in single precision."""
+    """A sweep read from a file: its lane function, its grid, and the other arguments of `sweep`."""
 
     lane: Callable
     grid: Any
     arguments: dict[str, Any]
 
     def sweep(self, store: Path, resume: bool) -> Dataset:
-        """Do it, in a folder."""
+        """Runs the sweep in a folder."""
         return sweep(self.lane, self.grid, store=store, resume=resume, **self.arguments)
 
 
 def single_precision(path: Path) -> bool:
-    """Whether the file asks for float32: to be known before anything is computed."""
+    """True if the file asks for float32, which must be known before anything is computed."""
     return bool(_parse(path).get("float32", False))
 
 
 def read_recipe(path: Path) -> Recipe:
-    """The sweep that a TOML file describes.
+    """Reads the sweep that a TOML file describes.
 
     **Raises:** `ValueError` for a file that cannot be read, an entry that is unknown, missing or wrong, with its name.
     """
@@ -91,7 +91,7 @@ def _grid(path: Path, entries: Mapping[str, Any]) -> Any:
 
 
 def _values(path: Path, name: str, entry: Any) -> np.ndarray:
-    """A list of numbers, or one spacing: `{ geomspace = [first, last, count] }`."""
+    """Reads a list of numbers, or one spacing: `{ geomspace = [first, last, count] }`."""
     if isinstance(entry, dict) and len(entry) == 1 and next(iter(entry)) in SPACINGS:
         spacing, arguments = next(iter(entry.items()))
         try:
@@ -110,7 +110,7 @@ def _one_of(path: Path, name: str, entry: Any, known: Mapping[str, Any]) -> Any:
 
 
 def _function(path: Path, name: str, entry: Any) -> Callable:
-    """What `"file.py:function"` or `"package.module:function"` names; files are relative to the TOML file."""
+    """Loads `"file.py:function"` or `"package.module:function"`; files are relative to the TOML file."""
     place, _, attribute = str(entry).partition(":")
     if not attribute:
         raise ValueError(f'{path}: {name} must be "file.py:function" or "package.module:function", got {entry!r}')

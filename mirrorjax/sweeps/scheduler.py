@@ -1,55 +1,74 @@
-"""Which lane runs when: a batch of slots in which ended lanes make room for waiting ones.
+"""The schedule of a sweep: a batch of slots, refilled with new lanes as others end.
 
-A batch of adaptive solves runs until its slowest lane ends, and ended lanes are masked, not free. So a batch moves on
-by a few steps at a time; between, ended lanes leave, waiting ones enter, and when none waits the rest moves into a
-smaller batch. Everything here depends on the numbers of the lanes alone, never on the clock: the same sweep is
-scheduled the same way each time, and a resumed one goes on with the same bits.
+A batch of adaptive solves runs until its slowest lane ends, and finished lanes are masked, not free. A batch therefore
+advances by a few steps at a time. In between, finished lanes are removed and lanes that have not started are put into
+the free slots; when no lane is left to start, the rest is moved into a smaller batch. The schedule depends on the
+numbers of the lanes alone, never on the time of day: the same sweep is scheduled the same way each time, and a resumed
+sweep continues with the same bits.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
+from typing_extensions import TypeAliasType
 
-from ..dynamics.integrate import to_ticks
-from ..dynamics.lane import Outcome, Progress
+from ..dynamics.lanes import Outcome, advance, begin, read
+from ..dynamics.motion import AbstractFlow, AbstractMotion
 from ..dynamics.options import Options
-from ..dynamics.segments import advance, begin, read, work_of
+from ..dynamics.steppers import Lane, over_lanes
 from ..problem import Problem
+from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..runs.devices import Devices, on_devices, spread
 from ..runs.grid import Grid, OneLane, Values
 
-# Segments in a row before the host looks in, for the progress bar, a checkpoint or Ctrl-C.
+# Segments in a row before control returns to the host, for the progress bar, a checkpoint or Ctrl-C.
 SEGMENTS = 16
-# Lanes started together: fewer than a batch, since starting one costs as much as several steps.
+# Lanes started together: fewer than a batch, because starting a lane costs as much as several steps.
 ENTERING = 4
 
-Lane = Callable[..., tuple[Problem, Weights]]
+LaneFunction = TypeAliasType("LaneFunction", Callable[..., tuple[Problem, Weights]])
+"""Builds the problem and the initial weights of one lane from its grid values."""
+
+
+class Start(eqx.Module):
+    """Starts the motion of one lane from its grid values, by the user's function and the flow."""
+
+    lane: LaneFunction
+    flow: AbstractFlow
+    t1: Float[Array, ""]
+
+    def __call__(self, values: OneLane) -> AbstractMotion:
+        made = self.lane(**values)
+        if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Problem)):
+            raise ValueError(f"the lane function must return (Problem, w0), got {made!r}")
+        problem, w0 = made[0], as_weights(made[1])
+        problem.check(w0, self.t1)
+        return self.flow.prepare(problem, w0)
 
 
 class Program(eqx.Module):
-    """What every lane of a sweep shares; arrays in it are leaves, so other numbers do not compile anew."""
+    """All that the lanes of a sweep share. Arrays in it are leaves, so other numbers do not compile anew."""
 
-    start: Lane
+    start: Start
     options: Options
     steady: Float[Array, ""] | None
 
 
 class Batch(eqx.Module):
-    """The lanes of a group, some ended, some in slots, some waiting. As a pytree of arrays it is also a checkpoint.
+    """The lanes of a group: finished, in slots, or not started. As a pytree of arrays a batch is also a checkpoint.
 
-    - `slots`: which lane of the group is in each slot, -1 where none is; `progress`: how far it is.
-    - `started`, `ended` (group,): which lanes have; `outcomes` (group, ...): what those that have ended left.
-    - `useful`, `executed`: work of lanes, and work that slots were driven through: steps, or evaluations with `RKC`.
+    - `slots`: the lane of the group in each slot, -1 for an empty slot; `progress`: the state of that lane.
+    - `started`, `ended` (group,): flags of the lanes; `outcomes` (group, ...): results of the lanes that have ended.
+    - `useful`, `executed`: work of lanes, and work of slots, empty ones included: steps, or evaluations with `RKC`.
     """
 
     slots: Int[np.ndarray, " slots"]
-    progress: Progress
+    progress: Lane
     started: Bool[np.ndarray, " group"]
     ended: Bool[np.ndarray, " group"]
     outcomes: Outcome
@@ -62,17 +81,17 @@ class Batch(eqx.Module):
 
 
 class Scheduler(eqx.Module):
-    """Drives the lanes of one group through slots on the devices.
+    """Runs the lanes of one group through slots on the devices.
 
-    **Arguments:** `program`: what lanes share; `grid`: all lanes; `slots`: the size of a full batch; `like`: the
-    `shapes` of one lane; `shrink`: whether smaller batches are worth compiling.
+    **Arguments:** `program`: the part that lanes share; `grid`: all lanes; `slots`: the size of a full batch; `like`:
+    the `shapes` of one lane; `shrink`: True if smaller batches are worth compiling.
     """
 
     program: Program
     grid: Grid
     slots: int
     devices: Devices
-    like: tuple[Progress, Outcome]
+    like: tuple[Lane, Outcome]
     shrink: bool
 
     def open(self, group: Int[np.ndarray, " group"]) -> Batch:
@@ -90,7 +109,7 @@ class Scheduler(eqx.Module):
         )
 
     def step(self, group: Int[np.ndarray, " group"], batch: Batch) -> Batch:
-        """Let waiting lanes in, and advance all until some have ended or a few segments are over."""
+        """Starts lanes in empty slots, and advances all lanes until some have ended or a few segments are over."""
         batch = self._shrink(self._admit(group, batch))
         values = self.grid.take(group[np.maximum(batch.slots, 0)])
         wanted = np.full(len(self.devices), self._leave(group, batch) // len(self.devices))
@@ -105,21 +124,20 @@ class Scheduler(eqx.Module):
         return _collect(batch, outcomes)
 
     def underway(self, batch: Batch) -> float:
-        """How many lanes' worth of time the lanes in slots have behind them."""
+        """The progress of the unfinished lanes, in units of whole lanes: the sum of their times, divided by t1."""
         inside = batch.slots >= 0
-        options = self.program.options
-        end = to_ticks(options.t1, options.flow, batch.progress.tick.dtype)
+        end = self.program.start.flow.clock.ticks(self.program.options.t1, batch.progress.tick.dtype)
         return float(np.sum(np.asarray(batch.progress.tick)[inside]) / float(end))
 
     def _leave(self, group: Int[np.ndarray, " group"], batch: Batch) -> int:
-        """How many slots must be empty before the host changes anything."""
+        """The number of empty slots at which the host refills or shrinks the batch."""
         empty, size = batch.slots.size - batch.running, batch.slots.size
         if not np.all(batch.started):
             return empty + max(1, size // 16)
         return size - self._smaller(batch)
 
     def _admit(self, group: Int[np.ndarray, " group"], batch: Batch) -> Batch:
-        """Start waiting lanes in the empty slots."""
+        """Starts lanes in the empty slots."""
         empty = np.flatnonzero(batch.slots < 0)
         entering = self._next(group, batch)[: empty.size]
         if not entering.size:
@@ -140,10 +158,10 @@ class Scheduler(eqx.Module):
         return eqx.tree_at(lambda batch: (batch.slots, batch.progress, batch.started), batch, new)
 
     def _next(self, group: Int[np.ndarray, " group"], batch: Batch) -> Int[np.ndarray, " waiting"]:
-        """Waiting lanes, those first that will take longest, so that none is left over at the end.
+        """Lanes that have not started, in order of falling predicted cost, so that no long lane is left for the end.
 
-        A lane is predicted to cost what its nearest neighbour on the grid did that has started; one that has not ended
-        yet costs more than all that have.
+        The predicted cost of a lane is that of its nearest neighbour on the grid among the lanes that have started. An
+        unfinished neighbour counts as costlier than all finished ones.
         """
         waiting, known = np.flatnonzero(np.logical_not(batch.started)), np.flatnonzero(batch.started)
         if not (known.size and waiting.size):
@@ -162,7 +180,7 @@ class Scheduler(eqx.Module):
         return half if self.shrink and ENTERING <= half < batch.slots.size else 0
 
     def _shrink(self, batch: Batch) -> Batch:
-        """When none waits and half of the slots are empty, move the rest into half as many."""
+        """Moves the lanes into half as many slots when all have started and half of the slots are empty."""
         size = self._smaller(batch)
         if not np.all(batch.started) or batch.running > size:
             return batch
@@ -171,13 +189,13 @@ class Scheduler(eqx.Module):
         return eqx.tree_at(lambda batch: (batch.slots, batch.progress), batch, (batch.slots[kept], progress))
 
 
-def shapes(program: Program, values: OneLane) -> tuple[Progress, Outcome]:
-    """What one lane carries, and what it leaves, as shapes."""
+def shapes(program: Program, values: OneLane) -> tuple[Lane, Outcome]:
+    """The shapes of a lane and of its outcome."""
 
-    def one(program: Program, values: OneLane) -> tuple[Progress, Outcome]:
-        problem, w0 = program.start(**values)
-        progress = begin(problem, program.options, w0)
-        return progress, read(problem, program.options, w0, progress)
+    def one(program: Program, values: OneLane) -> tuple[Lane, Outcome]:
+        motion = program.start(values)
+        lane = begin(motion, program.options)
+        return lane, read(motion, program.options, lane)
 
     return eqx.filter_eval_shape(one, program, values)
 
@@ -186,34 +204,22 @@ def _zeros(like: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape), leaf.dtype), like)
 
 
-def _begin(program: Program, values: Values) -> Progress:
+def _begin(program: Program, values: Values) -> Lane:
     """Lanes at t = 0, batched."""
-
-    def one(values: Any) -> Progress:
-        problem, w0 = program.start(**values)
-        return begin(problem, program.options, w0)
-
-    return jax.vmap(one)(values)
+    return over_lanes(program.start, lambda motion: begin(motion, program.options))(values)
 
 
-def _read(program: Program, values: Values, progress: Progress) -> Outcome:
-    def one(values: Any, progress: Progress) -> Outcome:
-        problem, w0 = program.start(**values)
-        return read(problem, program.options, w0, progress)
+def _advance(program: Program, lanes: tuple[Values, Lane, Int[Array, " devices"]]) -> tuple:
+    """Segments in a row, until enough slots are empty; also the outcomes, and the work that slots were driven through.
 
-    return jax.vmap(one)(values, progress)
-
-
-def _advance(program: Program, lanes: tuple[Values, Progress, Int[Array, " devices"]]) -> tuple:
-    """Segments in a row, until as many slots are empty as are wanted. Also the work that slots were driven through."""
+    **Arguments:** `lanes`: values, lanes, and the number of slots that must be empty.
+    """
     values, progress, wanted = lanes
-
-    options = program.options
+    options, work = program.options, program.start.flow.clock.steps_per_segment
 
     def body(carry: tuple) -> tuple:
         count, driven, progress = carry
-        start = lambda values: program.start(**values)  # noqa: E731
-        moved = advance(start, options, values, progress, work=work_of(options), steady=program.steady)
+        moved = advance(program.start, options, values, progress, work=work, steady=program.steady)
         return count + 1, driven + jnp.max(moved.work - progress.work), moved
 
     def more(carry: tuple) -> Bool[Array, ""]:
@@ -221,12 +227,12 @@ def _advance(program: Program, lanes: tuple[Values, Progress, Int[Array, " devic
         return (count < SEGMENTS) & (jnp.sum(jnp.logical_not(progress.running)) < wanted[0])
 
     _, driven, progress = jax.lax.while_loop(more, body, (jnp.array(0), jnp.array(0), progress))
-    slots = progress.running.size
-    return progress, _read(program, values, progress), driven[None] * slots
+    outcomes = over_lanes(program.start, lambda motion, lane: read(motion, options, lane))(values, progress)
+    return progress, outcomes, driven[None] * progress.running.size
 
 
 def _collect(batch: Batch, outcomes: Outcome) -> Batch:
-    """Take the outcomes of lanes that have ended, and empty their slots."""
+    """Collects the outcomes of lanes that have ended and empties their slots."""
     through = (batch.slots >= 0) & np.logical_not(np.asarray(batch.progress.running))
     if not np.any(through):
         return batch

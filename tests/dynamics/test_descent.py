@@ -22,7 +22,7 @@ def loop(problem, w0, optimizer, decay, steps, step=STEP):
     slope_f = jax.jit(jax.grad(lambda w: problem.objective(problem.g(w))))
     slope_h = jax.jit(jax.grad(problem.h.__call__))
     for k in range(steps):
-        alpha = problem.alpha(jnp.array(k * step))
+        alpha = problem.schedule(jnp.array(k * step))
         pull = jax.tree.map(lambda d, alpha=alpha: alpha * d, slope_h(w))
         gradient = slope_f(w)
         if decay == "coupled":

@@ -11,8 +11,8 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import mirrorjax as mj
+from mirrorjax.dynamics.lanes import advance, begin, read
 from mirrorjax.dynamics.options import make_options
-from mirrorjax.dynamics.segments import advance, begin, read
 
 Z = jax.random.normal(jax.random.key(3), (6, 10))
 OBJECTIVE = mj.LeastSquares(Z, Z @ jnp.zeros(10).at[:2].set(1.0))
@@ -28,7 +28,7 @@ def problem(alpha, t_off):
 
 
 def start(values):
-    return problem(**values), W0
+    return mj.PrimalFlow().prepare(problem(**values), W0)
 
 
 def metrics(t, x, w):
@@ -37,7 +37,7 @@ def metrics(t, x, w):
 
 @eqx.filter_jit
 def _begin(options, values):
-    return jax.vmap(lambda values: begin(start(values)[0], options, W0))(values)
+    return jax.vmap(lambda values: begin(start(values), options))(values)
 
 
 @eqx.filter_jit
@@ -47,13 +47,14 @@ def _advance(options, values, lanes, work):
 
 @eqx.filter_jit
 def _read(options, values, lanes):
-    return jax.vmap(lambda values, lane: read(start(values)[0], options, W0, lane))(values, lanes)
+    return jax.vmap(lambda values, lane: read(start(values), options, lane))(values, lanes)
 
 
 def walk(values, work=16, **keywords):
     """Lanes to their ends: what they leave, and where they stand."""
-    keywords = {"t1": 40.0, "saveat": TS, "metrics": metrics, "solver": mj.RKC(), "rtol": RTOL} | keywords
-    options = make_options(W0, adjoint=diffrax.ForwardMode(), **keywords)
+    how = {"saveat": TS, "metrics": metrics, "solver": mj.RKC(), "rtol": RTOL} | keywords
+    motion = start(jax.tree.map(lambda value: value[0], values))
+    options = make_options(mj.PrimalFlow(), motion, jnp.dtype(float), jnp.asarray(40.0), how, diffrax.ForwardMode())
     lanes = _begin(options, values)
     while bool(jnp.any(lanes.running)):
         lanes = _advance(options, values, lanes, work)
@@ -108,10 +109,9 @@ def test_the_radius_is_that_of_the_jacobian():
     _, lanes = all_lanes()
     values = {"alpha": ALPHAS[5:], "t_off": T_OFFS[5:]}
     lane = jax.tree.map(lambda leaf: leaf[5], lanes)
-    options = make_options(W0, t1=40.0)
-    context, _ = options.flow.start(start(jax.tree.map(lambda value: value[0], values))[0], W0)
+    motion = start(jax.tree.map(lambda value: value[0], values))
     flat, unflatten = ravel_pytree(lane.state)
-    rate = lambda y: ravel_pytree(options.flow.velocity(lane.tick, unflatten(y), context))[0]  # noqa: E731
+    rate = lambda y: ravel_pytree(motion.velocity(lane.tick, unflatten(y)))[0]  # noqa: E731
     radius = np.max(np.abs(np.linalg.eigvals(jax.jacobian(rate)(flat))))
     # Power iteration finds it from below, to within a few percent once warm: the room that `safety` leaves is 20 %.
     assert 0.9 * radius < float(lane.carried.power.radius) < 1.05 * radius

@@ -9,9 +9,8 @@ import optax
 import pytest
 
 import mirrorjax as mj
-from mirrorjax.dynamics.lane import Outcome
+from mirrorjax.dynamics.lanes import Outcome, advance, begin, read
 from mirrorjax.dynamics.options import make_options
-from mirrorjax.dynamics.segments import advance, begin, read
 
 Z = jax.random.normal(jax.random.key(3), (6, 10))
 OBJECTIVE = mj.LeastSquares(Z, Z @ jnp.zeros(10).at[:2].set(1.0))
@@ -29,22 +28,26 @@ def metrics(t, x, w):
 
 
 def in_segments(problem, w0, steps, steady=None, t1=8.0, ts=TS, **keywords) -> tuple[Outcome, int]:
-    """What a lane leaves that is advanced by so much work at a time, alone in its batch, and in how many segments."""
-    keywords = {"t1": t1, "saveat": ts, "metrics": metrics, "adjoint": diffrax.ForwardMode()} | keywords
-    options = make_options(w0, **keywords)
+    """The outcome of a lane advanced by so much work at a time, alone in its batch, and the number of segments."""
+    flow = keywords.pop("flow", mj.PrimalFlow())
+    motion, how = flow.prepare(problem, w0), {"saveat": ts, "metrics": metrics} | keywords
+    options = make_options(flow, motion, jnp.dtype(float), jnp.asarray(t1), how, diffrax.ForwardMode())
     tolerance = None if steady is None else jnp.asarray(steady)
-    alone = {"none": jnp.zeros(1)}
-
-    @eqx.filter_jit
-    def move(lane):
-        batch = jax.tree.map(lambda leaf: leaf[None], lane)
-        batch = advance(lambda _: (problem, w0), options, alone, batch, work=steps, steady=tolerance)
-        return jax.tree.map(lambda leaf: leaf[0], batch)
-
-    lane, count = eqx.filter_jit(begin)(problem, options, w0), 0
+    lane, count = begin_alone(motion, options), 0
     while lane.running:
-        lane, count = move(lane), count + 1
-    return eqx.filter_jit(read)(problem, options, w0, lane), count
+        lane, count = move_alone(motion, options, lane, steps, tolerance), count + 1
+    return read_alone(motion, options, lane), count
+
+
+# Compiled once for all tests of one structure.
+begin_alone, read_alone = eqx.filter_jit(begin), eqx.filter_jit(read)
+
+
+@eqx.filter_jit
+def move_alone(motion, options, lane, steps, steady):
+    batch = jax.tree.map(lambda leaf: leaf[None], lane)
+    batch = advance(lambda _: motion, options, {"none": jnp.zeros(1)}, batch, work=steps, steady=steady)
+    return jax.tree.map(lambda leaf: leaf[0], batch)
 
 
 METHODS = {

@@ -14,7 +14,7 @@ from scipy.integrate import solve_ivp
 
 import mirrorjax.problem as mj
 from mirrorjax.geometry.base import AbstractLegendre
-from mirrorjax.geometry.closed_form import closed_form
+from mirrorjax.geometry.registry import closed_form
 from mirrorjax.results import status_name
 
 U = jnp.array([1.3, 0.9, 1.1, 0.8])

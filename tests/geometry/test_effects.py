@@ -7,8 +7,8 @@ import pytest
 from rich.table import Table
 
 import mirrorjax as mj
-from mirrorjax.geometry.closed_form import closed_form
 from mirrorjax.geometry.effects import effects, explain, local_exponent
+from mirrorjax.geometry.registry import closed_form
 
 LOG, POWER = mj.LogDifference(), mj.PowerDifference(2)
 

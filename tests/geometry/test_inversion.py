@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from mirrorjax.geometry.inversion import convex_minimum, damped_newton, monotone_root, solve_spd
+from mirrorjax.geometry.newton import convex_minimum, damped_newton, solve_spd
+from mirrorjax.geometry.roots import monotone_root
 from mirrorjax.results import RESULTS, status_name
 
 

@@ -18,7 +18,7 @@ from jax.flatten_util import ravel_pytree
 
 import mirrorjax.problem as mj
 from mirrorjax.geometry.base import AbstractLegendre
-from mirrorjax.geometry.closed_form import closed_form
+from mirrorjax.geometry.registry import closed_form
 
 quick = settings(derandomize=True, deadline=None, max_examples=40)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mirrorjax.problem as mj
-from mirrorjax.geometry.closed_form import closed_form
+from mirrorjax.geometry.registry import closed_form
 from mirrorjax.results import RESULTS
 
 

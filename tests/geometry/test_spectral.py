@@ -11,10 +11,10 @@ from scipy.integrate import solve_ivp
 
 import mirrorjax.problem as mj
 from mirrorjax.dynamics import MirrorFlow, PrimalFlow, RiemannianFlow, solve
+from mirrorjax.geometry.commutators import largest_commutator
 from mirrorjax.geometry.families.spectral import (
     SpectralGram,
     SpectralProduct,
-    largest_commutator,
     symmetric_exp,
     symmetric_log,
 )

@@ -10,7 +10,17 @@ from jax.test_util import check_grads
 from registry import SCHEDULES
 from scipy.integrate import quad
 
-from mirrorjax.problem import Constant, CosineDecay, FromOptax, LinearDecay, Piecewise, Sum, SwitchOff
+from mirrorjax.problem import (
+    Constant,
+    CosineDecay,
+    CustomSchedule,
+    FromOptax,
+    LinearDecay,
+    Piecewise,
+    Sum,
+    SwitchOff,
+)
+from mirrorjax.problem.problem import _as_schedule
 
 names = pytest.mark.parametrize("name", SCHEDULES)
 TIMES = (0.0, 0.1, 0.4, 0.5, 0.999, 1.0, 1.2, 1.699, 1.7, 1.9, 3.0, 40.0)
@@ -224,3 +234,33 @@ def test_from_optax_is_differentiable_in_its_step_size():
         return schedule.integral(jnp.array(1.2))
 
     check_grads(spent, (jnp.array(0.1),), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)
+
+
+@pytest.mark.parametrize("fn", [lambda t: jnp.where(t < 1.0, 1.0, 0.1), lambda t: jnp.abs(t - 1.0) ** 0.5])
+def test_custom_schedules_with_undeclared_jumps_are_refused(fn):
+    with pytest.raises(ValueError, match=r"not resolved to 1e-08.*CustomSchedule\(fn, breakpoints="):
+        CustomSchedule(fn).check(3.1)
+    assert not bool(CustomSchedule(fn).valid(jnp.array(3.1)))
+    assert bool(CustomSchedule(lambda t: jnp.where(t < 1.0, 1.0, 0.1), [1.0]).valid(jnp.array(3.1)))
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: CustomSchedule(lambda t: jnp.ones(2)), r"must return one real number, got .*shape=\(2,\)"),
+        (lambda: CustomSchedule(lambda t: (t, t)), "must return one real number"),
+        (lambda: CustomSchedule(lambda t: t, [-1.0]), r"breakpoints must be non-negative, got \[-1.\]"),
+        (
+            lambda: CustomSchedule(lambda t: t - 1.0).check(2.0),
+            "CustomSchedule schedule gives the strength -1.0 at t = 0",
+        ),
+    ],
+)
+def test_bad_custom_schedules_are_refused(build, words):
+    with pytest.raises(ValueError, match=words):
+        build()
+
+
+def test_functions_given_as_alpha_are_refused_with_both_remedies():
+    with pytest.raises(ValueError, match=r"alpha must be a schedule.*CustomSchedule\(fn.*FromOptax\(fn, step_size\)"):
+        _as_schedule(lambda t: t)  # Problem would be refused by the type checker of the tests

@@ -88,7 +88,7 @@ def test_steady_lanes_leave():
     assert np.all(dataset.t_end > dataset.t_off)
     losses = jax.vmap(OBJECTIVE)(dataset.x.values.reshape(4, 10)).reshape(2, 2)
     np.testing.assert_allclose(dataset.loss.isel(time=-1), losses, rtol=1e-8)
-    with pytest.raises(ValueError, match="steady must be positive and finite, or None, got -1"):
+    with pytest.raises(ValueError, match="steady must be positive and finite, got -1"):
         mj.sweep(lane, grid, t1=1.0, steady=-1)
 
 

@@ -12,7 +12,7 @@ import xarray as xr
 from sweep_problems import ALPHAS, OBJECTIVE, T_OFFS, lane, norm
 
 import mirrorjax as mj
-from mirrorjax.dynamics.flows.continuous import WeightFlow
+from mirrorjax.dynamics.flows import WeightFlow
 
 
 @pytest.fixture(scope="module")

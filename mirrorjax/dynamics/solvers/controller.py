@@ -1,4 +1,4 @@
-"""Step-size controllers around others: one gives up where a flow blows up, one remembers the step it has planned.
+"""Step-size controllers: one gives up where a flow blows up, one remembers its next step, both around another one.
 
 diffrax's own `dtmin` is one absolute number, which either lies above a first step cut short by an early switch-off (a
 false alarm) or below the spacing of floats at a late blow-up (never reached). Here the bound follows t.
@@ -11,11 +11,24 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
+
+
+def error_control(breakpoints: Array, rtol: Array, atol: Array) -> "Resumable":
+    """Builds the error control of a flow: stops at every breakpoint, ends a flow that blows up, can be resumed.
+
+    The only place that builds an adaptive controller, so that no solve can miss the breakpoints of its schedule.
+
+    **Arguments:** `breakpoints` (n,): times at which the schedule jumps; `rtol`, `atol`: tolerances of a step.
+    """
+    control = GiveUp(diffrax.PIDController(rtol=rtol, atol=atol))
+    if breakpoints.size:
+        control = diffrax.ClipStepSizeController(control, jump_ts=breakpoints)
+    return Resumable(control)
 
 
 class _Around(diffrax.AbstractAdaptiveStepSizeController):
-    """A controller around another, whose tolerances it shows."""
+    """A controller that wraps another one and has the same tolerances."""
 
     controller: eqx.AbstractVar[diffrax.AbstractAdaptiveStepSizeController]
 
@@ -33,9 +46,9 @@ class _Around(diffrax.AbstractAdaptiveStepSizeController):
 
 
 class GiveUp(_Around):
-    """Another controller, ended with `dt_min_reached` when it rejects a step and the next would not move t.
+    """Wraps a controller and ends the solve with `dt_min_reached` when no smaller step can be represented.
 
-    That is, when the next step is below four spacings of floats at t: no smaller step can be represented.
+    That is the case when a step was rejected and the next one is below four spacings of floats at t.
 
     **Arguments:** `controller`: any adaptive diffrax controller.
     """
@@ -63,7 +76,7 @@ class GiveUp(_Around):
 
 
 class Resumable(_Around):
-    """Another controller whose state is `(its state, the step it has planned)`, for a solve that goes on later.
+    """Wraps a controller so that its state is `(inner state, next step size)`, for a solve that is resumed later.
 
     diffrax returns the state of solver and controller at the end of a solve, but not the size of the next step.
 
@@ -80,7 +93,7 @@ class Resumable(_Around):
 
     @staticmethod
     def planned(state: PyTree) -> Any:
-        """The size of the next step, out of a state of this controller."""
+        """Reads the size of the next step from a state of this controller."""
         return state[1]
 
     def init(self, terms: Any, t0: Any, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:

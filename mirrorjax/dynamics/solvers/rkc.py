@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from ...checks import as_scalar, is_concrete
+from ...checks import as_count, as_scalar, freeze, is_concrete
 from .rkc_coefficients import MIN_STAGES, Method, Stage, first_stage, later_stage, stages_needed
 
 Scalar = Float[Array, ""]
@@ -31,7 +31,7 @@ _NARROWEST = 4
 
 
 class RKCState(eqx.Module):
-    """What `RKC` carries from step to step; `SaveAt(solver_state=True)` returns it as `sol.solver_state`.
+    """The state that `RKC` carries from step to step; `SaveAt(solver_state=True)` returns it as `sol.solver_state`.
 
     `f` is the vector field at the current point; `vector` the iterate of the power iteration, shaped like y; `radius`
     the estimate of the Jacobian's spectral radius there, 1/time. `num_evaluations` counts vector-field values and
@@ -85,9 +85,7 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
     )
 
     def __init__(self, max_stages: int = 256, safety: ArrayLike = 1.2):
-        if not isinstance(max_stages, int) or max_stages < MIN_STAGES:
-            raise ValueError(f"max_stages must be a whole number, at least 2, got {max_stages!r}")
-        self.max_stages = max_stages
+        self.max_stages = as_count(max_stages, "max_stages", least=MIN_STAGES)
         self.safety = as_scalar(safety, "safety")
         if is_concrete(self.safety) and not 1 <= float(self.safety) < float("inf"):
             raise ValueError(f"safety must be at least 1 and finite, got {self.safety}: below 1 steps are unstable")
@@ -136,7 +134,7 @@ class RKC(diffrax.AbstractAdaptiveSolver[RKCState]):
 
 
 def _close(terms: Any, t: Scalar, y: PyTree, args: PyTree) -> Field:
-    """The vector field as a function of (t, y) that holds all it closes over as leaves, as custom derivatives need."""
+    """Converts the vector field to a function of (t, y) whose closed-over arrays are leaves, as custom rules need."""
     return eqx.filter_closure_convert(lambda t, y: terms.vf(t, y, args), t, y)
 
 
@@ -153,7 +151,7 @@ class _Step(NamedTuple):
 
 
 class _Stages(NamedTuple):
-    """Where the recurrence is after some stages: the coefficients of the last one, and `d_{j-2}`, `d_{j-1}`."""
+    """State of the recurrence after some stages: the coefficients of the last stage, and `d_{j-2}`, `d_{j-1}`."""
 
     stage: Stage
     b_before: Scalar
@@ -199,8 +197,11 @@ def _move_jvp(primals: tuple, tangents: tuple, *, max_stages: int) -> tuple[PyTr
 
 
 def _move_lanes(size: int, batched: _Step, arrays: _Step, static: _Step) -> PyTree:
-    """The moves of a batch. Its lanes stand at different times and need from 2 to some dozen stages, and few of them
-    need many: so they are sorted, and late stages are computed for a quarter, then a sixteenth of the lanes."""
+    """The moves of a batch.
+
+    Its lanes need from 2 to some dozen stages, and few of them need many. They are sorted by their number of stages,
+    and late stages are computed for a quarter, then a sixteenth of the lanes.
+    """
     s = arrays.s if batched.s else jnp.full(size, arrays.s)
     order = jnp.argsort(-s)
     s, arrays = s[order], jax.tree.map(lambda leaf, many: leaf[order] if many else leaf, arrays, batched)
@@ -273,7 +274,7 @@ def _scale(factor: Scalar, tree: PyTree) -> PyTree:
 
 
 def _after_jump(field: Field, t: Scalar, y: PyTree, state: RKCState, made_jump: Bool[ArrayLike, ""]) -> RKCState:
-    """The state with f and the radius renewed where the vector field has just jumped."""
+    """Renews f and the radius in lanes whose vector field has just jumped."""
     if made_jump is False:  # known when tracing, in solves that declare no jumps
         return state
     made_jump = jnp.asarray(made_jump)
@@ -282,13 +283,13 @@ def _after_jump(field: Field, t: Scalar, y: PyTree, state: RKCState, made_jump: 
 
 
 def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState, wanted: Bool[ArrayLike, ""] = True) -> RKCState:
-    """f at (t, y), and power iterations there, from the state's vector, until the estimate of the radius settles.
+    """Computes f at (t, y), and power iterations from the state's vector until the estimate of the radius settles.
 
-    `wanted`: whether this lane of a batch is what it is done for; others do not keep the loop running.
+    `wanted`: False for lanes of a batch that need no renewal; they do not keep the loop running.
     """
     dtype = state.radius.dtype
     # Frozen before and not after the loop, which could not be transposed if anything in it were differentiated.
-    frozen, t_frozen, y_frozen, vector, before = _freeze((field, t, y, state.vector, state.radius))
+    frozen, t_frozen, y_frozen, vector, before = freeze((field, t, y, state.vector, state.radius))
     _, multiply = jax.linearize(lambda y: frozen(t_frozen, y), y_frozen)
 
     def unsettled(carry: tuple) -> Bool[Array, ""]:
@@ -304,7 +305,7 @@ def _renew(field: Field, t: Scalar, y: PyTree, state: RKCState, wanted: Bool[Arr
 
 
 def has_settled(radius: Scalar, before: Scalar) -> Bool[Array, ""]:
-    """Whether a product has changed the estimate of the radius by little, or left none that it could."""
+    """True if a product has changed the estimate of the radius by little, or if the estimate is not a number."""
     return jnp.logical_not(jnp.abs(radius - before) > _SETTLED * radius)
 
 
@@ -328,7 +329,3 @@ def norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
     """The Euclidean norm over all leaves, in the precision of time."""
     squares = [jnp.sum(jnp.square(x)).astype(dtype) for x in jax.tree.leaves(tree)]
     return jnp.sqrt(jnp.sum(jnp.stack(squares)))
-
-
-def _freeze(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda x: lax.stop_gradient(x) if eqx.is_inexact_array(x) else x, tree)

@@ -24,7 +24,7 @@ Count = Int[Array, ""]
 
 
 class Method(eqx.Module):
-    """What all stages of an s-stage method share: `shift` = w_0 - 1 and `w1`."""
+    """The numbers shared by all stages of an s-stage method: `shift` = w_0 - 1 and `w1`."""
 
     shift: Scalar
     w1: Scalar
@@ -69,12 +69,12 @@ def later_stage(j: Count, method: Method) -> Stage:
 
 
 def stages_needed(z: Scalar) -> Scalar:
-    """The number of stages, at least 2, whose interval of stability holds `-z`; a whole number, but a float."""
+    """The least number of stages, at least 2, that is stable at `-z`; a whole number, kept as a float."""
     return jnp.maximum(jnp.ceil(jnp.sqrt(1 + _STAGE_FACTOR * z)), MIN_STAGES)
 
 
 def longest(stages: int) -> float:
-    """The largest z that so many stages hold."""
+    """The largest z for which so many stages are stable at `-z`."""
     return (stages**2 - 1) / _STAGE_FACTOR
 
 
@@ -92,8 +92,8 @@ def _series(j: Scalar, shift: Scalar, derivative: int) -> Scalar:
     """The `derivative`-th derivative of T_j at 1 + shift over its value at 1.
 
     Taylor's series about 1, where `T_j^{(m)}(1) = prod_{i<m} (j^2 - i^2) / (2i + 1)`. It ends by itself at the degree
-    of the polynomial and has no negative term, so no digit is lost: hyperbolic functions of j arccosh(w_0) would lose
-    them all to cancellation in float32, as would the three-term recurrence.
+    of the polynomial and has no negative term, so no digit is lost. Hyperbolic functions of j arccosh(w_0) would lose
+    all of them to cancellation in float32, as would the three-term recurrence.
     """
     term = total = jnp.ones_like(shift)
     for k in range(1, _SERIES_TERMS + 1):

@@ -8,8 +8,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float, Int
 
-from ...dynamics import Descent, PrimalFlow, ProximalDescent
-from ...dynamics.flows.continuous import AbstractFlow
+from ...dynamics import AbstractFlow, Descent, PrimalFlow, ProximalDescent
 from ...problem import (
     L1,
     AbstractRegularizer,

@@ -8,10 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ...problem import AbstractRegularizer, Compatible, Hadamard, Square, WeightDecay
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..base import Recovered, Scalar, raise_unless_ok
-from .separable import AbstractSeparableLegendre, Values, exact, positive, spent
+from ..registry import register_legendre
+from .separable import (
+    AbstractSeparableLegendre,
+    Values,
+    exact,
+    positive,
+    refuse_unless,
+    refuse_unless_positive,
+    scaled_strength,
+)
 from .stable import arcsinh_ratio, hyperbolic_entropy, reciprocal_hypotenuse, scaled_cosh, scaled_sinh
 
 Interval = tuple[Values, Values]
@@ -57,11 +67,8 @@ class AbstractHyperbolicLegendre(AbstractSeparableLegendre):
         u0, v0 = _guarded(*self.sizes())
         return jnp.log(u0) - jnp.log(v0)
 
-    def standing(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Scalar) -> RESULTS:
         return select(positive(*self.sizes()), RESULTS.successful, RESULTS.invalid_weights)
-
-    def in_range(self, x: Values) -> Bool[Array, "..."]:
-        return jnp.ones(x.shape, dtype=bool)
 
     def dual_interval(self, a: Scalar) -> Interval:
         return _everywhere(self.start())
@@ -86,7 +93,9 @@ class AbstractHyperbolicLegendre(AbstractSeparableLegendre):
 
     def minimizer(self, a: Scalar) -> Values:
         x0 = self.start()
-        return raise_unless_ok(Recovered(jnp.exp(4 * spent(self.scale, a, x0)) * x0, self.standing(a)))
+        return raise_unless_ok(
+            Recovered(jnp.exp(4 * scaled_strength(self.scale, a, x0)) * x0, self.existence_status(a))
+        )
 
 
 class HadamardLegendre(AbstractHyperbolicLegendre):
@@ -115,13 +124,13 @@ class HadamardLegendre(AbstractHyperbolicLegendre):
 
     def log_A(self, a: Scalar) -> Values:
         u0, v0 = _guarded(*self.sizes())
-        return jnp.log(u0) + jnp.log(v0) + 4 * spent(self.scale, a, u0)
+        return jnp.log(u0) + jnp.log(v0) + 4 * scaled_strength(self.scale, a, u0)
 
     def start(self) -> Values:
         return self.m0 * self.w0
 
     def flow(self, mu: Values, a: Scalar) -> Weights:
-        (u0, v0), decay = self._rotated(), 2 * spent(self.scale, a, mu)
+        (u0, v0), decay = self._rotated(), 2 * scaled_strength(self.scale, a, mu)
         u, v = u0 * jnp.exp(mu + decay), v0 * jnp.exp(decay - mu)
         return (u + v) / np.sqrt(2).item(), (u - v) / np.sqrt(2).item()
 
@@ -147,13 +156,13 @@ class SquareDifferenceLegendre(AbstractHyperbolicLegendre):
 
     def log_A(self, a: Scalar) -> Values:
         u0, v0 = _guarded(self.u0, self.v0)
-        return np.log(2).item() + jnp.log(u0) + jnp.log(v0) + 4 * spent(self.scale, a, u0)
+        return np.log(2).item() + jnp.log(u0) + jnp.log(v0) + 4 * scaled_strength(self.scale, a, u0)
 
     def start(self) -> Values:
         return (self.u0 - self.v0) * (self.u0 + self.v0)
 
     def flow(self, mu: Values, a: Scalar) -> Weights:
-        decay = 2 * spent(self.scale, a, mu)
+        decay = 2 * scaled_strength(self.scale, a, mu)
         return self.u0 * jnp.exp(2 * mu + decay), self.v0 * jnp.exp(decay - 2 * mu)
 
 
@@ -174,7 +183,7 @@ class SquareLegendre(AbstractSeparableLegendre):
     def _log_x0(self) -> Values:
         return 2 * jnp.log(_guarded(self.w0)[0])
 
-    def standing(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Scalar) -> RESULTS:
         return select(positive(self.w0), RESULTS.successful, RESULTS.invalid_weights)
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
@@ -184,22 +193,47 @@ class SquareLegendre(AbstractSeparableLegendre):
         return _everywhere(self.w0)
 
     def flow(self, mu: Values, a: Scalar) -> Weights:
-        return self.w0 * jnp.exp(2 * (mu + spent(self.scale, a, mu)))
+        return self.w0 * jnp.exp(2 * (mu + scaled_strength(self.scale, a, mu)))
 
     def potential_terms(self, mu: Values, a: Scalar) -> Values:
         return self.primal_terms(mu, a) / 4
 
     def primal_terms(self, mu: Values, a: Scalar) -> Values:
-        return jnp.exp(self._log_x0() + 4 * (mu + spent(self.scale, a, mu)))
+        return jnp.exp(self._log_x0() + 4 * (mu + scaled_strength(self.scale, a, mu)))
 
     def dual_terms(self, x: Values, a: Scalar) -> Recovered:
-        return exact((jnp.log(x) - self._log_x0()) / 4 - spent(self.scale, a, x))
+        return exact((jnp.log(x) - self._log_x0()) / 4 - scaled_strength(self.scale, a, x))
 
     def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
-        return x * ((jnp.log(x) - self._log_x0() - 1) / 4 - spent(self.scale, a, x))
+        return x * ((jnp.log(x) - self._log_x0() - 1) / 4 - scaled_strength(self.scale, a, x))
 
     def metric(self, mu: Values, a: Scalar) -> Values:
         return 4 * self.primal_terms(mu, a)
 
     def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
         return 1 / (4 * x)
+
+
+def _hadamard(g: Hadamard, h: AbstractRegularizer, w0: Weights) -> HadamardLegendre | None:
+    scale = h.compatible_scale(g)
+    if scale is None or g.depth != 2:
+        return None
+    refuse_unless(
+        lambda m, w: np.abs(m) != np.abs(w),
+        (w0[0], w0[1]),
+        lambda m, w: f"R_a needs |m0| != |w0|: u0 v0 = 0 there, but m0 = {m} and w0 = {w}; perturb one factor",
+    )
+    return HadamardLegendre(w0[0], w0[1], scale)
+
+
+def _square(g: Square, h: AbstractRegularizer, w0: Weights) -> SquareLegendre | None:
+    scale = h.compatible_scale(g)
+    if scale is None:
+        return None
+    refuse_unless_positive(g, w=w0)
+    return SquareLegendre(w0, scale)
+
+
+for _regularizer in (WeightDecay, Compatible):
+    register_legendre(Hadamard, _regularizer, _hadamard)
+    register_legendre(Square, _regularizer, _square)

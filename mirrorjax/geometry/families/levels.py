@@ -1,10 +1,10 @@
 """R_a of the difference families whose factors have a power, a logarithm or an exponential that moves linearly.
 
 For x = g_u(u) - g_v(v) and h = c (g_u + g_v) the factors never meet: du/ds = g_u'(u) along mu and along ca, and
-dv/ds = g_v'(v) along -mu and ca. With a function phi such that phi' g' = -K, a constant, the two brackets
+dv/ds = g_v'(v) along -mu and ca. With a function phi such that phi' g' = -K, a constant, the two levels
 `P = phi(u) = U - K mu` and `S = phi(v) = V + K mu` are linear in mu, with `U = phi(u0) - K c a`, `V = phi(v0) - K c a`,
 and their sum T = U + V does not depend on mu. All formulas below are in s = log(S/P), which is any real number:
-`P = T/(1 + e^s)`, `S = T/(1 + e^-s)`, so nothing is lost where a bracket is close to 0 or both are large.
+`P = T/(1 + e^s)`, `S = T/(1 + e^-s)`, so nothing is lost where a level is close to 0 or both are large.
 """
 
 import abc
@@ -13,18 +13,28 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
+from ...problem import (
+    AbstractRegularizer,
+    Compatible,
+    ExpDifference,
+    LogDifference,
+    PowerDifference,
+    WeightDecay,
+)
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..base import Recovered, Scalar
-from ..inversion import monotone_root
-from .separable import AbstractSeparableLegendre, Values, exact, positive, spent
+from ..registry import register_legendre
+from ..roots import monotone_root
+from .hyperbolic import SquareDifferenceLegendre
+from .separable import AbstractSeparableLegendre, Values, exact, positive, refuse_unless_positive, scaled_strength
 from .stable import arcsinh_ratio, hypotenuse, tanh_half
 
 
-class AbstractBracketLegendre(AbstractSeparableLegendre):
-    """What the bracket families share: psi, the dual interval, and when both brackets are positive.
+class AbstractLevelLegendre(AbstractSeparableLegendre):
+    """The parts of R_a that these families share: psi, the dual interval, and the status where a level is not positive.
 
     A subclass gives K = `rate`, phi = `level` and its inverse, and the formulas.
 
@@ -49,16 +59,13 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
         """The inverse of `level`."""
 
     def _start(self, a: Scalar) -> tuple[Values, Values]:
-        move = self.rate * spent(self.scale, a, self.u0)
+        move = self.rate * scaled_strength(self.scale, a, self.u0)
         return self.level(self.u0) - move, self.level(self.v0) - move
 
-    def standing(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Scalar) -> RESULTS:
         valid = positive(self.level(self.u0), self.level(self.v0))
         left = select(positive(*self._start(a)), RESULTS.successful, RESULTS.range_exhausted)
         return select(valid, left, RESULTS.invalid_weights)
-
-    def in_range(self, x: Values) -> Bool[Array, "..."]:
-        return jnp.ones(x.shape, dtype=bool)
 
     def dual_interval(self, a: Scalar) -> tuple[Values, Values]:
         U, V = self._start(a)
@@ -78,14 +85,14 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
         gap = self.level(self.v0) - self.level(self.u0)
         return jnp.where(exists, U + V, 2.0), jnp.where(exists, gap, 0.0)
 
-    def brackets(self, mu: Values, a: Scalar) -> tuple[Values, Values]:
+    def levels(self, mu: Values, a: Scalar) -> tuple[Values, Values]:
         """`(P, S) = (U - K mu, V + K mu)`."""
         U, V = self._ends(a)
         return U - self.rate * mu, V + self.rate * mu
 
     def log_ratio(self, mu: Values, a: Scalar) -> Values:
         """`s = log(S/P)`, with the digits of S - P also where both are large and nearly equal."""
-        P, S = self.brackets(mu, a)
+        P, S = self.levels(mu, a)
         _, gap = self.start(a)
         excess = (gap + 2 * self.rate * mu) / P
         near = jnp.abs(excess) < 0.5
@@ -94,7 +101,7 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
     def mu_at(self, s: Values, a: Scalar) -> Values:
         """`mu = (T tanh(s/2) - (V - U)) / (2K)`, the inverse of `log_ratio`.
 
-        Away from s = 0 from the smaller bracket, `mu = (U - P)/K = (S - V)/K`: nothing is lost to the larger of U, V.
+        Away from s = 0 from the smaller level, `mu = (U - P)/K = (S - V)/K`: nothing is lost to the larger of U, V.
         """
         (U, V), (total, gap) = self._ends(a), self.start(a)
         near = (total * tanh_half(s) - gap) / 2
@@ -102,11 +109,11 @@ class AbstractBracketLegendre(AbstractSeparableLegendre):
         return jnp.where(s > 1, U - P, jnp.where(s < -1, S - V, near)) / self.rate
 
     def flow(self, mu: Values, a: Scalar) -> Weights:
-        P, S = self.brackets(mu, a)
+        P, S = self.levels(mu, a)
         return self.factor(P), self.factor(S)
 
 
-class PowerDifferenceLegendre(AbstractBracketLegendre):
+class PowerDifferenceLegendre(AbstractLevelLegendre):
     """`R_a(x) = <mu, x> - sum (u^2 + v^2)/(4k)` for x = u^{2k} - v^{2k}, h = c (u^{2k} + v^{2k}), k >= 2.
 
     `P = u^{2-2k}`, `S = v^{2-2k}`, `K = 2k(2k-2)`; `grad Q_a(mu) = P^{-q} - S^{-q}`, q = k/(k-1);
@@ -169,8 +176,8 @@ class PowerDifferenceLegendre(AbstractBracketLegendre):
         return 1 / (4 * self.k**2 * (plus**exponent + minus**exponent))
 
     def _powers(self, x: Values, mu: Values, a: Scalar) -> tuple[Values, Values]:
-        """`(u^{2k}, v^{2k})`: the smaller from its bracket, which is far from 0, the larger by adding |x|."""
-        P, S = self.brackets(mu, a)
+        """`(u^{2k}, v^{2k})`: the smaller from its level, which is far from 0, the larger by adding |x|."""
+        P, S = self.levels(mu, a)
         smaller = jnp.where(x > 0, S, P) ** -self._q
         return jnp.where(x > 0, smaller + x, smaller), jnp.where(x > 0, smaller, smaller - x)
 
@@ -186,7 +193,7 @@ def _excess(s: Values, args: tuple[Values, float]) -> Values:
     return jnp.arcsinh(_power_ratio(s, q)) - target
 
 
-class LogDifferenceLegendre(AbstractBracketLegendre):
+class LogDifferenceLegendre(AbstractLevelLegendre):
     """`R_a(x) = sum T/4 log(1 + e^{2x}) - U x/2 - (E(T) - E(T_0))/4` for x = log u - log v, h = c (log u + log v).
 
     `U = u0^2 + 2ca`, `V = v0^2 + 2ca`, `T = U + V`, `E(T) = T log T - T`: the term in T alone is what makes
@@ -212,7 +219,7 @@ class LogDifferenceLegendre(AbstractBracketLegendre):
         return jnp.sqrt(level)
 
     def potential_terms(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.brackets(mu, a)
+        P, S = self.levels(mu, a)
         initial, _ = self.start(0.0)
         return (_entropy(P) + _entropy(S) - _entropy(initial)) / 4
 
@@ -228,7 +235,7 @@ class LogDifferenceLegendre(AbstractBracketLegendre):
         return (total * jnp.logaddexp(x, -x) + gap * x - _entropy(total) + _entropy(initial)) / 4
 
     def metric(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.brackets(mu, a)
+        P, S = self.levels(mu, a)
         return 1 / P + 1 / S
 
     def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
@@ -240,7 +247,7 @@ def _entropy(level: Values) -> Values:
     return level * jnp.log(level) - level
 
 
-class ExpDifferenceLegendre(AbstractBracketLegendre):
+class ExpDifferenceLegendre(AbstractLevelLegendre):
     """`R_a(x) = sum sqrt(1 + y^2) - 1 - (V - U) x/2 - log((1 + sqrt(1 + y^2))/2) + log(T^2/4)` for x = e^u - e^v.
 
     h = c (e^u + e^v); `P = e^-u`, `S = e^-v`, K = 1: `U = e^-u0 - ca`, `V = e^-v0 - ca`, `T = U + V`, `y = xT/2`.
@@ -269,7 +276,7 @@ class ExpDifferenceLegendre(AbstractBracketLegendre):
         return u + v
 
     def primal_terms(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.brackets(mu, a)
+        P, S = self.levels(mu, a)
         _, gap = self.start(a)
         return (gap + 2 * mu) / (P * S)
 
@@ -282,7 +289,7 @@ class ExpDifferenceLegendre(AbstractBracketLegendre):
         return cosh - 1 - gap * x / 2 - jnp.log1p((cosh - 1) / 2) + 2 * jnp.log(total / 2)
 
     def metric(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.brackets(mu, a)
+        P, S = self.levels(mu, a)
         return 1 / P**2 + 1 / S**2
 
     def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
@@ -294,3 +301,31 @@ class ExpDifferenceLegendre(AbstractBracketLegendre):
         """`sqrt(1 + y^2) = cosh(s)`."""
         total, _ = self.start(a)
         return total / 2 * hypotenuse(x, jnp.log(2 / total))
+
+
+def _power(
+    g: PowerDifference, h: AbstractRegularizer, w0: Weights
+) -> PowerDifferenceLegendre | SquareDifferenceLegendre | None:
+    scale, (u0, v0) = h.compatible_scale(g), w0
+    if scale is None:
+        return None
+    refuse_unless_positive(g, u=u0, v=v0)
+    if g.k == 1:
+        return SquareDifferenceLegendre(u0, v0, scale)
+    return PowerDifferenceLegendre(u0, v0, scale, g.k)
+
+
+def _log(g: LogDifference, h: AbstractRegularizer, w0: Weights) -> LogDifferenceLegendre | None:
+    scale = h.compatible_scale(g)
+    return None if scale is None else LogDifferenceLegendre(w0[0], w0[1], scale)
+
+
+def _exp(g: ExpDifference, h: AbstractRegularizer, w0: Weights) -> ExpDifferenceLegendre | None:
+    scale = h.compatible_scale(g)
+    return None if scale is None else ExpDifferenceLegendre(w0[0], w0[1], scale)
+
+
+for _regularizer in (WeightDecay, Compatible):
+    register_legendre(PowerDifference, _regularizer, _power)
+    register_legendre(LogDifference, _regularizer, _log)
+    register_legendre(ExpDifference, _regularizer, _exp)

@@ -8,12 +8,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...checks import is_concrete
+from ...problem import Quadratic, QuadraticForm, WeightDecay
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..base import AbstractLegendre, Recovered, Scalar
-from ..inversion import convex_minimum
-from .separable import spent
-from .spectral import largest_commutator
+from ..commutators import largest_commutator
+from ..newton import convex_minimum
+from ..registry import register_legendre
+from .separable import scaled_strength
 
 Vector = Float[Array, " d"]
 
@@ -59,7 +61,7 @@ class QuadraticLegendre(AbstractLegendre):
 
     def _omega(self, mu: Vector, a: Scalar) -> Float[Array, " D"]:
         # In two halves: the exponential overflows later than omega where omega0 is tiny.
-        half = jnp.exp((mu @ self.rates + spent(1.0, a, mu) * self.decay) / 2)
+        half = jnp.exp((mu @ self.rates + scaled_strength(1.0, a, mu) * self.decay) / 2)
         return half * self.omega0 * half
 
     def weights(self, mu: Vector, a: Scalar) -> Weights:
@@ -106,7 +108,7 @@ class QuadraticLegendre(AbstractLegendre):
 
     def _balanced(self, a: Scalar) -> Vector:
         """A start at which the exponents `Lambda^T mu + a lambda_0` are as small as mu can make them."""
-        target = -spent(1.0, a, self.decay) * self.decay
+        target = -scaled_strength(1.0, a, self.decay) * self.decay
         return jax.lax.stop_gradient(jnp.linalg.lstsq(self.rates.T, target)[0])
 
 
@@ -149,3 +151,15 @@ def _require_commuting(matrices: Float[Array, "k n n"], d: int) -> Float[Array, 
             f"{advice}: |AB - BA| = {float(size):.3g} |A||B| for A = {names[0]}, B = {names[1]}, above {tolerance:.1g}"
         )
     return matrices
+
+
+def _quadratic_form(g: Quadratic, h: QuadraticForm, w0: Weights) -> QuadraticLegendre:
+    return QuadraticLegendre(g.G, h.G0, w0)
+
+
+def _weight_decay(g: Quadratic, h: WeightDecay, w0: Weights) -> QuadraticLegendre:
+    return QuadraticLegendre(g.G, 2 * h.scale, w0)
+
+
+register_legendre(Quadratic, QuadraticForm, _quadratic_form)
+register_legendre(Quadratic, WeightDecay, _weight_decay)

@@ -1,7 +1,8 @@
 """R_a of matrices under commuting or aligned data, and spectral functions with derivatives that survive ties.
 
 These forms hold only where everything that moves X commutes (X = U U^T) or shares its singular vectors (X = K^T Q,
-A B). Measurements that do not have no R_a: then only the primal flow is defined. `largest_commutator` measures it.
+A B). Other measurements have no R_a, only the primal flow. `commutators.largest_commutator`
+measures whether they commute.
 """
 
 from typing import Any
@@ -9,34 +10,17 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ...checks import is_concrete
 from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure, select
 from ..base import AbstractLegendre, Recovered, Scalar
+from ..commutators import frobenius_commutator, largest_commutator
 from .hyperbolic import HadamardLegendre
-from .separable import spent
+from .separable import scaled_strength
 
 Matrix = Float[Array, "n n"]
-
-
-def largest_commutator(
-    matrices: Float[Array, "k n n"],
-) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
-    """`max |AB - BA| / (|A| |B|)` over the pairs of a stack (Frobenius norms), with the two indices that attain it.
-
-    0 when all commute, at most sqrt(2); pairs with a zero matrix commute.
-    """
-    norms = jnp.linalg.norm(matrices, axis=(1, 2))
-    scaled = matrices / jnp.where(norms == 0, 1.0, norms)[:, None, None]
-
-    def against_all(A: Matrix) -> Float[Array, " k"]:
-        return jax.lax.map(lambda B: jnp.linalg.norm(A @ B - B @ A), scaled)
-
-    sizes = jax.lax.map(against_all, scaled)  # one pair at a time: k^2 matrices at once would not fit
-    first, second = jnp.unravel_index(jnp.argmax(sizes), sizes.shape)
-    return sizes[first, second], first, second
 
 
 @jax.custom_jvp
@@ -119,16 +103,24 @@ def _half_the_digits(like: Array) -> float:
 
 
 def _commutes(A: Matrix, B: Matrix) -> Bool[Array, ""]:
-    A, B = jax.lax.stop_gradient((A, B))
-    return jnp.linalg.norm(A @ B - B @ A) <= _half_the_digits(A) * jnp.linalg.norm(A) * jnp.linalg.norm(B)
+    return frobenius_commutator(*jax.lax.stop_gradient((A, B))) <= _half_the_digits(A)
+
+
+def _require_rows_that_hold(R: AbstractLegendre, rows: Float[Array, "k n m"]) -> None:
+    """Raises `ValueError` unless each sensing matrix commutes, or is aligned, with the initial weights."""
+    if not bool(jnp.all(jax.vmap(lambda row: R.primal(row, 0.0).ok)(rows))):
+        raise ValueError(
+            f"{type(R).__name__} does not hold for these sensing matrices: one of them does not commute, or is not "
+            "aligned, with the initial weights; only the primal flow is defined"
+        )
 
 
 class SpectralGram(AbstractLegendre):
     """`R_a(X) = tr(X (log X - log X0) - X)/4 - c a tr X` for X = U U^T positive definite, h = c |U|_F^2.
 
     **Valid only where mu_t and X0 = U0 U0^T commute for all t**: measurements A_i that commute pairwise and with X0
-    (check with `largest_commutator`). A point that does not commute with X0 is refused with a status; whether the
-    measurements commute with each other it cannot see. There the eigenvalues follow the Square form:
+    (`mirrorjax.predict_limit` checks this). A point that does not commute with X0 is refused with a
+    status; one point cannot show that two measurements do not commute. The eigenvalues follow the Square form:
     `grad R_a(X) = (log X - log X0)/4 - c a I`, `grad Q_a(mu) = exp(4 mu + 4ca I + log X0)`, `Q_a = tr X / 4`,
     `psi = exp(2 mu + 2ca I) U0`. All matrices are symmetric, and only the symmetric part of an argument acts.
 
@@ -156,7 +148,7 @@ class SpectralGram(AbstractLegendre):
         return self.U0 @ self.U0.T
 
     def _ca(self, a: Scalar) -> Matrix:
-        return spent(self.scale, a, self.U0) * jnp.eye(self.U0.shape[0], dtype=self.U0.dtype)
+        return scaled_strength(self.scale, a, self.U0) * jnp.eye(self.U0.shape[0], dtype=self.U0.dtype)
 
     def _primal(self, mu: Matrix, a: Scalar) -> Matrix:
         return symmetric_exp(4 * (mu + self._ca(a)) + symmetric_log(self._X0()))
@@ -193,8 +185,18 @@ class SpectralGram(AbstractLegendre):
         like = self._X0()
         return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
 
+    def check_measurements(self, rows: Float[Array, "k n n"]) -> None:
+        """Raises `ValueError` unless the sensing matrices commute with X0 and pairwise."""
+        _require_rows_that_hold(self, rows)
+        size, first, second = largest_commutator(rows)
+        if float(size) > _half_the_digits(rows):
+            raise ValueError(
+                f"SpectralGram needs sensing matrices that commute pairwise, but |AB - BA| = {float(size):.3g} |A||B| "
+                f"for A[{int(first)}] and A[{int(second)}]; only the primal flow is defined"
+            )
+
     def minimizer(self, a: Scalar) -> Matrix:
-        return jnp.exp(4 * spent(self.scale, a, self.U0)) * self._X0()
+        return jnp.exp(4 * scaled_strength(self.scale, a, self.U0)) * self._X0()
 
 
 class SpectralProduct(AbstractLegendre):
@@ -301,6 +303,10 @@ class SpectralProduct(AbstractLegendre):
     def dual_interval(self, a: Scalar) -> tuple[Float[Array, "n m"], Float[Array, "n m"]]:
         like = self._place(self.diagonal.m0)
         return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
+
+    def check_measurements(self, rows: Float[Array, "k n m"]) -> None:
+        """Raises `ValueError` unless the sensing matrices are diagonal in the frames."""
+        _require_rows_that_hold(self, rows)
 
     def minimizer(self, a: Scalar) -> Float[Array, "n m"]:
         return self._place(self.diagonal.minimizer(a))

@@ -1,0 +1,141 @@
+"""The same flow as gradient flow on the weights, in the dual variable mu and in the parameters x, where R_a exists."""
+
+import abc
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ...checks import refuted
+from ...geometry.base import AbstractLegendre, Recovered
+from ...geometry.legendre import legendre
+from ...problem import Problem
+from ...problem.reparam import Weights
+from ...results import RESULTS, first_failure
+from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
+from ..solution import Point
+from .primal import stabilized_where
+
+State = Float[Array, "..."]
+
+
+class MirrorFlow(AbstractFlow):
+    """`d mu/dt = -grad f(x)`, `x = grad R_{a_t}^*(mu)`: the same flow in dual coordinates.
+
+    Tiny weights live in the exponents of R_a, so nothing is lost however strong the decay was.
+
+    **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
+    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (5), Theorem 3.6.
+    """
+
+    R: AbstractLegendre | None = None
+
+    def prepare(self, problem: Problem, w0: Weights) -> "MirrorMotion":
+        return MirrorMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+
+
+class RiemannianFlow(AbstractFlow):
+    """`dx/dt = -(Hess R_a(x))^{-1} (grad f(x) - alpha d/da grad R_a(x))`: the same flow in x itself.
+
+    Its state is x, so it keeps only the digits that x has: where |x| is far below `atol`, prefer `MirrorFlow`. Each
+    evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
+
+    **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
+    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (7).
+    """
+
+    R: AbstractLegendre | None = None
+
+    def prepare(self, problem: Problem, w0: Weights) -> "RiemannianMotion":
+        return RiemannianMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+
+
+class _AbstractGeometricMotion(AbstractMotion):
+    """A motion in mu or in x. A subclass gives `initial`, `velocity`, `read` and `recover`."""
+
+    R: eqx.AbstractVar[AbstractLegendre]
+    x0: eqx.AbstractVar[State]
+
+    @abc.abstractmethod
+    def recover(self, state: State, a: Float[Array, ""]) -> Recovered:
+        """The other coordinates of the state, x of mu or mu of x, with their statuses."""
+
+    def spent(self, t: Time) -> Float[Array, ""]:
+        """`a_t`, in the dtype of the state."""
+        return self.problem.accumulated(t).astype(self.x0.dtype)
+
+    def status(self, t: Time, t1: Time, state: State) -> RESULTS:
+        # At t1's a: when decay has used up the range, that is why the flow ended, not the step size.
+        geometry = first_failure(self.recover(state, self.spent(t1)).result)
+        return RESULTS.where(t < t1, geometry, finite_status(state))
+
+
+class MirrorMotion(_AbstractGeometricMotion):
+    """`MirrorFlow` from given weights. The state is mu."""
+
+    problem: Problem
+    R: AbstractLegendre
+    x0: State
+
+    def initial(self) -> State:
+        return jnp.zeros_like(self.x0)
+
+    def recover(self, state: State, a: Float[Array, ""]) -> Recovered:
+        return self.R.primal(state, a)
+
+    def velocity(self, t: Time, state: State) -> State:
+        return -self.problem.objective.gradient(self.recover(state, self.spent(t)).value)
+
+    def read(self, t: Time, state: State) -> Point:
+        a = self.spent(t)
+        x = self.recover(state, a).value
+        return Point(x, self.R.weights(state, a), state, self.problem.objective(x))
+
+    def default_solver(self, *, loose: bool) -> Solver:
+        return stabilized_where(loose)
+
+
+class RiemannianMotion(_AbstractGeometricMotion):
+    """`RiemannianFlow` from given weights. The state is x."""
+
+    problem: Problem
+    R: AbstractLegendre
+    x0: State
+
+    def initial(self) -> State:
+        return self.x0
+
+    def recover(self, state: State, a: Float[Array, ""]) -> Recovered:
+        return self.R.dual(state, a)
+
+    def velocity(self, t: Time, state: State) -> State:
+        a = self.spent(t)
+        mu, drift = jax.jvp(lambda a: self.recover(state, a).value, (a,), (jnp.ones_like(a),))
+        slope = self.problem.objective.gradient(state)
+        return -self.R.metric_vector(mu, slope - self.problem.strength(t, like=state) * drift, a)
+
+    def read(self, t: Time, state: State) -> Point:
+        a = self.spent(t)
+        mu = self.recover(state, a).value
+        return Point(state, self.R.weights(mu, a), mu, self.problem.objective(state))
+
+    def default_solver(self, *, loose: bool) -> Solver:
+        return diffrax.Tsit5()
+
+
+def _legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> AbstractLegendre:
+    """R_a of the problem: the given one, which must start at w0, or the one of the theory."""
+    refuse_nonsmooth(problem)
+    if R is None:
+        return legendre(problem.g, problem.h, w0)
+    x0 = problem.g(w0)
+    start = R.primal(jnp.zeros_like(x0), jnp.zeros((), x0.dtype)).value
+    if refuted(lambda: jnp.allclose(start, x0, rtol=1e-4, atol=1e-6), start, x0):
+        raise ValueError(f"the given R starts at x = {start}, the weights at g(w0) = {x0}; build R from the same w0")
+    return R

@@ -1,0 +1,117 @@
+"""Gradient flow on the weights, with and without the dual variable integrated along."""
+
+import diffrax
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from ...problem import Problem
+from ...problem.reparam import Weights
+from ...results import RESULTS
+from ..coordinates import AbstractCoordinates, choose_coordinates
+from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
+from ..solution import Point
+from ..solvers.rkc import RKC
+
+
+class PrimalFlow(AbstractFlow):
+    """`dw/dt = -grad_w [f(g(w)) + alpha(t) h(w)]`: gradient flow on the weights, defined for every smooth pair (g, h).
+
+    Integrated on a logarithmic scale where g and h are homogeneous, see `dynamics/coordinates.py`; `d mu/dt = -grad
+    f(x)` is integrated along.
+
+    **Raises:** from `solve`, `ValueError` for a regularizer that is not differentiable.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3).
+    """
+
+    def prepare(self, problem: Problem, w0: Weights) -> "PrimalMotion":
+        refuse_nonsmooth(problem)
+        return PrimalMotion(problem, w0)
+
+    def without_dual(self) -> "WeightFlow":
+        return WeightFlow()
+
+
+class WeightFlow(AbstractFlow):
+    """`dw/dt = -grad_w [f(g(w)) + alpha(t) h(w)]`, the weights and nothing else: the flow that a sweep integrates.
+
+    `PrimalFlow` without mu, which no result of a sweep holds and which would double the state: `mu` of its solutions
+    is NaN.
+    """
+
+    def prepare(self, problem: Problem, w0: Weights) -> "WeightMotion":
+        refuse_nonsmooth(problem)
+        return WeightMotion(problem, w0)
+
+
+class WeightMotion(AbstractMotion):
+    """`WeightFlow` from the weights w0. The state is the weights in `AbstractCoordinates`."""
+
+    problem: Problem
+    w0: Weights
+
+    def initial(self) -> AbstractCoordinates:
+        return choose_coordinates(self.problem, self.w0)
+
+    def velocity(self, t: Time, state: AbstractCoordinates) -> AbstractCoordinates:
+        return self.velocity_and_slope(t, state)[0]
+
+    def velocity_and_slope(self, t: Time, state: AbstractCoordinates) -> tuple[AbstractCoordinates, Array]:
+        """The velocity and `grad f(x)`, from which the velocity is computed."""
+        slope = self.problem.objective.gradient(state.parameters(self.problem))
+        return state.velocity(self.problem, slope, self.problem.strength(t, like=slope)), slope
+
+    def read(self, t: Time, state: AbstractCoordinates) -> Point:
+        x = state.parameters(self.problem)
+        return Point(x, state.weights(), jnp.full_like(x, jnp.nan), self.problem.objective(x))
+
+    def status(self, t: Time, t1: Time, state: AbstractCoordinates) -> RESULTS:
+        return finite_status(state)
+
+    def default_solver(self, *, loose: bool) -> Solver:
+        return stabilized_where(loose)
+
+
+class PrimalState(eqx.Module):
+    """The weights, in the coordinates they are integrated in, and `mu = -int grad f(x) dt`."""
+
+    position: AbstractCoordinates
+    mu: Float[Array, "..."]
+
+
+class PrimalMotion(AbstractMotion):
+    """`PrimalFlow` from given weights: the motion of the weights, and mu beside it."""
+
+    problem: Problem
+    w0: Weights
+
+    @property
+    def weights(self) -> WeightMotion:
+        return WeightMotion(self.problem, self.w0)
+
+    def initial(self) -> PrimalState:
+        return PrimalState(self.weights.initial(), jnp.zeros_like(self.problem.g(self.w0)))
+
+    def velocity(self, t: Time, state: PrimalState) -> PrimalState:
+        rate, slope = self.weights.velocity_and_slope(t, state.position)
+        return PrimalState(rate, -slope)
+
+    def read(self, t: Time, state: PrimalState) -> Point:
+        point = self.weights.read(t, state.position)
+        return Point(point.x, point.w, state.mu, point.loss)
+
+    def status(self, t: Time, t1: Time, state: PrimalState) -> RESULTS:
+        return finite_status(state)
+
+    def default_solver(self, *, loose: bool) -> Solver:
+        return stabilized_where(loose)
+
+
+def stabilized_where(loose: bool) -> Solver:
+    """`RKC` at tolerances of 1e-4 and looser, `diffrax.Tsit5` at tighter ones.
+
+    At loose tolerances RKC was measured to need a fifth to three fifths of the evaluations of Tsit5, see
+    benchmarks/README.md.
+    """
+    return RKC() if loose else diffrax.Tsit5()

@@ -1,0 +1,114 @@
+"""Flows and motions. A flow says how a `Problem` moves; a motion is a flow started from weights, all that moves it.
+
+Solvers, steppers and sweeps ask a motion and never ask which flow it belongs to: a new flow is one file in `flows/`.
+"""
+
+import abc
+
+import diffrax
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..problem import Problem
+from ..problem.reparam import Weights
+from ..results import RESULTS
+from .clock import AbstractClock, ContinuousClock
+from .solution import Point
+from .solvers.controller import error_control
+
+Time = Float[Array, ""]
+Solver = diffrax.AbstractSolver
+
+
+class AbstractMotion(eqx.Module):
+    """A flow of one problem from given weights, as a pytree: batches of motions can be vmapped and differentiated.
+
+    A subclass gives `initial`, `velocity`, `read`, `status` and `default_solver`.
+    """
+
+    problem: eqx.AbstractVar[Problem]
+
+    @property
+    def clock(self) -> AbstractClock:
+        """The clock that solvers of this motion run on."""
+        return ContinuousClock()
+
+    @abc.abstractmethod
+    def initial(self) -> PyTree:
+        """The state at t = 0."""
+
+    @abc.abstractmethod
+    def velocity(self, t: Time, state: PyTree) -> PyTree:
+        """`d state / dt`, structured like the state."""
+
+    @abc.abstractmethod
+    def read(self, t: Time, state: PyTree) -> Point:
+        """The parameters, weights, dual variable and loss that the state stands for."""
+
+    @abc.abstractmethod
+    def status(self, t: Time, t1: Time, state: PyTree) -> RESULTS:
+        """`successful` if the flow is defined at the state reached at time t, else why the flow ended before t1."""
+
+    @abc.abstractmethod
+    def default_solver(self, *, loose: bool) -> Solver:
+        """The solver used unless the caller names one; `loose`: the tolerance is 1e-4 or looser."""
+
+    def choose_solver(self, solver: Solver | None, *, loose: bool) -> Solver:
+        """The solver that the caller named, or the default one. Raises `ValueError` where none can be chosen."""
+        return self.default_solver(loose=loose) if solver is None else solver
+
+    def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
+        """Error control that steps exactly to every breakpoint of the schedule."""
+        return error_control(self.problem.schedule.breakpoints.astype(dtype), rtol.astype(dtype), atol.astype(dtype))
+
+    def input_status(self, state: PyTree, t1: Time) -> RESULTS:
+        """`successful` if the numbers of this motion can be integrated from the initial state to t1."""
+        point = self.read(jnp.zeros_like(t1), state)
+        status = RESULTS.where(point.is_finite(), RESULTS.successful, RESULTS.invalid_weights)
+        status = RESULTS.where(self.clock.admits(t1), status, RESULTS.partial_step)
+        return RESULTS.where(self.problem.schedule.valid(t1), status, RESULTS.invalid_schedule)
+
+
+class AbstractFlow(eqx.Module):
+    """A rule by which a `Problem` moves; the `flow=` of `solve` and `sweep`. A subclass gives `prepare`.
+
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
+    """
+
+    @abc.abstractmethod
+    def prepare(self, problem: Problem, w0: Weights) -> AbstractMotion:
+        """Starts the flow of a problem from the weights w0.
+
+        **Raises:** `ValueError`, with the remedy, where this flow does not exist for the problem.
+        """
+
+    @property
+    def clock(self) -> AbstractClock:
+        """The clock of this flow's motions, known before a problem is."""
+        return ContinuousClock()
+
+    def without_dual(self) -> "AbstractFlow":
+        """The same trajectory without a dual variable where that saves state: a sweep keeps no mu."""
+        return self
+
+
+def refuse_nonsmooth(problem: Problem) -> None:
+    """Raises `ValueError` where h has no gradient, naming the flow that handles such an h."""
+    if not problem.h.smooth:
+        raise ValueError(
+            f"{type(problem.h).__name__} is not differentiable at 0, so its gradient flow is a differential inclusion; "
+            "use flow=ProximalDescent(step_size), or a smooth surrogate through CustomRegularizer"
+        )
+
+
+def finite_status(state: PyTree) -> RESULTS:
+    """`diverged` if a number in the state is not finite, else `successful`."""
+    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array))]
+    return RESULTS.where(jnp.all(jnp.stack(finite)), RESULTS.successful, RESULTS.diverged)
+
+
+def state_dtype(state: PyTree) -> jnp.dtype:
+    """The dtype of a state, in which solvers count their ticks."""
+    return jnp.result_type(*jax.tree.leaves(state))

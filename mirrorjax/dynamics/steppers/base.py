@@ -1,0 +1,59 @@
+"""The protocol of steppers, and the lane they move."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Bool, Float, Int, PyTree
+
+from ...results import RESULTS
+from ..motion import AbstractMotion
+from ..options import Options
+
+Prepare = Callable[[Any], AbstractMotion]
+"""Builds the motion of one lane from its grid values."""
+
+
+class Lane(eqx.Module):
+    """The state of one lane of a sweep: all that is needed to continue it as if it had never stopped.
+
+    - `tick`: time on the solver's clock; `state`: the motion's state there; `carried`: data of the stepper.
+    - `saved`: number of save times passed; `metrics` and `loss` (time, ...) there, NaN at those ahead.
+    - `steps`, `rejected_steps`: solver steps so far; `work`: steps, or evaluations of the velocity for RKC.
+    - `running`: False once the lane has ended; `result` says how, and `tick` when.
+    """
+
+    tick: Float[Array, ""]
+    state: PyTree
+    carried: PyTree
+    saved: Int[Array, ""]
+    metrics: PyTree
+    loss: Float[Array, " time"]
+    steps: Int[Array, ""]
+    rejected_steps: Int[Array, ""]
+    work: Int[Array, ""]
+    running: Bool[Array, ""]
+    result: RESULTS
+
+
+class AbstractStepper(eqx.Module):
+    """Moves a batch of lanes by a bounded amount of work."""
+
+    @abc.abstractmethod
+    def begin(self, motion: AbstractMotion, options: Options, state: PyTree) -> PyTree:
+        """The stepper's data of a lane at t = 0, its `carried`."""
+
+    @abc.abstractmethod
+    def advance(self, prepare: Prepare, options: Options, values: PyTree, lanes: Lane, work: int) -> Lane:
+        """Moves each lane by at most so much work. The result for lanes that do not run is discarded."""
+
+    @abc.abstractmethod
+    def halted(self, motion: AbstractMotion, options: Options, lane: Lane) -> tuple[RESULTS, Bool[Array, ""]]:
+        """The solver's status of a lane that has moved, and True if the solver only paused for the end of its work."""
+
+
+def over_lanes(prepare: Prepare, fn: Callable) -> Callable:
+    """Turns a function of `(motion, ..)` of one lane into a function of `(values, ..)` of many."""
+    return jax.vmap(lambda values, *rest: fn(prepare(values), *rest))

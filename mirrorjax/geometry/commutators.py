@@ -1,0 +1,45 @@
+"""How far matrices are from commuting: `|AB - BA|` relative to the sizes of A and B, in the norm that the name states.
+
+Two norms are needed. The spectral norm gives numbers in [0, 1], the scale of the brackets in `mirrorjax.check`, at the
+price of three singular value decompositions a pair. The Frobenius norm costs a sum, so it serves where every pair of a
+long stack of sensing matrices is looked at, or a commutator is measured at each evaluation of R_a.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+Matrix = Float[Array, "n n"]
+
+
+def spectral_commutator(A: Matrix, B: Matrix) -> Float[Array, ""]:
+    """`|AB - BA|_2 / (2 |A|_2 |B|_2)` in spectral norms, in [0, 1]; 0 where a matrix is 0."""
+    sizes = 2 * jnp.linalg.norm(A, ord=2) * jnp.linalg.norm(B, ord=2)
+    return ratio(jnp.linalg.norm(A @ B - B @ A, ord=2), sizes)
+
+
+def frobenius_commutator(A: Matrix, B: Matrix) -> Float[Array, ""]:
+    """`|AB - BA|_F / (|A|_F |B|_F)` in Frobenius norms, in [0, sqrt(2)]; 0 where a matrix is 0."""
+    A, B = (ratio(matrix, jnp.full_like(matrix, jnp.linalg.norm(matrix))) for matrix in (A, B))
+    return jnp.linalg.norm(A @ B - B @ A)  # of scaled matrices, so that no product of norms over- or underflows
+
+
+def largest_commutator(
+    matrices: Float[Array, "k n n"], measure: Callable[[Matrix, Matrix], Float[Array, ""]] = frobenius_commutator
+) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
+    """The largest `measure(A, B)` over the pairs of a stack, with the two indices that attain it."""
+
+    def against_all(A: Matrix) -> Float[Array, " k"]:
+        return jax.lax.map(lambda B: measure(A, B), matrices)
+
+    sizes = jax.lax.map(against_all, matrices)  # one pair at a time: k^2 matrices at once would not fit
+    first, second = jnp.unravel_index(jnp.argmax(sizes), sizes.shape)
+    return sizes[first, second], first, second
+
+
+def ratio(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> Float[Array, "..."]:
+    """The quotient, 0 where the denominator is 0."""
+    zero = denominator == 0
+    return jnp.where(zero, 0.0, numerator / jnp.where(zero, 1.0, denominator))
