@@ -1,4 +1,4 @@
-"""Data sets as numpy arrays, and where each came from; the door to pooch.
+"""Data sets as numpy arrays, with the file that each was read from; the door to pooch.
 
 A file is looked for in the folder named by the environment variable `MIRRORJAX_DATA`, then in the cache of the
 operating system (`pooch.os_cache`), then downloaded there. A download has a fixed SHA-256, goes to a temporary name and
@@ -293,7 +293,7 @@ def _kept_hash(path: Path, found: str) -> str:
 
 
 def _read(source: Source, path: Path, read: Callable[[], Any]) -> Any:
-    """What `read` gives; its failure on a truncated or foreign file in one line."""
+    """Calls `read`, and turns its failure on a truncated or foreign file into one line."""
     try:
         return read()
     except (OSError, EOFError, KeyError, ValueError, TypeError, zipfile.BadZipFile, tarfile.TarError) as error:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there at all, on the disk when the call returns: the one atomic write of the package."""
+"""Writes files atomically and durably: a file is whole or absent, and on the disk when the call returns."""
 
 import os
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import Any
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Calls `write` with a temporary name beside `path`, flushes the file to the disk and renames it.
 
-    A reader, or a process that starts after this one was killed, sees the file as it was before or as it is after.
+    A reader, or a process that starts after this process was killed, sees the old file or the new one, never a part.
 
     **Arguments:** `path`: the final name; `write`: makes the file under the name it is given.
     **Raises:** `OSError` where the file cannot be written; the temporary file is removed then.
@@ -17,9 +17,9 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.part{path.suffix}")
     try:
         write(temporary)
-        _flush(temporary, os.O_RDONLY)
+        _flush(temporary)
         temporary.replace(path)
-        _flush(path.parent, os.O_RDONLY)
+        _flush(path.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -35,8 +35,8 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def _flush(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

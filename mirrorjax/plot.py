@@ -196,7 +196,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def describe(figure: Figure) -> str:
-    """What a figure shows, in words, from its own titles, labels and legends: the text for those who cannot see it."""
+    """Describes a figure in words, from its titles, labels and legends, for readers who cannot see it."""
     title = figure.get_suptitle()
     parts = [title] if title else []
     for axis in figure.axes:

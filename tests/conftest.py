@@ -4,7 +4,6 @@ import gc
 import importlib
 import itertools
 import os
-import pkgutil
 from pathlib import Path
 
 # Before jax is imported: two workers on two cores each want one thread.
@@ -23,15 +22,18 @@ jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
-# Modules that import flax, or another package that few tests need: the tests that use them import them.
-LATER = ("mirrorjax.nn.", "mirrorjax.experiments.networks.")
+# Modules that import flax, or another package that few tests need: the tests that use them import them. And the command
+# line, unchecked: typer passes values that its annotations do not describe, None for a flag that is not given.
+LATER = ("mirrorjax.nn.", "mirrorjax.experiments.networks.", "mirrorjax.cli")
 # The hook sees only what is imported inside this block, and `mirrorjax` imports nothing by itself.
 with install_import_hook("mirrorjax", "beartype.beartype"):
     import mirrorjax
 
-    for module in pkgutil.walk_packages(mirrorjax.__path__, "mirrorjax."):
-        if not module.name.startswith(LATER):
-            importlib.import_module(module.name)
+    root = Path(mirrorjax.__path__[0])
+    for path in sorted(root.rglob("*.py")):
+        name = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+        if not name.startswith(LATER):
+            importlib.import_module(name)
 
 
 MAPS = Path("/proc/self/maps")

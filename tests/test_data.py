@@ -1,4 +1,4 @@
-"""Where data are looked for, what is refused, and that nothing half-written stays: never with a network."""
+"""Data sets are found in their folders, refused where damaged, and never half-written; without a network."""
 
 import dataclasses
 import hashlib

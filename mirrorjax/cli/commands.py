@@ -72,7 +72,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule."""
+    """Adds the names that need jax to the help of `explain`, and handles `--version`."""
     if context.invoked_subcommand == "explain":
         _complete_help(context)
 
@@ -160,8 +160,8 @@ def report(
     _tell(f"The report is {write_report(folder)}")
 
 
-@app.command()
-def explain(
+@app.command("explain")
+def explain_schedule(
     family: Annotated[str, typer.Argument(help="A reparameterization x = g(w).", show_default=False)],
     init: Annotated[
         list[float], typer.Option("--init", "-i", help="Initial weights, one number a factor: -i 1 -i 0.1")

@@ -34,6 +34,6 @@ def run_in(parent: Path, name: str, bits: int = 64) -> RunFolder:
     experiment = EXPERIMENTS[name]
     setting = Setting("quick", experiment.seed, bits)
     folder = RunFolder(parent / name, name, setting, Console(file=io.StringIO()), experiment.summary)
-    experiment.run_in(folder, setting)
+    experiment.load()(folder, setting)
     folder.finish("finished")
     return folder

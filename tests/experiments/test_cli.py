@@ -1,11 +1,19 @@
-"""The command line as a user meets it: in its own process, with its exit status and its messages."""
+"""The command line as a user meets it, with its exit status and its messages.
 
+Most commands run in this process, where jax is loaded. A process of its own takes seconds, so only those tests have one
+that stop it by a signal or look at its exit status.
+"""
+
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,27 +21,58 @@ import pandas as pd
 import pytest
 import xarray as xr
 
-from mirrorjax.experiments import EXPERIMENTS
+from mirrorjax.cli import commands, main
+from mirrorjax.experiments import EXPERIMENTS, Experiment
 
 COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
 # One fresh environment: a terminal of 100 columns, no flags from the test session.
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"} | {"COLUMNS": "100"}
 
 
-def mirrorjax(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess:
+@dataclass(frozen=True)
+class Done:
+    """The exit status of a command and its printed texts."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def mirrorjax(tmp_path, monkeypatch) -> Callable[..., Done]:
+    """Runs `main` in this process, in an empty folder, on a terminal of 100 columns."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "100")
+
+    def run(*arguments: str) -> Done:
+        out, err = io.StringIO(), io.StringIO()
+        status = 0
+        with redirect_stdout(out), redirect_stderr(err), monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["mirrorjax", *arguments])
+            try:
+                main()
+            except SystemExit as ended:
+                status = ended.code or 0
+        assert isinstance(status, int)
+        return Done(status, out.getvalue(), err.getvalue())
+
+    return run
+
+
+def in_a_process(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=ENVIRONMENT
     )
 
 
-def test_help_names_every_command():
+def test_help_names_every_command(mirrorjax):
     done = mirrorjax("--help")
     assert done.returncode == 0
     for word in ("reproduce", "report", "list", "explain", "sweep", "status", "resume", "--version"):
         assert word in done.stdout
 
 
-def test_version_and_list():
+def test_version_and_list(mirrorjax):
     assert mirrorjax("--version").stdout.startswith("mirrorjax 0.")
     listed = mirrorjax("list").stdout
     assert "matrix-sensing" in listed
@@ -58,32 +97,27 @@ def test_version_and_list():
         (["explain", "square", "-i", "-1"], "needs w0 > 0"),
     ],
 )
-def test_bad_arguments_exit_2_with_one_message(arguments, words, tmp_path):
-    done = mirrorjax(*arguments, cwd=tmp_path)
+def test_bad_arguments_exit_2_with_one_message(mirrorjax, arguments, words, tmp_path):
+    done = mirrorjax(*arguments)
     assert done.returncode == 2
     assert words in " ".join(done.stderr.split())
     assert "Traceback" not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
-def test_square_brackets_of_a_message_are_printed(tmp_path):
-    done = mirrorjax("resume", "runs[old]", cwd=tmp_path)
+def test_square_brackets_of_a_message_are_printed(mirrorjax, tmp_path):
+    done = mirrorjax("resume", "runs[old]")
     assert done.returncode == 2
     assert "runs[old] is not the folder of `mirrorjax sweep`" in " ".join(done.stderr.split())
 
 
-def test_an_existing_folder_is_refused_and_untouched(tmp_path):
+def test_an_existing_folder_is_refused_and_untouched(mirrorjax, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes").write_text("keep")
-    done = mirrorjax("reproduce", "all", "--out", "mine", cwd=tmp_path)
+    done = mirrorjax("reproduce", "all", "--out", "mine")
     assert done.returncode == 2
     assert "the folder mine exists" in done.stderr
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes"]
-
-
-FEW = """
-from mirrorjax import cli
-from mirrorjax.experiments import Experiment
 
 
 def fine(folder, setting):
@@ -98,22 +132,22 @@ def stopped(folder, setting):
     raise KeyboardInterrupt
 
 
-runs = {"fine": fine, "broken": broken, "stopped": stopped}
-cli.EXPERIMENTS.clear()
-cli.EXPERIMENTS |= {name: Experiment(name, name, runs[name]) for name in CHOSEN}
-cli.main()
-"""
+@pytest.fixture
+def reproduce_few(mirrorjax, monkeypatch) -> Callable[..., Done]:
+    """`mirrorjax reproduce all` where the table holds a few experiments that take no time."""
+    runs = {"fine": fine, "broken": broken, "stopped": stopped}
+
+    def run(*chosen: str) -> Done:
+        few = {name: Experiment(name, name, runs[name]) for name in chosen}
+        with monkeypatch.context() as patch:
+            patch.setattr(commands, "EXPERIMENTS", few)
+            return mirrorjax("reproduce", "all", "--preset", "quick", "--seed", "7", "--out", "run")
+
+    return run
 
 
-def reproduce_few(cwd: Path, *chosen: str) -> subprocess.CompletedProcess:
-    """`mirrorjax reproduce all` where the registry holds a few experiments that take no time."""
-    script = FEW.replace("CHOSEN", repr(chosen))
-    command = [sys.executable, "-c", script, "reproduce", "all", "--preset", "quick", "--seed", "7", "--out", "run"]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=ENVIRONMENT)
-
-
-def test_all_goes_on_after_a_failure_and_exits_1(tmp_path):
-    done = reproduce_few(tmp_path, "broken", "fine")
+def test_all_goes_on_after_a_failure_and_exits_1(mirrorjax, reproduce_few, tmp_path):
+    done = reproduce_few("broken", "fine")
     assert done.returncode == 1
     assert "broken failed: RuntimeError: it broke [here]" in done.stdout
     assert "1 failed: broken" in done.stderr
@@ -122,12 +156,12 @@ def test_all_goes_on_after_a_failure_and_exits_1(tmp_path):
     assert "it broke [here]" in page
     assert "float64 and seed 7" in page
     # The same page again, from the folder alone.
-    assert mirrorjax("report", "run", cwd=tmp_path).returncode == 0
+    assert mirrorjax("report", "run").returncode == 0
     assert (tmp_path / "run" / "report.html").read_text() == page
 
 
-def test_ctrl_c_stops_all_and_the_report_says_what_is_missing(tmp_path):
-    done = reproduce_few(tmp_path, "fine", "stopped", "broken")
+def test_ctrl_c_stops_all_and_the_report_says_what_is_missing(reproduce_few, tmp_path):
+    done = reproduce_few("fine", "stopped", "broken")
     assert done.returncode == 130
     assert "Interrupted. What was finished is in run" in done.stderr
     page = (tmp_path / "run" / "report.html").read_text()
@@ -136,8 +170,8 @@ def test_ctrl_c_stops_all_and_the_report_says_what_is_missing(tmp_path):
     assert "Not started" in page
 
 
-def test_explain_prints_the_effects_and_draws(tmp_path):
-    done = mirrorjax("explain", "hadamard", "-i", "1", "-i", "0.5", "--times", "3", "--out", "R.png", cwd=tmp_path)
+def test_explain_prints_the_effects_and_draws(mirrorjax, tmp_path):
+    done = mirrorjax("explain", "hadamard", "-i", "1", "-i", "0.5", "--times", "3", "--out", "R.png")
     assert done.returncode == 0, done.stderr
     assert "-12.5" in done.stdout
     # argmin R_a = e^{4a} m0 w0 with c = 1: 0.5 at the start.
@@ -145,7 +179,7 @@ def test_explain_prints_the_effects_and_draws(tmp_path):
     assert (tmp_path / "R.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_explain_says_when_the_range_is_exhausted():
+def test_explain_says_when_the_range_is_exhausted(mirrorjax):
     done = mirrorjax("explain", "log-difference", "-i", "1", "-i", "1", "--alpha", "0.01", "--t-off", "100")
     assert done.returncode == 0
     assert "range_exhausted" in done.stdout
@@ -154,7 +188,8 @@ def test_explain_says_when_the_range_is_exhausted():
 
 @pytest.mark.slow
 def test_reproduce_quick_writes_whole_files_and_shows_the_claims(tmp_path):
-    done = mirrorjax("reproduce", "matrix-sensing", "--preset", "quick", "--out", "run", cwd=tmp_path)
+    # In a process of its own: most of its time is computation, which the flags of the test session slow down.
+    done = in_a_process(tmp_path, "reproduce", "matrix-sensing", "--preset", "quick", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "NOT shown" not in done.stdout
     assert "to be read in run/report.html" in done.stdout
@@ -189,17 +224,40 @@ def test_reproduce_quick_writes_whole_files_and_shows_the_claims(tmp_path):
         assert (run / f"{name}.png").stat().st_size > 10_000
 
 
+ENDLESS = """
+import jax.numpy as jnp
+import mirrorjax as mj
+from mirrorjax.cli import main
+
+
+def lane(alpha):
+    f = mj.LeastSquares(jnp.ones((2, 3)), jnp.ones(2))
+    return mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.Constant(alpha), f), (jnp.ones(3), jnp.zeros(3))
+
+
+def run(folder, setting):
+    number = 0
+    while True:
+        folder.save_dataset(f"flow_{number}", mj.sweep(lane, {"alpha": jnp.array([0.1, 0.2])}, t1=1.0))
+        number += 1
+
+
+mj.experiments.register_experiment(mj.experiments.Experiment("endless", "It computes until it is stopped.", run))
+main()
+"""
+
+
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
     process = subprocess.Popen(
-        [*COMMAND, "reproduce", "matrix-sensing", "--preset", "quick", "--out", "run"],
+        [sys.executable, "-c", ENDLESS, "reproduce", "endless", "--preset", "quick", "--out", "run"],
         cwd=tmp_path,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    first = tmp_path / "run" / "flow.nc"
+    first = tmp_path / "run" / "flow_0.nc"
     deadline = time.monotonic() + 200
     while not first.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -226,23 +284,23 @@ def lane(alpha, t_off):
 
 
 @pytest.mark.slow
-def test_sweep_status_resume(tmp_path):
+def test_sweep_status_resume(mirrorjax, tmp_path):
     (tmp_path / "lanes.py").write_text(LANES)
     text = 'lane = "lanes.py:lane"\nt1 = 8.0\n[grid]\nalpha = [0.1, 1.0, -1.0]\nt_off = [1.0, 2.0]\n'
     (tmp_path / "sweep.toml").write_text(text)
-    done = mirrorjax("sweep", "sweep.toml", "--out", "run", cwd=tmp_path)
+    done = mirrorjax("sweep", "sweep.toml", "--out", "run")
     assert done.returncode == 0, done.stderr
     assert "6 lanes in run" in done.stdout
-    status = mirrorjax("status", "run", cwd=tmp_path)
+    status = mirrorjax("status", "run")
     for line in (done.stdout, status.stdout):
         assert "invalid_schedule" in line
         assert "successful" in line
-    again = mirrorjax("sweep", "sweep.toml", "--out", "run", cwd=tmp_path)
+    again = mirrorjax("sweep", "sweep.toml", "--out", "run")
     assert again.returncode == 2
     assert "`mirrorjax resume run`" in " ".join(again.stderr.split())
-    assert mirrorjax("resume", "run", cwd=tmp_path).returncode == 0
+    assert mirrorjax("resume", "run").returncode == 0
     (tmp_path / "sweep.toml").write_text(text.replace("8.0", "9.0"))
-    changed = mirrorjax("resume", "run", cwd=tmp_path)
+    changed = mirrorjax("resume", "run")
     assert changed.returncode == 2
     assert "t1: 8.0 -> 9.0" in changed.stderr
-    assert mirrorjax("status", "sweep.toml", cwd=tmp_path).returncode == 2
+    assert mirrorjax("status", "sweep.toml").returncode == 2

@@ -66,7 +66,7 @@ def test_quick_shows_the_claims_on_its_seed_and_says_where_other_seeds_differ(ru
         "x = m w ends within 1e-3 of x* at 0.3 and 1, on every data seed",
         "x = m w v reaches x* at 0.05, on every data seed",
         "x = m w v reaches x* at 0.1, on every data seed",
-        "and then x_1 is near neither 0 nor 1, on every data seed",
+        "x = m w v at 0.3 ends with x_1 near neither 0 nor 1, on every data seed",
     ]
     table = pd.read_csv(folder.path / "depth.csv").set_index(["model", "method", "strength"])
     assert set(table.status) == {"successful"}

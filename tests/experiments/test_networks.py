@@ -1,4 +1,4 @@
-"""What the network experiments share, on curves and texts whose answers are known, and every preset traced."""
+"""The statistics and tasks of the network experiments, on curves and texts whose answers are known."""
 
 import importlib
 import math

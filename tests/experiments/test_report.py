@@ -267,7 +267,9 @@ def test_figures_stand_on_white_in_the_dark_and_on_paper(tmp_path, quiet, browse
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_report_of_a_real_experiment(quick_separable: RunFolder, browser):
+def test_a_browser_shows_the_report_of_a_real_experiment(browser, request):
+    # Asked for here: as an argument it would run, for many seconds, before the browser is found to be missing.
+    quick_separable: RunFolder = request.getfixturevalue("quick_separable")
     page = look(browser, write_report(quick_separable.path))
     check_page(page, ["separable"], pictures=1)
     for claim in quick_separable.claims:

@@ -98,16 +98,20 @@ def test_gradients_through_the_flow_agree_with_finite_differences():
     assert gradient_gap(evaluated, learned, draw(task, SEEDS)) < 1e-4
 
 
+@pytest.fixture(scope="module")
+def evaluated():
+    """Errors and gradients of the predicted limit: one compiled program for the tests that improve through it."""
+    return differentiated(lambda log_total, sample: limit(TASK, log_total, sample))
+
+
 @pytest.mark.slow
-def test_gradients_through_the_predicted_limit_agree_with_finite_differences():
-    evaluated = differentiated(lambda log_total, sample: limit(TASK, log_total, sample))
+def test_gradients_through_the_predicted_limit_agree_with_finite_differences(evaluated):
     # Nothing is integrated: fourth order in 1e-3, and rounding over 1e-3.
     assert gradient_gap(evaluated, jnp.log(jnp.array([0.5, 1.0, 2.0])), draw(TASK, SEEDS)) < 1e-8
 
 
-def test_improving_keeps_the_best_for_each_seed_and_never_looks_at_test_data():
+def test_improving_keeps_the_best_for_each_seed_and_never_looks_at_test_data(evaluated):
     samples = draw(TASK, SEEDS)
-    evaluated = differentiated(lambda log_total, sample: limit(TASK, log_total, sample))
     start = jnp.log(jnp.array([0.5, 2.0, 4.0]))
     first, _ = evaluated(start, samples)
     best, kept = improve(evaluated, start, samples, 5)

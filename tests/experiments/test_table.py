@@ -53,3 +53,13 @@ def test_what_cannot_run_is_refused(outside, tmp_path):
     with pytest.raises(ValueError, match="there is no experiment 'nothing'; there are: matrix-sensing"):
         mj.experiments.reproduce("nothing", tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_package_is_one_line_with_the_extra_that_brings_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "flax", None)  # as if it were not installed
+    (tmp_path / "outside_network.py").write_text("import flax")
+    monkeypatch.syspath_prepend(tmp_path)
+    network = mj.experiments.Experiment("network", "It needs flax.", "outside_network:run", extra="nn")
+    with pytest.raises(ValueError, match=r"network needs flax, which is not installed; pip install 'mirrorjax\[nn\]'"):
+        mj.experiments.reproduce(network, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,1 +1,1 @@
-"""What every experiment shares: the run folder, claims, the report."""
+"""The parts that all experiments share: run folder, claims, report, statistics over seeds."""

@@ -5,8 +5,10 @@ Neither needs jax, so that the command line lists experiments without loading it
 
 import importlib
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+
+from ...extras import needs
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Experiment:
     **Arguments:** `name`: the name that `mirrorjax reproduce` takes, also the name of its folder; `summary`: one line
     of help; `run`: a function of the `RunFolder` and the `Setting`, or its place as the text `"module:function"`, which
     is imported when the experiment runs; `seed`: the seed it has unless another is chosen; `presets`: the sizes that
-    `run` knows, the full size first.
+    `run` knows, the full size first; `extra`: the extra of mirrorjax that brings the packages that `run` imports.
     **Raises:** `ValueError` for a text that is no place of a function, or no preset.
     """
 
@@ -34,6 +36,7 @@ class Experiment:
     run: Callable[..., None] | str
     seed: int = 0
     presets: tuple[str, ...] = ("paper", "quick")
+    extra: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.run, str) and not all(self.run.partition(":")):
@@ -41,10 +44,13 @@ class Experiment:
         if not self.presets:
             raise ValueError(f"{self.name!r} needs at least one preset, got {self.presets!r}")
 
-    def run_in(self, folder: Any, setting: Setting) -> None:
-        """Calls the function with a `RunFolder` and the setting, and imports it first where it is given as a text."""
-        run = self.run
-        if isinstance(run, str):
-            module, _, function = run.partition(":")
-            run = getattr(importlib.import_module(module), function)
-        run(folder, setting)
+    def load(self) -> Callable[..., None]:
+        """The function that runs the experiment, imported where it is given as a text.
+
+        **Raises:** `ValueError`, in one line, where a package of the `extra` is not installed.
+        """
+        if not isinstance(self.run, str):
+            return self.run
+        module, _, function = self.run.partition(":")
+        with needs(self.extra, self.name) if self.extra else nullcontext():
+            return getattr(importlib.import_module(module), function)

@@ -1,4 +1,4 @@
-"""One HTML file that tells what runs found: claims, tables, figures, versions. Made of their folders alone.
+"""Writes one HTML file on some runs from their folders alone: claims, tables, figures, versions.
 
 It needs nothing beside it and nothing from the net: pictures and style are inside, there is no script. The same folders
 give the same page, so it can be made again at any time, and of a run that was interrupted too.
@@ -33,7 +33,7 @@ STATES = {
 
 @dataclass(frozen=True)
 class Heading:
-    """Of a column: its text, and whether numbers stand under it."""
+    """The heading of a column; `numeric` is true above numbers."""
 
     text: str
     numeric: bool
@@ -52,7 +52,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as a data URI, its size on the page in pixels, what is said under it and in its place."""
+    """A picture as a data URI, its size on the page in pixels, its caption, and the text in its place."""
 
     name: str
     source: str
@@ -64,7 +64,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Run:
-    """What the page shows of one run; `anchor` is its id on the page."""
+    """The content of the page on one run; `anchor` is its id on the page."""
 
     anchor: str
     name: str
@@ -135,7 +135,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def read_run(folder: Path, number: int) -> Run:
-    """What is on disk of one run; `number` tells it from others on the page."""
+    """Reads one run from its folder; `number` tells the run from others on the page."""
     config = _read_config(folder) or {"experiment": folder.name, "summary": "", "state": "not started"}
     return Run(
         anchor=f"run-{number}",

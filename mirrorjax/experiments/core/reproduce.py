@@ -36,10 +36,10 @@ def reproduce(
     setting = _usual(chosen) if setting is None else setting
     if setting.preset not in chosen.presets:
         raise ValueError(f"{chosen.name} has no preset {setting.preset!r}; it has: {', '.join(chosen.presets)}")
-    path = Path(path)
+    run, path = chosen.load(), Path(path)
     folder = RunFolder(path, chosen.name, setting, Console() if console is None else console, chosen.summary)
     try:
-        chosen.run_in(folder, setting)
+        run(folder, setting)
     except KeyboardInterrupt:
         folder.finish("interrupted")
         raise

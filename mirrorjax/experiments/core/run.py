@@ -26,11 +26,11 @@ CONFIG = "config.json"
 class RunFolder:
     """A new folder that holds one run: datasets, tables, figures, and `config.json` with versions and seed.
 
-    Each file is written under a temporary name and renamed, so what is there is whole; an interrupted run keeps what
-    was finished, and its config says so. The config also says what a report needs besides the files: captions and
-    descriptions of figures, and under which title and headings a table is shown.
+    Each file is written under a temporary name and renamed, so no file is half-written; an interrupted run keeps its
+    finished files, and its config says that it was interrupted. The config also holds the parts of a report that are
+    not in the files: captions and descriptions of figures, titles and headings of tables.
 
-    **Arguments:** `path`: a folder that does not exist yet; `experiment`: its name; `setting`: what was chosen;
+    **Arguments:** `path`: a folder that does not exist yet; `experiment`: its name; `setting`: the user's choices;
     `summary`: one line on what the experiment is.
     **Raises:** `FileExistsError` when the folder exists: results are never overwritten; `OSError` where it cannot be
     made.
@@ -69,12 +69,12 @@ class RunFolder:
         self._write(f"{name}.csv", lambda path: write_rows(path, rows))
 
     def save_figure(self, name: str, figure: Figure, caption: str = "") -> None:
-        """Write `name`.png; `caption`: a sentence or two under it in the report, on what there is to see."""
+        """Write `name`.png; `caption`: a sentence or two under it in the report."""
         self._write(f"{name}.png", lambda path: plot.save(figure, path))
         self._record(figures=self._config["figures"] | {name: {"caption": caption, "alt": plot.describe(figure)}})
 
     def claim(self, statement: str, *, paper: str, ours: str, holds: bool) -> None:
-        """Record in claims.csv, and print, what the paper says beside what this run measured, and whether they agree.
+        """Record in claims.csv, and print, the paper's statement beside this run's measurement, and whether they agree.
 
         **Arguments:** `statement`: one sentence that can be false; `paper`: its number or words ("-" where it gives
         none); `ours`: the measured number; `holds`: whether the measurement shows the statement.

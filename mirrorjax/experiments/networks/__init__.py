@@ -1,1 +1,1 @@
-"""Experiments that train networks; read when they run."""
+"""Experiments that train networks; they need the extra `nn`."""

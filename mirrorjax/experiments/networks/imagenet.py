@@ -1,8 +1,8 @@
-"""Images that stay files: a folder of ImageNet, whose images a compiled step reads as it draws them.
+"""A folder of ImageNet whose images stay files: a compiled step reads the images that it draws.
 
-The folder is `imagenet` in the one that `MIRRORJAX_DATA` names, with `train/CLASS/*` and `val/CLASS/*` in it, as the
-archives of ImageNet are usually unpacked. Classes are numbered in the order of their names, as published weights do.
-This file is the door to Pillow.
+The folder is named `imagenet`, in the folder that `MIRRORJAX_DATA` names. It holds `train/CLASS/*` and `val/CLASS/*`,
+as the archives of ImageNet are usually unpacked. Classes are numbered in the order of their names, as in published
+weights. This file is the door to Pillow.
 """
 
 import os
@@ -67,7 +67,7 @@ def _classes(part: Path) -> tuple[str, ...]:
         raise ValueError(f"there is no folder {part}: a folder of ImageNet has train/CLASS/*.JPEG and val/CLASS/*.JPEG")
     found = tuple(sorted(path.name for path in part.iterdir() if path.is_dir()))
     if not found:
-        raise ValueError(f"{part} has no folders of classes in it: images stand in {part}/CLASS/*.JPEG")
+        raise ValueError(f"{part} has no folders of classes in it: images belong in {part}/CLASS/*.JPEG")
     return found
 
 
@@ -117,7 +117,7 @@ class Reader:
 
 
 class DrawnFiles(eqx.Module):
-    """So many images, drawn with replacement and read when they are needed: what `Rows` is for files."""
+    """Draws `size` images with replacement and reads them when they are needed: `nn.tasks.Rows` for files."""
 
     labels: Int[Array, " n"]
     reader: Reader = eqx.field(static=True)  # static: what a callback calls

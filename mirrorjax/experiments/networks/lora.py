@@ -1,9 +1,9 @@
-"""LoRA on a GPT-2 (Fig. 4, Table 5): weight decay lowers nuclear over Frobenius of the products A B, and it stays low.
+"""LoRA on a GPT-2 (Fig. 4, Table 5): weight decay lowers nuclear over Frobenius norm of the products A B for good.
 
 `quick` trains a small GPT on the characters of the first half of the plays and adapts it to the second; `gpu` and
 `paper` adapt the published GPT-2 to all of them. SGD with momentum 0.9, a constant learning rate, no dropout. A run
-whose decay is switched off keeps its ratio, and a smaller constant decay's, still falling, meets it: from there on the
-two have spent otherwise what brought them to one ratio, and their validation losses can be compared.
+whose decay is switched off keeps its ratio, and the ratio of a smaller constant decay, still falling, crosses it. There
+two schedules of decay have led to one ratio, so the validation losses of the two runs can be compared.
 """
 
 import math
@@ -38,7 +38,7 @@ HELD_OUT = 0.1  # of the text, its end
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is.
+    """The size of a preset.
 
     `steps`, `records`: of the adaptation; `length`, `batch`: of texts; `pretraining`: steps before it, 0 for GPT-2's
     own weights; `validation`: batches of the held-out part; `decays`: constant strengths, as optax counts them;
@@ -112,7 +112,7 @@ class Adaptation(eqx.Module):
 
 
 class Recorder(eqx.Module):
-    """What is recorded: nuclear over Frobenius of every A B, and the loss of the held-out texts."""
+    """Records nuclear over Frobenius norm of every A B, and the loss of the held-out texts."""
 
     loss: CrossEntropy
     texts: (
@@ -174,7 +174,7 @@ def pretrained(folder: RunFolder, size: Size, corpus: Corpus, seed: int) -> tupl
 
 
 class Parts(NamedTuple):
-    """What `train` is called with: its lane, loss and batch, and what it records."""
+    """The arguments of `train`: lane, loss, batch and metrics."""
 
     lane: Adaptation
     loss: CrossEntropy
@@ -253,7 +253,7 @@ def _claim_ratios(folder: RunFolder, size: Size, ratios: Float[np.ndarray, "deca
     )
     stays = ratios[count:] < ratios[:1]
     folder.claim(
-        "the effect stays: at the end the ratio of a run whose decay was switched off is below that of no decay",
+        "the ratio of a run whose decay was switched off is at the end below the ratio of a run without decay",
         paper="stays",
         ours=f"{', '.join(f'{mean:.3f}' for mean in means[count:])} against {means[0]:.3f}; in {stays.sum()} of "
         f"{stays.size} runs",
@@ -262,7 +262,7 @@ def _claim_ratios(folder: RunFolder, size: Size, ratios: Float[np.ndarray, "deca
 
 
 def crossing_rows(size: Size, dataset: Dataset) -> list[dict[str, Any]]:
-    """Each switched-off run with each smaller constant decay: one mapping a pair, with where they meet."""
+    """Each switched-off run with each smaller constant decay: one mapping a pair, with their crossing."""
     curves = _averaged(dataset)
     of = {run: curves.isel(decay=i) for i, run in enumerate(size.runs)}
     constant, switched = ([run for run in of if run.is_constant is wanted] for wanted in (True, False))
@@ -281,9 +281,9 @@ def _report_crossings(folder: RunFolder, size: Size, dataset: Dataset) -> None:
     folder.save_table("crossings", rows)
     pair = {"run": "switched off", "constant": "constant"}
     heads = pair | {"seeds": "seeds", "at": "at step", "ratio": "ratio"}
-    folder.show("Where a switched-off run meets a smaller constant decay", rows, heads, "crossings")
+    folder.show("Crossings of a switched-off run with a smaller constant decay", rows, heads, "crossings")
     heads = pair | {"off": "off", "on": "on", "difference": "off - on"}
-    folder.show("Validation losses there, with decay off and with decay on", rows, heads, "crossings")
+    folder.show("Validation losses at these crossings, with decay off and with decay on", rows, heads, "crossings")
     crossed = [row for row in rows if row["crossed"] == size.seeds]
     switched, crossing = ({row["run"] for row in chosen} for chosen in (rows, crossed))
     folder.claim(
@@ -294,7 +294,7 @@ def _report_crossings(folder: RunFolder, size: Size, dataset: Dataset) -> None:
     )
     better = [row for row in crossed if row["difference_mean"] < 0]
     folder.claim(
-        "at that ratio the run whose decay is off has the lower validation loss",
+        "where the ratios cross, the run whose decay is off has the lower validation loss",
         paper="a window of opportunity",
         ours=f"in {len(better)} of {len(crossed)} crossings: {', '.join(row['difference'] for row in crossed) or '-'}",
         holds=bool(crossed) and len(better) == len(crossed),
@@ -303,8 +303,8 @@ def _report_crossings(folder: RunFolder, size: Size, dataset: Dataset) -> None:
 
 CAPTION = (
     "Left: nuclear over Frobenius norm, averaged over the LoRA products; solid: constant weight decay, dashed: "
-    "switched off at the dotted line. After it the ratio stands still, while those of smaller constant decays still "
-    "fall and cross it. Right: the loss of the held-out texts. Bands are one standard deviation over seeds."
+    "switched off at the dotted line. After it the ratio stays constant, while the ratios of smaller constant decays "
+    "still fall and cross it. Right: the loss of the held-out texts. Bands are one standard deviation over seeds."
 )
 
 

@@ -1,8 +1,8 @@
 """W_K^T W_Q of a ViT under schedules of the learning rate, with AdamW and with SGD (the paper's Figs. 15 and 16).
 
-The theory's a is the sum of learning rate times decay, so a schedule changes when the bias moves and by how much, but
-not whether: under each, the ratio of the nuclear to the Frobenius norm is to fall with decay, and to stay below that
-of no decay once it is switched off.
+The theory's a is the sum of learning rate times decay, so a schedule changes when the bias moves and how far. Under
+each schedule the theory predicts that the ratio of the nuclear to the Frobenius norm falls with decay, and stays below
+the ratio without decay after the switch-off.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -51,7 +51,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: the training, the epoch after which decay is switched off, the two optimizers."""
+    """The size of a preset: the training, the epoch after which decay is switched off, the two optimizers."""
 
     training: Training
     end: float
@@ -82,7 +82,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
 
 
 def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int) -> None:
-    """The same on images that are given."""
+    """Runs the experiment on a given task's images."""
     solved, rows = {}, []
     for method in size.methods:
         dataset = solve(size, method, task, seeds_from(seed, size.training.seeds))
@@ -101,7 +101,7 @@ def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int) -> None:
 def solve(size: Size, method: Method, task: Vision, seeds: Sequence[int]) -> Dataset:
     """One optimizer: dimensions schedule, decay, seed, time (in epochs), and layer.
 
-    Schedules are lanes: which one is a number, and the others' rates are computed in vain.
+    Schedules are lanes, chosen by a number; each lane computes the rates of all schedules and uses one.
     """
     rates = schedules(method.rate, task.steps)
 
@@ -143,8 +143,8 @@ COLUMNS = {
     "accuracy": "accuracy",
 }
 CAPTION = (
-    "Figs. 15 and 16; bands are one standard deviation over seeds. To look for: under every learning rate the ratio "
-    "falls with decay, and after the switch-off (dashed from the dotted line on) it does not return."
+    "Figs. 15 and 16; bands are one standard deviation over seeds. Under every learning rate the ratio falls with "
+    "decay, and it does not return after the switch-off (dashed from the dotted line on)."
 )
 
 
@@ -174,7 +174,7 @@ def over_epochs(dataset: Dataset, size: Size, method: Method) -> Any:
 
 
 def _claim(folder: RunFolder, dataset: Dataset, method: Method) -> None:
-    """What the paper says of one optimizer."""
+    """Records the paper's claims on one optimizer."""
     for i, schedule in enumerate(SCHEDULES):
         one, where = dataset.isel(schedule=i), f" ({method.name}, {schedule})"
         falls_with_decay(folder, one.isel(decay=slice(2)), (0.0, method.strength), where)

@@ -1,10 +1,11 @@
 """PILoT (Jacobs and Burkholz, Mask in the Mirror): sparse networks from x = m w, beside magnitude pruning.
 
 Every kernel is written as x = m w. Weight decay that is switched off narrows the width A of its bias, which is then L1
-for all |x| above A; after that the smallest |x| are pruned, and the others are tuned. Beside it: the same network as it
-is, pruned at the same time, without decay and with the same decay on x, where its bias is L2; and x = m w without
-decay. All train for as many epochs by the same optimizer on the same batches, each at the learning rate that is best on
-training images held out from it. The network that is not pruned but trains on is dense training.
+for all |x| above A; after that the smallest |x| are pruned, and the others are tuned. Three kinds of network are
+compared with it: the network of x itself, pruned at the same time, without decay and with the same decay on x, where
+the bias is L2; and x = m w without decay. All train for as many epochs by the same optimizer on the same batches, each
+at the learning rate that is best on held-out training images. Dense training is a network that trains on without
+pruning.
 """
 
 import math
@@ -82,7 +83,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
 
 
 def without_weights(dataset: Dataset) -> Dataset:
-    """What is measured; the weights of all lanes are much larger."""
+    """Drops the weights of all lanes, which are much larger than the measurements."""
     return dataset.drop_vars([name for name in dataset if str(name).startswith(KEPT)])
 
 
@@ -187,11 +188,11 @@ def _listed(numbers: Iterable[float]) -> str:
 
 
 def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) -> None:
-    """What decay does to the weights before anything is pruned."""
+    """Records the claims on the weights before anything is pruned."""
     rate = found[PILOT].rate(SHOWN)
     small = [100 * float(found[each].training.small.sel(rate=rate).isel(time=-1).mean()) for each in FACTORED]
     folder.claim(
-        f"of x = m w, the stronger the decay, the more entries are small without pruning (learning rate {rate:g})",
+        f"stronger decay makes more entries of x = m w small without pruning (learning rate {rate:g})",
         paper="sparsity grows",
         ours=f"{_listed(small)} %",
         holds=bool(np.all(np.diff(small) > 0)),
@@ -199,13 +200,13 @@ def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) 
     (before, after), (_, free) = found[PILOT].curves("ratio"), found[NO_DECAY].curves("ratio")
     start, off, end = before.mean[0], before.mean[size.decaying // size.record], after.mean[-1]
     folder.claim(
-        "|x|_1 / |x|_2 falls while decay is on",
+        "|x|_1 / |x|_2 of x = m w falls while decay is on",
         paper="L2 to L1",
         ours=f"from {start:.0f} to {off:.0f}",
         holds=bool(off < start),
     )
     folder.claim(
-        "and stays low when it is off: nearer to what it was then than to x = m w without decay, not pruned",
+        "|x|_1 / |x|_2 stays low after the switch-off: nearer to its value there than to x = m w without decay",
         paper="stays",
         ours=f"{end:.0f} in the end, without decay {free.mean[-1]:.0f}",
         holds=bool(abs(end - off) < abs(end - free.mean[-1])),
@@ -213,13 +214,13 @@ def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) 
 
 
 ACCURACY_CAPTION = (
-    "To look for: how much a method loses by pruning before anything is tuned (left), how much tuning brings back "
-    "(right), and whether the bands, one standard deviation over seeds, are apart."
+    "Left: the accuracy that a method loses by pruning, before tuning. Right: the accuracy after tuning. Bands are one "
+    "standard deviation over seeds."
 )
 TRAINING_CAPTION = (
-    "To look for: under decay |x|_1 / |x|_2 falls and small entries (up to "
-    f"{SMALL:g} of their kernel's largest) appear in x = m w, and both stay when decay is off; the same decay of x "
-    "does neither."
+    "Under decay |x|_1 / |x|_2 of x = m w falls and small entries appear (up to "
+    f"{SMALL:g} of their kernel's largest); both stay after the switch-off. The same decay of x itself has neither "
+    "effect."
 )
 
 
@@ -246,7 +247,7 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 
 def training_figure(found: Mapping[Method, Outcome], size: Size) -> Any:
-    """What is measured over all epochs: of the networks pruned to one sparsity, and of those that are not pruned."""
+    """Draws the measurements over all epochs, of networks pruned to one sparsity and of networks not pruned."""
 
     def panel(variable: str, sparsity: float, scale: float, title: str, label: str) -> plot.Panel:
         lines = []
@@ -262,4 +263,4 @@ def training_figure(found: Mapping[Method, Outcome], size: Size) -> Any:
         panel("ratio", 0.0, 1.0, "Not pruned", r"$|x|_1\ /\ |x|_2$ of all kernels"),
         panel("small", 0.0, 100.0, "Not pruned", "small entries, %"),
     ]
-    return plot.line_panels(panels, "Dotted: where decay ends, and where pruning is done")
+    return plot.line_panels(panels, "Dotted: the end of decay, and the epoch of pruning")

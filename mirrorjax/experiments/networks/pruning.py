@@ -35,7 +35,7 @@ Lane = tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]
 
 @dataclass(frozen=True)
 class Method:
-    """What is trained before pruning: x or m w, under the decay that narrows the width of m w from 1/2 to this one."""
+    """Training before pruning: of x or of m w, under the decay that narrows the width of m w from 1/2 to `width`."""
 
     name: str
     is_factored: bool
@@ -44,7 +44,7 @@ class Method:
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is.
+    """The size of a preset.
 
     The network and its images' side in pixels; epochs before pruning, the first `decaying` of them with decay, and
     `tuning` epochs after; learning rates; seeds; epochs between two records; images a batch and held out; and lanes at

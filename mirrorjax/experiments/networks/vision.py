@@ -1,4 +1,4 @@
-"""A ViT on CIFAR-10 from scratch, in lanes: what `vit` and `lr-schedule` train, and what they look at."""
+"""A ViT on CIFAR-10 from scratch, in lanes: the network, batches and records of `vit` and `lr-schedule`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from .imagenet import DrawnFiles, Reader, list_images
 SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
 TINY = dataclasses.replace(ViTConfig.named("cifar"), dtype=jnp.bfloat16)
 PUBLISHED = dataclasses.replace(ViTConfig.named("tiny/16"), dtype=jnp.bfloat16)
-KERNELS = "*/kernel"  # what decays: every matrix, and neither biases, scales, positions nor the class token
+KERNELS = "*/kernel"  # every matrix decays; biases, scales, positions and the class token do not
 TOGETHER = 1024  # images of a validation that the network has at once
 VALIDATED = 2000  # images of ImageNet's 50,000
 PUBLISHED_CLASSES = 1000
@@ -40,7 +40,7 @@ Lane = Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]]
 
 @dataclass(frozen=True)
 class Training:
-    """How large a preset is.
+    """The size of a preset.
 
     `records`: records an epoch; `padding`: of random crops, 0 for none; `chunk`: lanes at a time, None for all.
     """
@@ -94,7 +94,7 @@ def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> 
 
 
 class Recorder(eqx.Module):
-    """What is recorded: nuclear over Frobenius norm of W_K^T W_Q, in the mean and of each layer, and the accuracy.
+    """Records nuclear over Frobenius norm of W_K^T W_Q, in the mean and of each layer, and the accuracy.
 
     `ratio` is the mean over heads and layers, `layer_ratio` that over the heads of each layer, `frobenius` the mean
     norm, and `accuracy` that on the validation set.
@@ -263,7 +263,7 @@ def end_columns(one: Dataset) -> dict[str, Any]:
 
 
 def falls_with_decay(folder: RunFolder, constant: Dataset, strengths: Sequence[float], where: str = "") -> None:
-    """The claim that the ratio at the end falls with the strength of a constant decay.
+    """Records the claim that the ratio at the end falls with the strength of a constant decay.
 
     **Arguments:** `constant`: a dataset with the dimensions decay, in the order of the increasing strengths, seed and
     time; `where`: what else was fixed, for the sentence.

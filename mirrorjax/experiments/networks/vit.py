@@ -1,8 +1,8 @@
 """W_K^T W_Q of a ViT under weight decay that is switched off (the paper's Figs. 4 and 14, Tables 3 and 4).
 
-CIFAR-10 from scratch by AdamW, with a warm-up and a cosine of the learning rate; every kernel decays. To be seen:
-decay moves the bias of these products from the Frobenius to the nuclear norm, so the ratio of the two falls with its
-strength; and after a strong decay is switched off, the ratio comes to lie above that of a weaker one that goes on.
+CIFAR-10 from scratch by AdamW, with a warm-up and a cosine of the learning rate; every kernel decays. Decay
+moves the bias of these products from the Frobenius to the nuclear norm, so the ratio of the two norms falls with the
+strength. After a strong decay is switched off, its ratio rises above the ratio of a weaker decay that goes on.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,7 +41,7 @@ from .vision import (
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: the training, its largest learning rate, the decays, and when the strongest ends.
+    """The size of a preset: the training, its largest learning rate, the decays, and when the strongest ends.
 
     `strengths`: constant decays, increasing, as optax counts them; the last is also switched off after each of `ends`,
     in epochs, and then compared with the last but one.
@@ -142,16 +142,16 @@ CROSSING_COLUMNS = {
 }
 FINAL_COLUMNS = {"decay": "decay", "ratio": "ratio", "accuracy": "accuracy", "loss": "loss"}
 OVER_EPOCHS_CAPTION = (
-    "Figs. 4 and 14; bands are one standard deviation over seeds. To look for: the ratio ends the lower, the stronger "
-    "the decay; when a strong decay is switched off (dashed), it stays low, and a weaker one may come to lie below it."
+    "Figs. 4 and 14; bands are one standard deviation over seeds. The ratio ends lower for stronger decay. When a "
+    "strong decay is switched off (dashed), its ratio stays low, and the ratio of a weaker decay may fall below it."
 )
-BY_LAYER_CAPTION = "Fig. 14. To look for: whether every layer takes part."
+BY_LAYER_CAPTION = "Fig. 14. The ratio of each layer."
 SWITCHED_COLORS = ("#fdae6b", "#f16913", "#d94801", "#7f2704")
 
 
 def _title(size: Size) -> str:
     weaker, strong = size.strengths[-2:]
-    return f"Decay {strong:g}, switched off: where its ratio crosses that of decay {weaker:g}"
+    return f"Crossings of the ratio of decay {strong:g}, switched off, with that of decay {weaker:g}"
 
 
 def crossing_rows(dataset: Dataset, size: Size) -> list[dict[str, Any]]:
@@ -201,7 +201,7 @@ def by_layer(dataset: Dataset, size: Size) -> Any:
 
 
 def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size, where: str) -> None:
-    """What the paper says of Table 3."""
+    """Records the paper's claims on Table 3."""
     weaker, strong = size.strengths[-2:]
     counts = [f"{row['seeds']} when off at {row['off_at']:g}" for row in rows]
     folder.claim(
@@ -213,7 +213,7 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
     crossed = [row for row in rows if row["crossed"]]
     differences = [f"{row['difference']} when off at {row['off_at']:g}" for row in crossed]
     folder.claim(
-        f"where they cross, the accuracy without decay is at least that with decay, in the mean over seeds{where}",
+        f"where the ratios cross, decay off is at least as accurate as decay on, in the mean over seeds{where}",
         paper="off >= on",
         ours="off - on: " + ", ".join(differences) if crossed else "no crossing",
         holds=bool(crossed) and all(row["difference_mean"] >= 0 for row in crossed),
@@ -221,7 +221,7 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
 
 
 def _claim_effect_stays(folder: RunFolder, dataset: Dataset, size: Size, where: str) -> None:
-    """What Theorem 3.10 leaves behind: a decay that ended has changed where training goes."""
+    """Records the claim of Theorem 3.10 that a decay that ended has a lasting effect."""
     ends = dataset.ratio.isel(time=-1)
     free = ends.isel(decay=0)
     gaps = [(free - ends.isel(decay=len(size.strengths) + i)).values for i in range(len(size.ends))]

@@ -1,1 +1,1 @@
-"""Experiments on flows: the paper's theory and what goes past it."""
+"""Experiments on flows: the results of the paper's theory, and some beyond the paper."""

@@ -1,11 +1,11 @@
-"""Convergence after switch-off (Theorem 3.10): how fast, family by family, against the regularization spent.
+"""Convergence after switch-off (Theorem 3.10): the rate of the loss by family and regularization spent.
 
-A commuting pair with h >= 0 whose decay is switched off converges. Three things are known of how fast. With x* the
-limit and D_a the Bregman divergence of R_a, the loss of a convex f obeys `f(x_t) - f* <= D_a(x*, x_off) / (t - t_off)`.
-For least squares `df/dt <= -2 lambda_t f`, lambda_t the smallest eigenvalue of `Z J J^T Z^T / n`, so that f falls at
-least like e^{-2 lambda t} with the smallest lambda_t on the way; and in the end it falls at exactly twice the lambda of
-x*. So a enters through the metric J J^T, which decay shrinks in some families and enlarges in others. Pairs outside the
-theorem stand beside them, with the condition they fail.
+A commuting pair with h >= 0 whose decay is switched off converges, and the theory gives three facts on the rate. With
+x* the limit and D_a the Bregman divergence of R_a, the loss of a convex f obeys `f(x_t) - f* <= D_a(x*, x_off) / (t -
+t_off)`. For least squares `df/dt <= -2 lambda_t f`, lambda_t the smallest eigenvalue of `Z J J^T Z^T / n`, so f falls
+at least like e^{-2 lambda t} with the smallest lambda_t along the flow. In the end f falls at exactly twice the lambda
+of x*. So a enters through the metric J J^T, which decay shrinks in some families and enlarges in others. The tables
+also hold pairs outside the theorem, with the condition they fail.
 """
 
 from dataclasses import dataclass
@@ -75,7 +75,7 @@ class Case(eqx.Module):
 
 @dataclass(frozen=True)
 class Family:
-    """What a case is made of: its name and title, the pair, and the factors of each coordinate at the start."""
+    """Describes a case: its name and title, the pair, and the factors of each coordinate at the start."""
 
     name: str
     title: str
@@ -131,7 +131,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     outside = [row for family in OUTSIDE for row in rows.pop(family.name)]
     inside = [row for each in rows.values() for row in each]
     folder.show("Inside Theorem 3.10: rate of the loss after switch-off", inside, COLUMNS, "convergence")
-    folder.show("Outside it: the theorem promises nothing", outside, OUTSIDE_COLUMNS, "convergence")
+    folder.show("Outside Theorem 3.10: the theorem promises nothing", outside, OUTSIDE_COLUMNS, "convergence")
     folder.save_figure("rates", rates_figure(rows), RATES_CAPTION)
     for name in rows:
         folder.save_figure(f"loss_{name}", loss_figure(rows[name], solved[name]), LOSS_CAPTION)
@@ -213,7 +213,7 @@ def _divergences(case: Case, report: Report, dataset: Dataset) -> Float[np.ndarr
 
 
 def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[str, Any]]) -> None:
-    """What the theorem says, measured over all families and strengths."""
+    """Compares the statements of the theorem with the measurements over all families and strengths."""
     worst = np.max([row["loss"] for row in inside])
     folder.claim(
         "every commuting and contracting pair converges after switch-off",
@@ -223,46 +223,46 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
     )
     share = np.max([row["bregman_share"] for row in inside])
     folder.claim(
-        "f <= D_a(x*, x_off) / (t - t_off)",
+        "the loss obeys f <= D_a(x*, x_off) / (t - t_off) at every saved time",
         paper="at most 1",
-        ours=f"at most {share:.3f} of it",
+        ours=f"f is at most {share:.3f} times the bound",
         holds=bool(share <= 1),
     )
     margin = np.min([row["rate"] / row["rate_bound"] for row in inside])
     folder.claim(
-        "f falls at least at the smallest rate that the metric allows on the way",
+        "the loss falls at least at the smallest rate that the metric J J^T allows along the flow",
         paper="at least 1",
-        ours=f"at {margin:.3f} times it or faster",
+        ours=f"at {margin:.3f} times that rate or faster",
         holds=bool(margin >= 0.99),  # the fit over a finite window is that good
     )
     off = np.max([abs(row["rate"] / row["rate_limit"] - 1) for row in inside])
     folder.claim(
-        "the final rate is that of the metric at x* = argmin R_a",
+        "the final rate of the loss is the rate of the metric at x* = argmin R_a",
         paper="equal",
         ours=f"within {100 * off:.2g} %",
         holds=bool(off < 0.02),
     )
     kept = [row["family"] for row in outside if row["commuting"] == "yes" and row["contracting"] == "yes"]
     folder.claim(
-        "check tells the pairs outside the theorem: h < 0, or not commuting",
+        "check refuses every pair outside the theorem: h < 0, or not commuting",
         paper="outside",
-        ours=f"passes {len(kept)} of {len({row['family'] for row in outside})}",
+        ours=f"check passes {len(kept)} of {len({row['family'] for row in outside})} such pairs",
         holds=not kept,
     )
     ended = [row for row in outside if row["status"] != "ok"]
     folder.claim(
-        "outside it a flow may end before the switch-off",
+        "the flow of a pair outside the theorem may end before the switch-off",
         paper="no promise",
-        ours=", ".join(f"{row['family']} at alpha = {row['alpha']:g}" for row in ended) or "none does",
+        ours=", ".join(f"{row['family']} at alpha = {row['alpha']:g}" for row in ended) or "no flow does",
         holds=bool(ended),
     )
 
 
 RATES_CAPTION = (
-    "To look for: dots on lines, that is final rates of the loss as the metric at the limit has them; right, values "
-    "below 1, that is rates no smaller than the smallest metric on the way guarantees."
+    "Left: the measured final rates of the loss (dots) lie on the rates of the metric at the limit (lines). Right: the "
+    "guaranteed rate is below the measured rate where the value is below 1."
 )
-LOSS_CAPTION = "The loss after the switch-off. To look for: whether it stays below both of its bounds."
+LOSS_CAPTION = "The loss after the switch-off, beside its two upper bounds."
 COLORS = ("tab:blue", "tab:orange", "tab:green", "tab:red", "tab:purple", "tab:brown", "tab:pink")
 
 
@@ -281,7 +281,7 @@ def rates_figure(rows: dict[str, list[dict[str, Any]]]) -> Any:
     label = "regularization spent, -a"
     panels = [
         plot.Panel(rates, "Dots: measured; lines: metric at x*", label, "final rate of f, 1 / time", y_log=True),
-        plot.Panel(shares, "What is guaranteed on the way", label, "guaranteed / measured rate", level=1.0),
+        plot.Panel(shares, "Rate guaranteed along the flow", label, "guaranteed / measured rate", level=1.0),
     ]
     return plot.line_panels(panels, "Convergence after switch-off", "family")
 

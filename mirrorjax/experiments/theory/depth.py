@@ -1,9 +1,10 @@
-"""Depth (the paper's Figs. 8 and 9): what x = w, x = m w and x = m w v keep of a decay that is switched off.
+"""Depth (the paper's Figs. 8 and 9): the effect of a decay that is switched off on x = w, x = m w and x = m w v.
 
-Sparse regression with decay until t = 50 and none after. x = w with L1 keeps nothing: it leaves the sparse vector it
-had. x = m w with weight decay ends at x*, after the switch-off only. x = m w v with weight decay does so for weak decay
-and is stuck for strong decay: its metric J J^T has vanished, and the time left cannot make that good. All by gradient
-descent and, where there is one, by the flow; over several draws of the data, since one draw proves little.
+Sparse regression with decay until t = 50 and none after. x = w with L1 moves away from its sparse vector after the
+switch-off. x = m w with weight decay ends at x*, and only after the switch-off. x = m w v with weight decay ends at x*
+for weak decay only: strong decay makes its metric J J^T vanish, and x* cannot be recovered in the time left. Every
+model is run by gradient descent and, where it exists, by the flow, over several draws of the data, since one draw
+proves little.
 """
 
 from collections.abc import Mapping, Sequence
@@ -138,7 +139,7 @@ def _seed_rows(dataset: Dataset, name: str, method: str) -> list[dict[str, Any]]
 
 
 def _claim_linear(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What the paper says of x = w with L1; `rows` are those of that model."""
+    """Records the paper's claims on x = w with L1; `rows` are those of that model."""
     strong = [row for row in rows if row["strength"] >= 0.05]
     distances, ratios = [row["distance_end"] for row in strong], [row["ratio_end"] for row in strong]
     folder.claim(
@@ -148,7 +149,7 @@ def _claim_linear(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         holds=bool(np.all(np.diff(distances) > 0)),
     )
     folder.claim(
-        "its L1/L2 ratio ends above that of x*",
+        "x = w with L1 ends at an L1/L2 ratio above that of x*",
         paper=f"above {PLANTED**0.5:.3f}",
         ours=f"{min(ratios):.3f} to {max(ratios):.3f}",
         holds=bool(np.min(ratios) > PLANTED**0.5),
@@ -156,7 +157,7 @@ def _claim_linear(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _claim_deep(folder: RunFolder, method: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """What the paper says of x = m w and x = m w v; `rows` are those of one method."""
+    """Records the paper's claims on x = m w and x = m w v; `rows` are those of one method."""
     table = {(row["model"], row["strength"]): row for row in rows}
     ends = {key: row["distance_end"] for key, row in table.items()}
     strong = [table["x = m w", alpha] for alpha in (0.3, 1.0)]
@@ -177,21 +178,23 @@ def _claim_deep(folder: RunFolder, method: str, rows: Sequence[Mapping[str, Any]
     stuck = table["x = m w v", 0.3]
     first, moved, needed = stuck["first_end"], abs(stuck["ratio_end"] - stuck["ratio_off"]), stuck["least_time"]
     folder.claim(
-        f"at 0.3 it is stuck: x_1 is near neither 0 nor 1 and L1/L2 does not move, by {method}",
+        f"x = m w v is stuck at strength 0.3: x_1 is near neither 0 nor 1 and L1/L2 does not move, by {method}",
         paper="stuck",
         ours=f"x_1 = {first:.3f}, L1/L2 moves by {moved:.2g}",
         holds=min(abs(first), abs(first - 1)) > FOUND and moved < FOUND,
     )
     folder.claim(
-        f"its metric is why: what is missing needs longer than the {HORIZON - OFF:g} left, by {method}",
+        f"x = m w v cannot recover x* in the {HORIZON - OFF:g} time units left at strength 0.3, by {method}",
         paper="range shrinking",
-        ours="nothing is missing" if needed is None else f"at least {needed:.1e}; J J^T = {stuck['metric']:.1e}",
+        ours="no coordinate is missing"
+        if needed is None
+        else f"J J^T is {stuck['metric']:.1e}, so at least {needed:.1e} time units are needed",
         holds=needed is not None and needed > HORIZON - OFF,
     )
 
 
 def _claim_over_seeds(folder: RunFolder, solved: Solved) -> None:
-    """How often the same is so over all draws, by the method of the figures."""
+    """Counts the draws of the data on which each claim holds, by the method of the figures."""
     ends = {name: solved[name, method].isel(time=-1) for name, method in SHOWN.items()}
     distance = ends["x = w, L1"].distance.sel(alpha=[0.05, 0.1, 0.3, 1.0]).values
     two, three = ends["x = m w"].distance, ends["x = m w v"].distance
@@ -203,7 +206,7 @@ def _claim_over_seeds(folder: RunFolder, solved: Solved) -> None:
         "x = m w v reaches x* at 0.05": three.sel(alpha=0.05).values < RECOVERED,
         "x = m w v reaches x* at 0.1": three.sel(alpha=0.1).values < RECOVERED,
         "x = m w v is stuck at 0.3, farther than 1 from x*": three.sel(alpha=0.3).values > 1,
-        "and then x_1 is near neither 0 nor 1": np.minimum(np.abs(first), np.abs(first - 1)) > FOUND,
+        "x = m w v at 0.3 ends with x_1 near neither 0 nor 1": np.minimum(np.abs(first), np.abs(first - 1)) > FOUND,
     }
     for statement, shown in counts.items():
         ours = f"on {int(shown.sum())} of {shown.size}"
@@ -211,11 +214,11 @@ def _claim_over_seeds(folder: RunFolder, solved: Solved) -> None:
 
 
 RECOVERY_CAPTION = (
-    "Figs. 8 and 9. To look for: which models approach x* after the switch-off, and from which strengths."
+    "Figs. 8 and 9: the models that approach x* after the switch-off, and the strengths from which they do."
 )
 RANGE_CAPTION = (
-    "Fig. 9. The metric J J^T says how freely x can still move. To look for: where it does not come back in time, "
-    "and x stays where it was."
+    "Fig. 9. The metric J J^T is the speed at which x can still move. Where the metric does not grow back in time, x "
+    "keeps the value it had at the switch-off."
 )
 LABELS = [f"{alpha:g}" for alpha in STRENGTHS]
 TIME = "time t"
@@ -268,4 +271,4 @@ def range_figure(solved: Solved) -> Any:
                 level=1.0,
             ),
         ]
-    return plot.line_panels(panels, "Range: depth 3 loses the metric that would bring it back", "strength")
+    return plot.line_panels(panels, "Range: depth 3 loses the metric that the recovery of x* needs", "strength")

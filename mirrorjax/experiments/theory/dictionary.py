@@ -1,8 +1,8 @@
-"""Dictionaries for sparse coding, `y = D x`, and other people's codes to compare with; the door to scikit-learn.
+"""Dictionaries for sparse coding, `y = D x`, the Lasso, and matching pursuit; the door to scikit-learn.
 
 `f(x) = |y - D x|^2 / 2` depends on the signal y (p pixels) only through `D = Q R` (Q with orthonormal columns): it is
-`|Q^T y - R x|^2 / 2` plus the constant `|y - Q Q^T y|^2 / 2`. The flow therefore never sees a pixel: it runs on k x k
-numbers for k atoms, exactly.
+`|Q^T y - R x|^2 / 2` plus the constant `|y - Q Q^T y|^2 / 2`. The flow therefore runs on k x k numbers for k atoms,
+exactly, and never on pixels.
 """
 
 import time
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from ...extras import needs
 from ...problem import LeastSquares
 
 Signals = Float[np.ndarray, "n p"]
@@ -134,17 +135,13 @@ def accuracy(reduced: Reduced, codes: Codes) -> dict[str, float]:
 
 
 def timed(compute: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
-    """What `compute` returns, and the seconds it took."""
+    """Calls `compute` and returns its result and the seconds it took."""
     start = time.perf_counter()
     return compute(*arguments), time.perf_counter() - start
 
 
 def _scikit_learn() -> tuple[Any, Any]:
     """`sklearn.decomposition` and `sklearn.linear_model`, which the package does not require."""
-    try:
+    with needs("sparse-coding", "sparse coding"):
         from sklearn import decomposition, linear_model
-    except ImportError as error:
-        raise ValueError(
-            "sparse coding needs scikit-learn, which is not installed; pip install 'mirrorjax[sparse-coding]'"
-        ) from error
     return decomposition, linear_model

@@ -1,9 +1,9 @@
 """Late generalisation (the paper's Fig. 7): the data are fitted early, the planted solution is found late, or never.
 
 Two problems with decay that is switched off: matrix sensing, X = U U^T, and sparse regression, x = m w. For every
-strength and switch-off time: from when on the loss is small, from when on the error is, and what sets that time. Weak
-decay changes R_a little, and the error falls long after the loss. Strong decay shrinks the weights to e^{-2|a|}, and
-the loss must first bring them back: in sparse regression that takes a time, proportional to |a|, that is known without
+strength and switch-off time the experiment measures the times from which the loss and the error are small. Weak decay
+changes R_a little, and the error falls long after the loss. Strong decay shrinks the weights to e^{-2|a|}, and the
+flow must first enlarge them again: in sparse regression this takes a time, proportional to |a|, that is known without
 integrating.
 """
 
@@ -35,7 +35,7 @@ NEVER = np.inf
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: the matrices, the strengths besides 0, the switch-off times besides never, the end, and
+    """The size of a preset: the matrices, the strengths besides 0, the switch-off times besides never, the end, and
     how many times are saved up to it.
     """
 
@@ -136,7 +136,7 @@ def matrix_task(size: matrix_sensing.Size, seed: int) -> Task:
 
 
 def incremental_time(Z: Float[np.ndarray, "n d"], y: Float[np.ndarray, " n"]) -> float:
-    """When the flow of x = A sinh(2 mu) has fitted y, as A -> 0, in units of log(1/A)/2: the sum of its waiting times.
+    """The time at which the flow of x = A sinh(2 mu) has fitted y, as A -> 0, in units of log(1/A)/2: a sum of waits.
 
     In the limit mu moves at the constant rate `-grad f(x)` while x waits at a saddle: where f is least over the
     coordinates whose |mu_i| has reached 1, with the signs of mu_i, the others being 0. The next to reach 1 ends it.
@@ -200,20 +200,20 @@ def table_rows(task: Task, dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
-    """What a run shows for one problem; `rows` are its own."""
+    """Records the claims on one problem; `rows` are those of the problem."""
     never = [row for row in rows if row["strength"] > 0 and np.isinf(row["t_off"])]
     switched = [row for row in rows if row["strength"] > 0 and np.isfinite(row["t_off"])]
     found = [row for row in switched if np.isfinite(row["time_to_generalise"])]
     best = min(row["error"] for row in never)
     folder.claim(
-        f"{name}: no strength shown finds the planted solution while its decay is on",
+        f"{name}: no strength of the table finds the planted solution while its decay is on",
         paper="only after switch-off",
-        ours=f"smallest error of those never switched off {best:.3f}",
+        ours=f"the smallest error without a switch-off is {best:.3f}",
         holds=best > GENERAL and all(row["time_to_generalise"] > row["t_off"] for row in found),
     )
     late = max(found, key=lambda row: row["time_to_generalise"] / row["time_to_fit"])
     folder.claim(
-        f"{name}: the planted solution can be found at more than twice the time the data are fitted",
+        f"{name}: the planted solution can be found later than twice the time at which the data are fitted",
         paper="late (Fig. 7)",
         ours=f"fitted at t = {late['time_to_fit']:.1f}, found at {late['time_to_generalise']:.0f} "
         f"(strength {late['strength']:.2g}, off at {late['t_off']:g})",
@@ -222,27 +222,27 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
     strong = [row for row in switched if row["strength"] > 1]
     early = np.min([row["time_to_generalise"] / row["escape"] for row in strong])
     folder.claim(
-        f"{name}: after strong decay (above 1) it is found no sooner than weights can be back, in a time ~ |a|",
+        f"{name}: after strong decay (above 1) the planted solution is found no sooner than weights can grow back",
         paper="-",
-        ours=f"found at {early:.2f} times the earliest or later, over {len(strong)} lanes",
+        ours=f"found at {early:.2f} times that earliest time, of order |a|, or later; {len(strong)} lanes",
         holds=bool(early > 1),
     )
     if strong[0]["predicted"] is None:
         return
     worst = np.max([abs(row["time_to_generalise"] / row["predicted"] - 1) for row in strong if row["spent"] > 50])
     folder.claim(
-        f"{name}: that time is known without integrating (|a| above 50)",
+        f"{name}: the time at which it is found is known without integrating (|a| above 50)",
         paper="-",
         ours=f"within {100 * worst:.1f} % of the incremental path's",
         holds=bool(worst < 0.03),
     )
 
 
-LATE_CAPTION = "Fig. 7. To look for: how much later than the loss the error falls, for weak and for strong decay."
-HEAT_CAPTION = "When the planted solution is found, by strength and switch-off time; hatched where it was not."
+LATE_CAPTION = "Fig. 7. The error falls later than the loss, after weak and after strong decay."
+HEAT_CAPTION = "The time at which the planted solution is found, by strength and switch-off time; hatched: never found."
 TIMES_CAPTION = (
-    "When the data are fitted and when the planted solution is found, by strength, beside what is known without "
-    "integrating: the earliest time that strong decay allows and, in sparse regression, the time itself."
+    "The times at which the data are fitted and the planted solution is found, by strength, beside two times that are "
+    "known without integrating: the earliest that strong decay allows and, in sparse regression, the time itself."
 )
 TIME = "time t (gradient flow)"
 
@@ -289,7 +289,7 @@ def times_figure(rows: list[dict[str, Any]]) -> Any:
 
 
 def heat_figure(task: Task, dataset: Dataset, rows: list[dict[str, Any]]) -> Any:
-    """Strengths x switch-off times: when the planted solution is found."""
+    """Draws the time at which the planted solution is found, over strengths x switch-off times."""
     strengths = dataset.alpha.values[1:]
     times = dataset.t_off.values[:-1]
     table = {(row["strength"], row["t_off"]): row["time_to_generalise"] for row in rows if row["problem"] == task.name}

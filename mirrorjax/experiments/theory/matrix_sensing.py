@@ -34,7 +34,7 @@ STEP = 0.25
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: n x n matrices of rank r, m = 3 n r measurements, and points a side of the heat map."""
+    """The size of a preset: n x n matrices of rank r, m = 3 n r measurements, and points a side of the heat map."""
 
     n: int
     r: int
@@ -254,16 +254,16 @@ def _status(status: str, method: str) -> str:
 
 
 def _claim(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
-    """What the run shows of the paper's claims, each measured."""
+    """Records the paper's claims beside the measured errors."""
     switched = [index for index, row in enumerate(ROWS) if np.isfinite(row.t_off)]
     constant = next(index for index, row in enumerate(ROWS) if row.schedule == "constant 0.01")
     error = flow.rel_error.isel(time=-1)
     worst = float(error.isel(lane=switched).max())
     kept = float(error.isel(lane=constant))
     best = float(baseline.rel_error.isel(time=-1).min())
-    folder.claim("switched-off decay recovers X*", paper="below 1e-4", ours=f"{worst:.1e}", holds=worst < 1e-4)
-    folder.claim("constant decay does not recover it", paper="about 0.07", ours=f"{kept:.3f}", holds=kept > 0.01)
-    folder.claim("linear X with L1 does not recover it, at its best", paper="-", ours=f"{best:.3f}", holds=best > 0.01)
+    folder.claim("decay that is switched off recovers X*", paper="below 1e-4", ours=f"{worst:.1e}", holds=worst < 1e-4)
+    folder.claim("constant decay does not recover X*", paper="about 0.07", ours=f"{kept:.3f}", holds=kept > 0.01)
+    folder.claim("linear X with L1 does not recover X*", paper="-", ours=f"{best:.3f} at its best", holds=best > 0.01)
 
 
 def _lines(dataset: Dataset, variable: str, shown: Mapping[str, str], positive: bool = False) -> list[plot.Line]:
@@ -356,9 +356,7 @@ def heat_map_figure(heat: Dataset) -> Any:
     )
 
 
-HEAT_CAPTION = (
-    "To look for: whether the total spent, strength times time, decides; along the dashed line it is constant."
-)
+HEAT_CAPTION = "The total spent, strength times time, is constant along the dashed line."
 FIGURES = (
     (
         "fig3_recovery",

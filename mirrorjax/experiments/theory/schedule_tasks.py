@@ -1,4 +1,4 @@
-"""What `schedules.py` compares on: noisy recovery tasks, hand-made schedules of one total, and one to be learned."""
+"""The tasks and schedules of `schedules.py`: noisy recovery, hand-made schedules of one total, a learned schedule."""
 
 import abc
 import functools

@@ -1,9 +1,9 @@
-"""Which schedule of decay generalises best, and can it be learned? (Table 2, with noise, at several totals.)
+"""Compares hand-made and learned schedules of decay by their generalisation (Table 2, with noise, at several totals).
 
 Hand-made shapes (constant, linear, cosine, exponential, warm-up) are compared at equal totals int alpha dt on two tasks
-with noisy data. A learned one, constant on pieces up to a switch-off time, starts as the best of them and is improved
-by the gradient of the validation error through the flow. Everything is chosen on validation data, hand-made schedules
-too, and judged on test data that nothing was chosen by.
+with noisy data. A learned schedule, constant on pieces up to a switch-off time, starts as the best of them and is
+improved by the gradient of the validation error through the flow. All choices are made on validation data, those of
+hand-made schedules too; test data judge, and choose nothing.
 """
 
 import functools
@@ -50,7 +50,7 @@ Evaluate = Callable[[PyTree, Sample], Errors]
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: the tasks by name, pieces of the learned schedule, and steps of learning."""
+    """The size of a preset: the tasks by name, pieces of the learned schedule, and steps of learning."""
 
     tasks: dict[str, AbstractTask]
     pieces: int
@@ -84,14 +84,14 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_figure(f"test_error_{name}", error_figure(mine, name, task.noise**2), ERROR_CAPTION)
         panels.append(schedule_panel(task, tried, learned, name))
         _claim(folder, name, mine)
-    curves = plot.line_panels(panels, "Learned schedules and where they started (dashed)", "seed")
+    curves = plot.line_panels(panels, "Learned schedules and their starts (dashed)", "seed")
     folder.save_figure("learned", curves, LEARNED_CAPTION)
 
 
 ERROR_CAPTION = (
     "Each schedule at the total and switch-off time that validation data choose; the learned ones in colour."
 )
-LEARNED_CAPTION = "Strength over time of the learned schedules for three draws of the data, beside those they began as."
+LEARNED_CAPTION = "Strength over time of the learned schedules for three draws of the data, beside their starts."
 COLUMNS = {
     "schedule": "schedule",
     "test": "test error",
@@ -313,13 +313,13 @@ def _claim(folder: RunFolder, name: str, rows: Sequence[dict[str, Any]]) -> None
         if row["difference"] is None:
             continue
         folder.claim(
-            f"{name}, {row['schedule']}: at least as good on test data as the best hand-made",
+            f"{name}: {row['schedule']} is at least as good on test data as the best hand-made schedule",
             paper="-",
             ours=f"difference {row['difference']:.2g} +- {row['difference_half_width']:.2g} (95%, {SEEDS} seeds)",
             holds=row["difference"] <= 0,
         )
         folder.claim(
-            f"{name}, {row['schedule']}: gradient and finite differences agree",
+            f"{name}: the gradient of {row['schedule']} agrees with finite differences",
             paper=f"within {AGREE:g}",
             ours=f"{row['gradient_gap']:.1e}",
             holds=row["gradient_gap"] < AGREE,

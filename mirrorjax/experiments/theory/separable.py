@@ -1,12 +1,12 @@
-"""Separable data (past the paper): which margin the flow maximises, and when, after a decay that was switched off.
+"""Separable data (beyond the paper): the margin that the flow maximises, and its speed, after decay is switched off.
 
-On linearly separable data the logistic loss has no minimum: x grows for ever, and its direction is what training picks.
-A mirror flow whose dual variable can grow for ever tends to the max margin in the norm its potential has at infinity,
-the horizon function: L2 for x = w, L1 for x = m w. That limit does not know a; how long it takes does. The gap closes
-like 1/log t for x = w. For x = m w the dual variable starts from 2|a| and then grows like log log t / 2 only: without
-decay a large start keeps the L2 margin for any time that can be waited for, some decay turns it to L1, and more decay
-freezes the coordinates that were picked first. For x = u^4 - v^4 the dual interval is finite: mu stops, remembers all
-of its past, and the direction is no max margin.
+On linearly separable data the logistic loss has no minimum: x grows for ever, and training selects its direction. A
+mirror flow whose dual variable can grow for ever tends to the max margin in the norm that its potential has at
+infinity, the horizon function: L2 for x = w, L1 for x = m w. The limit does not depend on a, but the time to reach it
+does. The gap closes like 1/log t for x = w. For x = m w the dual variable starts from 2|a| and then grows like log log
+t / 2 only: without decay a large start keeps the L2 margin at every time up to 1e100, some decay turns it to L1, and
+stronger decay freezes the coordinates that were picked first. For x = u^4 - v^4 the dual interval is finite: mu
+converges to a value that depends on its whole past, and the direction is no max margin.
 """
 
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ PICKED = 1e-2  # |x_i| over the largest from which on a coordinate counts as pic
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: n points in d dimensions, and the strengths of decay."""
+    """The size of a preset: n points in d dimensions, and the strengths of decay."""
 
     n: int
     d: int
@@ -132,8 +132,8 @@ COLUMNS = {
     "picked_share": "their best",
 }
 CAPTION = (
-    "What is missing of the largest margin in each norm, up to t = 1e100. To look for: which norm's margin each family "
-    "approaches, and what decay that is long off changes in it."
+    "The missing share of the largest margin in each norm, up to t = 1e100: each family approaches the margin of one "
+    "norm, and decay that was switched off long before changes how closely."
 )
 NOTE = (
     "at t: the margin over the largest there is, in the norm of R_a at infinity; at the end: L2 share, the same in L2, "
@@ -204,11 +204,11 @@ def _picked_share(horizon: AbstractHorizon, B: Float[np.ndarray, "n d"], picked:
 
 
 def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[dict[str, Any]]]) -> None:
-    """What theory says of each family, and what is seen up to the last time."""
+    """Records the statements of the theory on each family, beside the margins up to the last time."""
     ends = {name: [row["share_100"] for row in each] for name, each in rows.items()}
     linear = ends["linear"]
     folder.claim(
-        "x = w tends to the L2 max margin, whatever decay was spent",
+        "x = w tends to the L2 max margin after every decay",
         paper="L2 (Soudry et al. 2018)",
         ours=f"{min(linear):.4f} of it, the same within {max(linear) - min(linear):.1e}",
         holds=min(linear) > 0.99 and max(linear) - min(linear) < 1e-3,
@@ -216,7 +216,7 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
     gap = 1 - solved["linear"].share.isel(alpha=0)
     scaled = [float(gap.sel(time=t, method="nearest")) * np.log(t) for t in (1e30, 1e100)]
     folder.claim(
-        "and its gap closes like 1/log t",
+        "the gap of x = w to the L2 max margin closes like 1/log t",
         paper="1/log t",
         ours=f"gap times log t: {scaled[0]:.3f} at 1e30, {scaled[1]:.3f} at 1e100",
         holds=bool(abs(scaled[1] / scaled[0] - 1) < 0.1),
@@ -230,21 +230,21 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
         holds=min(ends["hadamard"]) > 0.99,
     )
     folder.claim(
-        "without decay its large start is L2-like for any time that can be waited for",
+        "x = m w from a large start without decay is L2-like at every time up to 1e100",
         paper="-",
         ours=f"at t = 1e100 {none['l2_share']:.3f} of the L2 margin, {none['share_100']:.3f} of the L1 margin",
         holds=none["l2_share"] > none["share_100"],
     )
     folder.claim(
-        "decay that was switched off at t = 1 turns it to L1",
+        "decay that is switched off at t = 1 turns x = m w to the L1 margin",
         paper="-",
         ours=f"a = {best['a']:g}: {best['share_100']:.3f} of the L1 margin, {best['l2_share']:.3f} of the L2 margin",
         holds=best["a"] < 0 and best["share_100"] > 0.98 and best["l2_share"] < best["share_100"],
     )
     folder.claim(
-        "more decay than that freezes the coordinates picked first",
+        "stronger decay freezes the coordinates that x = m w picks first",
         paper="-",
-        ours=f"a = {most['a']:g}: {most['share_100']:.3f}; those {most['picked']} can have {most['picked_share']:.3f}",
+        ours=f"a = {most['a']:g}: {most['share_100']:.3f}; those {most['picked']} allow {most['picked_share']:.3f}",
         holds=most["share_100"] < best["share_100"] - 0.05 and most["picked_share"] < best["picked_share"],
     )
     before, after = (1 - solved["power_2"].share.sel(time=t, method="nearest").values for t in (1e50, 1e100))
@@ -259,7 +259,7 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
 
 
 def figure(solved: dict[str, Dataset], size: Size) -> Any:
-    """What is missing of the largest margin over log time, by family and norm, for every a."""
+    """Draws the missing share of the largest margin over log time, by family and norm, for every a."""
     labels = [f"{0.0 - alpha * OFF:g}" for alpha in size.strengths]
 
     def panel(name: str, variable: str, title: str) -> plot.Panel:

@@ -1,8 +1,9 @@
-"""Sparse codes of the Olivetti faces (Figs. 10 to 13): what decay does to codes made by a flow on a fixed dictionary.
+"""Sparse codes of the Olivetti faces (Figs. 10 to 13): the effect of decay on codes by a flow, for a fixed dictionary.
 
-Every face is its own lane: f(x) = |y - D x|^2 / 2, in the coordinates of `dictionary.py`, where it is exact and has as
-many numbers as there are atoms. (a) x = u^4 - v^4: stronger decay makes the codes stationary sooner. (b) x = log u -
-log v: it raises the nuclear norm, until the range is used up. (c) x = m w with constant decay ends at the Lasso.
+Every face is its own lane: f(x) = |y - D x|^2 / 2, exactly, in the coordinates of `dictionary.py`, with as many
+numbers as there are atoms. (a) x = u^4 - v^4: stronger decay makes the codes stationary sooner. (b) x = log u - log v:
+stronger decay raises the nuclear norm, until the range is exhausted. (c) x = m w with constant decay ends at the
+Lasso.
 """
 
 from collections.abc import Sequence
@@ -50,7 +51,7 @@ from .dictionary import (
 
 @dataclass(frozen=True)
 class Size:
-    """How large a preset is: atoms, faces of each part, strengths of part (b), rounds of the alternating dictionary."""
+    """The size of a preset: atoms, faces of each part, strengths of part (b), rounds of the alternating dictionary."""
 
     atoms: int
     faces: int
@@ -110,7 +111,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     ]
     codes = [(label, final_codes(dataset, index)) for label, dataset, index in pictures]
     figure = faces_figure(faces.images, means, dictionary, codes)
-    folder.save_figure("fig13_faces", figure, "Fig. 13. Faces above what each set of codes makes of them.")
+    folder.save_figure("fig13_faces", figure, "Fig. 13. Faces above their reconstructions from each set of codes.")
     rows = alternate(signals[: size.lasso_faces], dictionary, LASSO_STRENGTHS[0], size.rounds)
     folder.save_table("alternating", rows)
     folder.show(
@@ -306,7 +307,7 @@ def _report_power(folder: RunFolder, dataset: Dataset, size: Size, seconds: floa
     folder.save_dataset("power", dataset.drop_vars("codes"))
     folder.save_table("power", rows)
     figure = over_time_figure(dataset, "Stronger decay settles sooner: $x = u^4 - v^4$")
-    folder.save_figure("fig10_power", figure, "Figs. 10, 11. To look for: both settle the sooner, the larger alpha.")
+    folder.save_figure("fig10_power", figure, "Figs. 10, 11. Norm and error become stationary sooner for larger alpha.")
     folder.show(f"x = u^4 - v^4: {size.faces} faces, {size.atoms} atoms", rows, POWER_COLUMNS, "power")
     for key, name in (("norm_stationary", "nuclear norm"), ("mse_stationary", "MSE")):
         times = [row[key] for row in rows]
@@ -325,7 +326,7 @@ def _report_log(folder: RunFolder, dataset: Dataset, size: Size) -> None:
     folder.save_dataset("log", dataset.drop_vars("codes"))
     folder.save_table("log", rows)
     figure = over_time_figure(dataset, r"Towards the end of the range: $x = \log u - \log v$")
-    folder.save_figure("fig12_log", figure, "Fig. 12. To look for: the norm rises the faster, the larger alpha.")
+    folder.save_figure("fig12_log", figure, "Fig. 12. The norm rises faster for larger alpha.")
     folder.show(f"x = log u - log v: {size.log_faces} faces, {size.atoms} atoms", rows, LOG_COLUMNS, "log")
     norms, errors = [row["norm_at_1"] for row in rows], [row["mse"] for row in rows]
     end = f"at t = {HORIZON:g}"
