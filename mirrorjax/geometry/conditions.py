@@ -138,15 +138,16 @@ def check(
     tolerance: ArrayLike | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Report:
-    """Measures if the theory applies to (g, h) around w: `[grad g_i, grad g_j] = 0 = [grad g_i, grad h]`, J of full rank.
+    """Measures the theory's conditions around w: `[grad g_i, grad g_j] = 0 = [grad g_i, grad h]`, J of full rank.
 
-    `[X, Y] = DX.Y - DY.X`. The points are w and `points - 1` others, whose entries are those of w times exp(radius normal)
-    and so keep their sign; entries that are 0 are moved by radius times the root mean square of w.
+    `[X, Y] = DX.Y - DY.X`. The points are w and `points - 1` others, whose entries are those of w times
+    exp(radius normal) and so keep their sign; entries that are 0 are moved by radius times the root mean square of w.
 
-    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `radius`: relative spread of the points; `points`: their number;
-    `tolerance`: below which a normalised bracket counts as 0, by default `100 eps sqrt(D)`: the brackets are formed
-    without an inverse, from sums over the D weights whose rounding adds up like sqrt(D), and 100 leaves room for the
-    few dozen roundings of each term (raise it for matrices known to fewer digits than eps); `key`: seed of the points.
+    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `radius`: relative spread of the points; `points`: their
+    number; `tolerance`: below which a normalised bracket counts as 0, by default `100 eps sqrt(D)`: the brackets are
+    formed without an inverse, from sums over the D weights whose rounding adds up like sqrt(D), and 100 leaves room for
+    the few dozen roundings of each term (raise it for matrices known to fewer digits than eps); `key`: seed of the
+    points.
     **Returns:** `Report`. **Raises:** `ValueError` for weights that g or h refuses, a radius or number of points that
     is not positive, or a point at which g or h is not finite.
 
