@@ -4,6 +4,7 @@ from .base import AbstractLegendre as AbstractLegendre, Recovered as Recovered
 from .conditions import VERDICT as VERDICT, Report as Report, check as check
 from .design import compatible_regularizers as compatible_regularizers
 from .effects import effects as effects, explain as explain, local_exponent as local_exponent
+from .families.separable import AbstractSeparableLegendre as AbstractSeparableLegendre
 from .families.spectral import SpectralGram as SpectralGram, SpectralProduct as SpectralProduct
 from .legendre import legendre as legendre, register_legendre as register_legendre
 from .limit import Limit as Limit, kkt_residual as kkt_residual, predict_limit as predict_limit

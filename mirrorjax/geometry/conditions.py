@@ -94,7 +94,7 @@ class Report(eqx.Module):
         """The measurements as (name, text) pairs in reading order."""
         at_most, at_least = ("", "") if self.rank_exact else ("at most ", "at least ")
         regular = "regular" if self.regular else "NOT regular: Theorem 3.6 needs full rank"
-        looked_at = jax.tree.leaves(self.points)[0].shape[0]
+        count = jax.tree.leaves(self.points)[0].shape[0]
         rows = [
             ("verdict", str(self.verdict).split("<", 1)[1][:-1]),
             ("rank of J", f"{at_most}{int(self.rank)} of {self.size}, {regular}"),
@@ -111,7 +111,7 @@ class Report(eqx.Module):
             ("Hess Q against J J^T", f"{float(self.hessian_error):.2e}"),
             ("contracting", f"{_yes(self.contracting)}, smallest h met {float(self.lowest_h):.3g}"),
             ("Theorem 3.10", f"{_yes(self.theorem_3_10)}; it asks for alpha = 0 after a finite time as well"),
-            ("looked at", f"{looked_at} points, tolerance {float(self.tolerance):.2e}"),
+            ("sampled", f"{count} points, tolerance {float(self.tolerance):.2e}"),
             *(("note", note) for note in self.notes),
         ]
 

@@ -7,7 +7,7 @@ file that imports it.
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -78,7 +78,7 @@ class _ConvexValue(AbstractMerit):
     atol: Float[ArrayLike, ""]
 
     # A convex function may overflow along an early step, which then shrinks by many orders of magnitude.
-    shortest = None
+    shortest: ClassVar[float | None] = None
 
     def evaluate(self, z: Float[Array, " n"]) -> _Trial:
         return _Trial(z, self.value(z, self.args), self.gradient(z, self.args), None)
@@ -103,8 +103,8 @@ class _Equations(AbstractMerit):
     jacobian: Callable
     tolerance: Float[Array, " n"]
 
-    # A trial costs an integration and the search starts next to the root: a longer one has gone wrong.
-    shortest = 1e-3
+    # A trial costs an integration, and the search starts next to the root: shorter steps are not worth it.
+    shortest: ClassVar[float | None] = 1e-3
 
     def evaluate(self, z: Float[Array, " n"]) -> _Trial:
         residual, aux = self.equations(z)
@@ -232,7 +232,7 @@ def _backtrack(
         new = merit.evaluate(old.z + length * step)
         falls = new.merit <= old.merit + 1e-4 * length * rate
         level = new.merit <= old.merit + 8 * eps * jnp.abs(old.merit)
-        # Where the merit's fall is below its rounding, the slope along the step still tells whether it is shorter.
+        # Where the merit's fall is below its rounding, the slope along the step still shows if the residual is shorter.
         flatter = jnp.abs(jnp.sum(new.residual * step)) <= (1 - 0.1 * length) * size**2
         finite = jnp.isfinite(new.merit) & jnp.all(jnp.isfinite(new.residual))
         return new, first | (finite & (falls | (level & flatter)))
@@ -265,7 +265,7 @@ def first_good(
 
 @eqx.filter_custom_jvp
 def _implicit_minimum(gradient: Callable, hessian: Callable, z: Array, start: Array, ok: Array, args: Any) -> Array:
-    """The minimum as a function of args; `start` stands for it where it failed."""
+    """The minimum as a function of args; `start` replaces it where the search failed."""
     return z
 
 

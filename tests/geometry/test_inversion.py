@@ -58,7 +58,7 @@ def test_agrees_with_brentq():
     for i in range(30):
         ends = (-S[i] / 24 * (1 - 1e-9), P[i] / 24 * (1 - 1e-9))
         expected: Any = scipy.optimize.brentq(lambda s, i=i: float(power(s, (P[i], S[i])) - y[i]), *ends, xtol=1e-16)
-        # Brackets P - 24 s are rounded to eps max(P, S) <= 16 eps, so s to about eps of their scale.
+        # Levels P - 24 s are rounded to eps max(P, S) <= 16 eps, so s to about eps of their scale.
         assert float(root.value[i]) == pytest.approx(expected, rel=0, abs=16 * float(np.finfo(float).eps))
 
 

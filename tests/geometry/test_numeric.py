@@ -1,6 +1,5 @@
 """The general path against the formulas of the theory, and against the parameter flow where there is no formula."""
 
-import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -42,15 +41,6 @@ def square_value(x, a):
     return np.sum(x * np.log(x / U**2) - x) / 4 - C * a * np.sum(x)
 
 
-def difference_dual(x, a):
-    return (np.arcsinh(x / (2 * U * V * np.exp(4 * C * a))) - np.log(U / V)) / 4
-
-
-def difference_value(x, a):
-    A = 2 * U * V * np.exp(4 * C * a)
-    return np.sum(x * np.arcsinh(x / A) - np.sqrt(x**2 + A**2) - np.log(U / V) * x) / 4
-
-
 def power_primal(k):
     K = 2 * k * (2 * k - 2)
 
@@ -83,38 +73,36 @@ BOTH = (jnp.asarray(U), jnp.asarray(V))
 WITH_DUAL = {
     "Hadamard": (pair(mj.Hadamard(), BOTH), hadamard_dual, [-2.0, 0.01, 30.0]),
     "Square": (pair(mj.Square(), BOTH[0]), square_dual, [0.01, 1.0, 30.0]),
-    "PowerDifference(1)": (pair(mj.PowerDifference(1), BOTH), difference_dual, [-2.0, 0.01, 30.0]),
     "LogDifference": (pair(mj.LogDifference(), BOTH), log_dual, [-2.0, 0.01, 3.0]),
 }
 WITH_PRIMAL = {
     "PowerDifference(2)": (pair(mj.PowerDifference(2), BOTH), power_primal(2), [-0.1, 0.0, 0.05]),
-    "PowerDifference(3)": (pair(mj.PowerDifference(3), BOTH), power_primal(3), [-0.05, 0.0, 0.01]),
     "LogDifference": (pair(mj.LogDifference(), BOTH), log_primal, [-0.2, 0.0, 0.1]),
     "ExpDifference": (pair(mj.ExpDifference(), BOTH), exp_primal, [-0.2, 0.0, 0.2]),
 }
 
 
-@pytest.mark.parametrize("a", [0.0, A])
 @pytest.mark.parametrize("name", WITH_DUAL)
-def test_dual_is_the_closed_form(name, a):
+def test_dual_is_the_closed_form(name):
     R, formula, x = WITH_DUAL[name]
-    recovered = R.dual(jnp.asarray(x), a)
-    assert jnp.all(recovered.ok)
-    np.testing.assert_allclose(recovered.value, formula(np.asarray(x), a))
+    for a in (0.0, A):
+        recovered = R.dual(jnp.asarray(x), a)
+        assert jnp.all(recovered.ok)
+        np.testing.assert_allclose(recovered.value, formula(np.asarray(x), a))
 
 
-@pytest.mark.parametrize("a", [0.0, A])
 @pytest.mark.parametrize("name", WITH_PRIMAL)
-def test_primal_is_the_closed_form_and_dual_inverts_it(name, a):
+def test_primal_is_the_closed_form_and_dual_inverts_it(name):
     R, formula, mu = WITH_PRIMAL[name]
-    x = formula(np.asarray(mu), a)
-    assert_exact(R.inverse_mirror_map(jnp.asarray(mu), a), x)
-    assert_exact(R.mirror_map(jnp.asarray(x), a), mu)
+    for a in (0.0, A):
+        x = formula(np.asarray(mu), a)
+        assert_exact(R.inverse_mirror_map(jnp.asarray(mu), a), x)
+        assert_exact(R.mirror_map(jnp.asarray(x), a), mu)
 
 
 @pytest.mark.parametrize(
     ("name", "formula"),
-    [("Hadamard", hadamard_value), ("Square", square_value), ("PowerDifference(1)", difference_value)],
+    [("Hadamard", hadamard_value), ("Square", square_value)],
 )
 def test_values_differ_from_the_closed_form_by_one_constant(name, formula):
     R, _, x = WITH_DUAL[name]
@@ -165,8 +153,16 @@ def rotated_squares():
     return mj.Custom(lambda w: values @ (basis.T @ w) ** 2 / 2), jnp.asarray([1.0, -0.7, 0.5])
 
 
+TRACES = []
+
+
+def product(w):
+    TRACES.append(w)
+    return w[0] * w[1]
+
+
 CUSTOM = {
-    "product": (mj.Custom(lambda w: w[0] * w[1]), BOTH),
+    "product": (mj.Custom(product), BOTH),
     "rotated squares": rotated_squares(),
 }
 
@@ -199,8 +195,11 @@ def test_identity_of_the_three_flows_for_a_custom_pair(name):
             atol=1e-13,
         )
         state = solution.y[:, -1]
-        recovered = R.dual(g(unravel(jnp.asarray(state[: flat.size]))), -alpha * t_off)
+        x, traces = g(unravel(jnp.asarray(state[: flat.size]))), len(TRACES)
+        recovered = R.dual(x, -alpha * t_off)
         assert recovered.ok
+        # One trace for all points and strengths.
+        assert start == 0.0 or len(TRACES) == traces
         np.testing.assert_allclose(recovered.value, state[flat.size :])
 
 
@@ -252,18 +251,17 @@ def test_derivatives_of_value_and_primal():
 
 
 def test_derivatives_in_the_pair_are_refused():
-    x, g = jnp.asarray([0.3]), mj.Hadamard()
+    x, g = jnp.full(3, 0.3), mj.Hadamard()
 
     def value(scale, m0):
-        R = NumericLegendre(g, mj.WeightDecay(scale), (m0, jnp.asarray([0.2])))
+        R = NumericLegendre(g, mj.Compatible(g, scale), (m0, BOTH[1]))
         return jnp.sum(R.dual(x, A).value)
 
     for argument in (0, 1):
         with pytest.raises(ValueError, match="closed form"):
-            jax.grad(value, argument)(jnp.asarray(1.0), jnp.asarray([1.0]))
-    R = NumericLegendre(g, mj.WeightDecay(), (jnp.asarray([1.0]), jnp.asarray([0.2])))
+            jax.grad(value, argument)(jnp.asarray(1.0), BOTH[0])
     with pytest.raises(RuntimeError, match="dual_interval"):
-        jax.grad(lambda a: jnp.sum(R.dual_interval(a)[0]))(A)
+        jax.grad(lambda a: jnp.sum(pair(g, BOTH).dual_interval(a)[0]))(A)
 
 
 def test_statuses_and_neighbours():
@@ -311,14 +309,14 @@ def test_range_exhausted():
 
 
 def test_strong_regularization_from_a_zero_factor():
-    """m0 = 1, w0 = 0, the paper's start; at a = -10 the weights have shrunk by e^-20 and A by e^-40."""
-    R = NumericLegendre(mj.Hadamard(), mj.WeightDecay(), (jnp.ones(4), jnp.zeros(4)))
-    x = jnp.asarray([0.0, 1e-9, 0.1, -100.0])
-    recovered = R.dual(x, -10.0)
-    assert jnp.all(recovered.ok)
-    np.testing.assert_allclose(recovered.value, np.arcsinh(np.asarray(x) / (0.5 * np.exp(-40))) / 2)
+    """m0 = 1, w0 = 0, the paper's start; at c a = -10 the weights have shrunk by e^-20 and A by e^-40."""
+    R = pair(mj.Hadamard(), (jnp.ones(3), jnp.zeros(3)))
+    for x in (jnp.asarray([0.0, 1e-9, 0.1]), jnp.asarray([-100.0, 1e-3, 2.0])):
+        recovered = R.dual(x, -10.0 / C)
+        assert jnp.all(recovered.ok)
+        np.testing.assert_allclose(recovered.value, np.arcsinh(np.asarray(x) / (0.5 * np.exp(-40))) / 2)
     # e^-20000 is below the smallest float: no number is made up.
-    assert set(status_name(R.dual(x, -1e4).result)) == {"not_converged"}
+    assert set(status_name(R.dual(x, -1e4 / C).result)) == {"not_converged"}
 
 
 @pytest.mark.parametrize("a", [0.0, -1.0])
@@ -334,10 +332,9 @@ def test_dual_interval_of_log_difference_and_of_families_without_end():
     lower, upper = WITH_PRIMAL["LogDifference"][0].dual_interval(A)
     np.testing.assert_allclose(lower, -(U**2 + 2 * C * A) / 2, rtol=1e-11)
     np.testing.assert_allclose(upper, (V**2 + 2 * C * A) / 2, rtol=1e-11)
-    for name in ("Hadamard", "Square"):
-        lower, upper = WITH_DUAL[name][0].dual_interval(A)
-        assert jnp.all(lower == -jnp.inf)
-        assert jnp.all(upper == jnp.inf)
+    lower, upper = WITH_DUAL["Hadamard"][0].dual_interval(A)
+    assert jnp.all(lower == -jnp.inf)
+    assert jnp.all(upper == jnp.inf)
 
 
 def test_dual_interval_on_the_axes_of_a_coupled_family():
@@ -377,14 +374,6 @@ def _hadamard_rise(x):
     return hadamard_value(np.asarray(x, float), A) - hadamard_value(U * V, 0.0)
 
 
-def test_one_trace_for_all_points():
-    R, _, x = WITH_DUAL["Hadamard"]
-    traced = eqx.debug.assert_max_traces(lambda R, x, a: R.dual(x, a).value, max_traces=1)
-    dual = eqx.filter_jit(traced)
-    for a in (0.0, -1.0):
-        dual(R, jnp.asarray(x), jnp.asarray(a))
-
-
 def test_bad_arguments():
     g, h = mj.Hadamard(), mj.WeightDecay()
     with pytest.raises(ValueError, match="not differentiable"):
@@ -399,8 +388,8 @@ def test_bad_arguments():
 
 def test_lost_rank_has_a_status():
     """m = w = 0 is a fixed point of every flow: J = 0 there, and no x but 0 is reached."""
-    R = NumericLegendre(mj.Hadamard(), mj.WeightDecay(), (jnp.asarray([0.0, 1.0]), jnp.asarray([0.0, 0.5])))
-    recovered = R.dual(jnp.asarray([0.3, 0.3]), A)
+    R = pair(mj.Hadamard(), (jnp.asarray([0.0, 1.0, 1.0]), jnp.asarray([0.0, 0.5, 0.2])))
+    recovered = R.dual(jnp.full(3, 0.3), A)
     assert not recovered.ok[0]
     assert jnp.isnan(recovered.value[0])
-    assert recovered.ok[1]
+    assert jnp.all(recovered.ok[1:])

@@ -237,8 +237,8 @@ def test_separable_of_powers_is_the_power_difference(key):
 
 def test_families_by_name_builds_each_and_a_new_family_needs_four_members(key):
     built = {name: build() for name, build in families_by_name().items()}
-    powers = [built[name].k for name in ("square-difference", "power-difference-2", "power-difference-3")]
-    assert powers == [1, 2, 3]
+    powers = [built[name].degree for name in ("square-difference", "power-difference-2", "power-difference-3")]
+    assert powers == [2, 4, 6]
     assert {"hadamard", "square", "log-difference", "exp-difference"} < set(built)
 
     class Cube(AbstractReparameterization):

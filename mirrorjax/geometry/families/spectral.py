@@ -260,7 +260,7 @@ class SpectralProduct(AbstractLegendre):
                 )
 
     def _read(self, X: Float[Array, "n m"]) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
-        """The diagonal of X in the frames, and whether that is all of X."""
+        """The diagonal of X in the frames, and True if X has no other part."""
         x = jnp.sum(self.left * (X @ self.right), axis=0)
         distance = jnp.linalg.norm(jax.lax.stop_gradient(X - self._place(x)))
         return x, distance <= _half_the_digits(X) * jnp.linalg.norm(jax.lax.stop_gradient(X))
