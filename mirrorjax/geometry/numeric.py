@@ -345,11 +345,24 @@ def _tie_weights_jvp(primals: tuple, tangents: tuple) -> tuple[Weights, Weights]
     legendre, _, ok, mu, a = primals
     t_mu, t_a = _filled(tangents, mu, a)
     w = _tie_weights(*primals)
-    point = _where(ok, w, legendre.w0)
-    along_g = legendre.g.pull(point, t_mu)
-    along_h = jax.grad(legendre.h)(point)
-    change = jax.tree.map(lambda g, h: g + h * t_a, along_g, along_h)
+    change = _change_of_weights(legendre, _where(ok, w, legendre.w0), t_mu, t_a)
     return w, _where(ok, change, jnp.nan)
+
+
+# The two rules are compiled whole: outside jit, each of their hundred operations would be compiled by itself.
+@eqx.filter_jit
+def _change_of_weights(legendre: NumericLegendre, w: Weights, t_mu: Array, t_a: Array) -> Weights:
+    """`dw = J^T dmu + grad h da`."""
+    along_g, along_h = legendre.g.pull(w, t_mu), jax.grad(legendre.h)(w)
+    return jax.tree.map(lambda g, h: g + h * t_a, along_g, along_h)
+
+
+@eqx.filter_jit
+def _change_of_mu(legendre: NumericLegendre, w: Weights, t_x: Array, t_a: Array) -> Array:
+    """`dmu = (J J^T)^{-1} (dx - J grad h da)`."""
+    change = t_x - jax.jvp(legendre.g, (w,), (jax.grad(legendre.h)(w),))[1] * t_a
+    solve = jax.vmap(lambda w, change: _solve(legendre.g.metric(w), change))
+    return solve(legendre._split(w), legendre._cells(change)).reshape(t_x.shape)
 
 
 @eqx.filter_custom_jvp
@@ -380,8 +393,5 @@ def _tie_dual_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     t_x, t_a = _filled(tangents, x, a)
     mu = _tie_dual(*primals)
     point = _where(ok, _tie_weights(legendre, w, ok, mu, a), legendre.w0)
-    change = t_x - jax.jvp(legendre.g, (point,), (jax.grad(legendre.h)(point),))[1] * t_a
-
-    solve = jax.vmap(lambda w, change: _solve(legendre.g.metric(w), change))
-    change = solve(legendre._split(point), legendre._cells(change)).reshape(x.shape)
+    change = _change_of_mu(legendre, point, t_x, t_a)
     return mu, jnp.where(ok, change, jnp.nan)

@@ -339,7 +339,7 @@ def test_implicit_derivatives_equal_those_of_unrolled_newton_steps(key):
             z = z - jnp.linalg.solve(jax.jacfwd(gap)(z), gap(z))
         return R.primal(Z.T @ z, a).value
 
-    for argument in range(3):
-        ours = jax.jit(jax.jacfwd(implicit, argument))(Z, y, a)
+    both = jax.jit(lambda *point: [jax.jacfwd(function, (0, 1, 2))(*point) for function in (implicit, unrolled)])
+    for ours, theirs in zip(*both(Z, y, a), strict=True):
         # Both solve the same linear system at the same point: rounding times its conditioning, about 1e3.
-        np.testing.assert_allclose(ours, jax.jit(jax.jacfwd(unrolled, argument))(Z, y, a), rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)
