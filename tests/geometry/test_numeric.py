@@ -161,16 +161,9 @@ def product(w):
     return w[0] * w[1]
 
 
-CUSTOM = {
-    "product": (mj.Custom(product), BOTH),
-    "rotated squares": rotated_squares(),
-}
-
-
-@pytest.mark.parametrize("name", CUSTOM)
-def test_identity_of_the_three_flows_for_a_custom_pair(name):
+def test_identity_of_the_three_flows_for_a_custom_pair():
     """grad R_{a_t}(x_t) = -int_0^t grad f, along the parameter flow as scipy integrates it, on both sides of t_off."""
-    g, w0 = CUSTOM[name]
+    g, w0 = mj.Custom(product), BOTH
     h, t_off, alpha = mj.WeightDecay(0.7), 0.5, 0.3
     flat, unravel = jax.flatten_util.ravel_pytree(w0)
     d = g(w0).size
@@ -198,7 +191,7 @@ def test_identity_of_the_three_flows_for_a_custom_pair(name):
         x, traces = g(unravel(jnp.asarray(state[: flat.size]))), len(TRACES)
         recovered = R.dual(x, -alpha * t_off)
         assert recovered.ok
-        # One trace for all points and strengths.
+        # One trace serves all points and strengths.
         assert start == 0.0 or len(TRACES) == traces
         np.testing.assert_allclose(recovered.value, state[flat.size :])
 
@@ -351,7 +344,7 @@ def test_dual_interval_of_log_difference_and_of_families_without_end():
 
 
 def test_dual_interval_on_the_axes_of_a_coupled_family():
-    g, w0 = CUSTOM["rotated squares"]
+    g, w0 = rotated_squares()
     lower, upper = NumericLegendre(g, mj.WeightDecay(), w0).dual_interval(A)
     assert jnp.all(lower == -jnp.inf)
     assert jnp.all(upper == jnp.inf)
