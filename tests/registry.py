@@ -60,9 +60,10 @@ class Family:
     """A reparameterization with what the generic tests need to know of it.
 
     `build(n)` is g at size n, `regularizer(g, n)` a regularizer that commutes with it where there is one,
-    `sample(key, n)` weights in its domain, `exists` whether R_a exists for that pair, `compatible` the regularizer of
+    `sample(key, n)` weights in its domain, `exists` True if R_a exists for that pair, `compatible` the regularizer of
     Corollary 3.12 in numpy (`None` where the theory names none), `bad` weights at size 3 that are refused, each with
-    words of the message, `factors` the number of arrays in w.
+    words of the message, `factors` the number of arrays in w (0 for any pytree), `reference` g in numpy, as a function
+    of the weights at size 3 (`None`: only what g states about itself is tested).
     """
 
     build: Callable[[int], AbstractReparameterization]
@@ -72,6 +73,7 @@ class Family:
     compatible: Callable[[Weights], float] | None = None
     bad: tuple[Bad, ...] = ()
     factors: int = 2
+    reference: Callable[[Weights], np.ndarray] | None = None
 
 
 def uniform(key: Array, *shapes: tuple[int, ...]) -> Weights:
@@ -128,6 +130,10 @@ def power(k: int) -> Callable[[Weights], float]:
     return of_each(lambda u: u ** (2 * k), lambda v: v ** (2 * k))
 
 
+def powers(k: int) -> Callable[[Weights], np.ndarray]:
+    return lambda w: w[0] ** (2 * k) - w[1] ** (2 * k)
+
+
 def cube(u: Array) -> Array:
     return u + u**3
 
@@ -146,17 +152,62 @@ UNALIGNED: Bad = ((ones(3, 2), ones(4, 2)), r"got \(3, 2\) and \(4, 2\)")
 FLAT: Bad = ((ones(3), ones(3)), r"got \(3,\) and \(3,\)")
 
 FAMILIES: dict[str, Family] = {
-    "linear": Family(lambda n: Linear(), lone, decay, exists=False, factors=1),
-    "hadamard2": Family(lambda n: Hadamard(), pair, decay, True, squares, UNEQUAL),
-    "hadamard3": Family(lambda n: Hadamard(3), lambda k, n: uniform(k, *3 * [(n,)]), decay, False, None, (), 3),
-    "square": Family(lambda n: Square(), lone, decay, True, squares, factors=1),
-    "power1": Family(lambda n: PowerDifference(1), pair, decay, True, power(1), UNEQUAL),
-    "power2": Family(lambda n: PowerDifference(2), pair, corollary, True, power(2), UNEQUAL),
-    "power3": Family(lambda n: PowerDifference(3), pair, corollary, True, power(3), UNEQUAL),
-    "log": Family(lambda n: LogDifference(), pair, corollary, True, of_each(np.log, np.log), (*UNEQUAL, NONPOSITIVE)),
-    "exp": Family(lambda n: ExpDifference(), pair, corollary, True, of_each(np.exp, np.exp), UNEQUAL),
+    "linear": Family(lambda n: Linear(), lone, decay, exists=False, factors=1, reference=lambda w: w),
+    "hadamard2": Family(lambda n: Hadamard(), pair, decay, True, squares, UNEQUAL, reference=lambda w: w[0] * w[1]),
+    "hadamard3": Family(
+        lambda n: Hadamard(3),
+        lambda k, n: uniform(k, *3 * [(n,)]),
+        decay,
+        exists=False,
+        factors=3,
+        reference=lambda w: w[0] * w[1] * w[2],
+    ),
+    "square": Family(lambda n: Square(), lone, decay, True, squares, factors=1, reference=lambda w: w**2),
+    "power1": Family(lambda n: PowerDifference(1), pair, decay, True, power(1), UNEQUAL, reference=powers(1)),
+    "power2": Family(
+        lambda n: PowerDifference(2),
+        pair,
+        corollary,
+        True,
+        power(2),
+        UNEQUAL,
+        reference=powers(2),
+    ),
+    "power3": Family(
+        lambda n: PowerDifference(3),
+        pair,
+        corollary,
+        True,
+        power(3),
+        UNEQUAL,
+        reference=powers(3),
+    ),
+    "log": Family(
+        lambda n: LogDifference(),
+        pair,
+        corollary,
+        exists=True,
+        compatible=of_each(np.log, np.log),
+        bad=(*UNEQUAL, NONPOSITIVE),
+        reference=lambda w: np.log(w[0] / w[1]),
+    ),
+    "exp": Family(
+        lambda n: ExpDifference(),
+        pair,
+        corollary,
+        exists=True,
+        compatible=of_each(np.exp, np.exp),
+        bad=UNEQUAL,
+        reference=lambda w: np.exp(w[0]) - np.exp(w[1]),
+    ),
     "separable": Family(
-        lambda n: Separable(jnp.sinh, cube), pair, corollary, True, of_each(np.sinh, lambda v: v + v**3), UNEQUAL
+        lambda n: Separable(jnp.sinh, cube),
+        pair,
+        corollary,
+        exists=True,
+        compatible=of_each(np.sinh, lambda v: v + v**3),
+        bad=UNEQUAL,
+        reference=lambda w: np.sinh(w[0]) - w[1] - w[1] ** 3,
     ),
     "quadratic": Family(
         lambda n: Quadratic(commuting(n)[:n]),
@@ -165,6 +216,7 @@ FAMILIES: dict[str, Family] = {
         exists=True,
         bad=((ones(4), r"takes w of shape \(3,\), got \(4,\)"), (jnp.ones(3, jnp.float32), "float32")),
         factors=1,
+        reference=lambda w: np.einsum("i,dij,j->d", w, commuting(3)[:3], w) / 2,
     ),
     "gram": Family(
         lambda n: Gram(),
@@ -174,9 +226,16 @@ FAMILIES: dict[str, Family] = {
         compatible=squares,
         bad=((ones(3), r"takes a matrix U \(n, r\), got shape \(3,\)"),),
         factors=1,
+        reference=lambda w: np.einsum("ir,jr->ij", w, w),
     ),
     "attention": Family(
-        lambda n: MatrixProduct(), partial(matrix_pair, transpose=True), decay, False, squares, (UNALIGNED, FLAT)
+        lambda n: MatrixProduct(),
+        partial(matrix_pair, transpose=True),
+        decay,
+        exists=False,
+        compatible=squares,
+        bad=(UNALIGNED, FLAT),
+        reference=lambda w: np.einsum("ri,rj->ij", *w),
     ),
     "lora": Family(
         lambda n: MatrixProduct(transpose=False),
@@ -185,9 +244,16 @@ FAMILIES: dict[str, Family] = {
         exists=False,
         compatible=squares,
         bad=(((ones(3, 2), ones(3, 2)), r"got \(3, 2\) and \(3, 2\)"), FLAT),
+        reference=lambda w: np.einsum("ir,rj->ij", *w),
     ),
     "custom": Family(
-        lambda n: Custom(product, homogeneity=2), named, decay, exists=True, bad=(({}, "without leaves"),), factors=0
+        lambda n: Custom(product, homogeneity=2),
+        named,
+        decay,
+        exists=True,
+        bad=(({}, "without leaves"),),
+        factors=0,
+        reference=lambda w: w["m"] * w["w"],
     ),
 }
 

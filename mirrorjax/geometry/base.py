@@ -40,7 +40,7 @@ class AbstractLegendre(eqx.Module):
     the rest follows.
 
     `primal` and `dual` return a status for each point. The methods named for the mathematics (`mirror_map`, ...) raise
-    when a status is not successful, so none of them returns a NaN or a number that only looks right.
+    when a status is not successful, so none of them returns a NaN or a wrong number.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6, Eq. (5), (7).
     """

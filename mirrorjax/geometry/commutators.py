@@ -1,8 +1,8 @@
-"""How far matrices are from commuting: `|AB - BA|` relative to the sizes of A and B, in the norm that the name states.
+"""Normalised commutators: `|AB - BA|` relative to the sizes of A and B, in the norm that the function is named for.
 
 Two norms are needed. The spectral norm gives numbers in [0, 1], the scale of the brackets in `mirrorjax.check`, at the
-price of three singular value decompositions a pair. The Frobenius norm costs a sum, so it serves where every pair of a
-long stack of sensing matrices is looked at, or a commutator is measured at each evaluation of R_a.
+price of three singular value decompositions a pair. The Frobenius norm costs a sum; it serves for all pairs of a long
+stack of sensing matrices, and for the test that each evaluation of a spectral R_a makes.
 """
 
 from collections.abc import Callable

@@ -94,7 +94,7 @@ class Report(eqx.Module):
         """The measurements as (name, text) pairs in reading order."""
         at_most, at_least = ("", "") if self.rank_exact else ("at most ", "at least ")
         regular = "regular" if self.regular else "NOT regular: Theorem 3.6 needs full rank"
-        looked_at = jax.tree.leaves(self.points)[0].shape[0]
+        count = jax.tree.leaves(self.points)[0].shape[0]
         rows = [
             ("verdict", str(self.verdict).split("<", 1)[1][:-1]),
             ("rank of J", f"{at_most}{int(self.rank)} of {self.size}, {regular}"),
@@ -111,7 +111,7 @@ class Report(eqx.Module):
             ("Hess Q against J J^T", f"{float(self.hessian_error):.2e}"),
             ("contracting", f"{_yes(self.contracting)}, smallest h met {float(self.lowest_h):.3g}"),
             ("Theorem 3.10", f"{_yes(self.theorem_3_10)}; it asks for alpha = 0 after a finite time as well"),
-            ("looked at", f"{looked_at} points, tolerance {float(self.tolerance):.2e}"),
+            ("sampled", f"{count} points, tolerance {float(self.tolerance):.2e}"),
             *(("note", note) for note in self.notes),
         ]
 
@@ -138,15 +138,16 @@ def check(
     tolerance: ArrayLike | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Report:
-    """Measures if the theory applies to (g, h) around w: `[grad g_i, grad g_j] = 0 = [grad g_i, grad h]`, J of full rank.
+    """Measures the theory's conditions around w: `[grad g_i, grad g_j] = 0 = [grad g_i, grad h]`, J of full rank.
 
-    `[X, Y] = DX.Y - DY.X`. The points are w and `points - 1` others, whose entries are those of w times exp(radius normal)
-    and so keep their sign; entries that are 0 are moved by radius times the root mean square of w.
+    `[X, Y] = DX.Y - DY.X`. The points are w and `points - 1` others, whose entries are those of w times
+    exp(radius normal) and so keep their sign; entries that are 0 are moved by radius times the root mean square of w.
 
-    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `radius`: relative spread of the points; `points`: their number;
-    `tolerance`: below which a normalised bracket counts as 0, by default `100 eps sqrt(D)`: the brackets are formed
-    without an inverse, from sums over the D weights whose rounding adds up like sqrt(D), and 100 leaves room for the
-    few dozen roundings of each term (raise it for matrices known to fewer digits than eps); `key`: seed of the points.
+    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `radius`: relative spread of the points; `points`: their
+    number; `tolerance`: below which a normalised bracket counts as 0, by default `100 eps sqrt(D)`: the brackets are
+    formed without an inverse, from sums over the D weights whose rounding adds up like sqrt(D), and 100 leaves room for
+    the few dozen roundings of each term (raise it for matrices known to fewer digits than eps); `key`: seed of the
+    points.
     **Returns:** `Report`. **Raises:** `ValueError` for weights that g or h refuses, a radius or number of points that
     is not positive, or a point at which g or h is not finite.
 

@@ -1,4 +1,4 @@
-"""What R_a does to the answer: type of bias, positional bias, range; any `AbstractLegendre`, at any strength a."""
+"""effects() and explain(): type of bias, positional bias and range of any R_a, at any strength a."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 class Effects(eqx.Module):
-    """The three effects of the regularization spent, over strengths a; every array has them on its leading axis.
+    """The three effects of accumulated regularization at several a, which are the leading axis of every array.
 
     `minimizer` is `argmin R_a`, the positional bias; `local_exponent` the type of bias, 2 like L2 and 1 like L1;
     `dual_lower`, `dual_upper` the open interval of mu; `metric` is `J J^T v` at the minimizer along the direction v the
-    exponent is taken in, which for v = 1 and an elementwise family is the diagonal of J J^T: how freely each coordinate
-    can still move. Entries are NaN exactly where `result` is not successful, and it says why.
+    exponent is taken in, which for v = 1 and an elementwise family is the diagonal of J J^T: the freedom that each
+    coordinate still has. Entries are NaN exactly where `result` is not successful.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 3.
     """
@@ -138,8 +138,8 @@ def explain(
     **Raises:** `ValueError` as `effects` does.
     """
     ts = jnp.asarray(ts, float)
-    alpha, spent = jax.vmap(schedule)(ts), jax.vmap(schedule.integral)(ts)
-    return Explanation(ts, alpha, effects(R, 0.0 - spent, scale, direction))
+    alpha, total = jax.vmap(schedule)(ts), jax.vmap(schedule.integral)(ts)
+    return Explanation(ts, alpha, effects(R, 0.0 - total, scale, direction))
 
 
 def _leaves(
@@ -230,7 +230,7 @@ def _graded_rule(dtype: jnp.dtype) -> tuple[Float[Array, " nodes"], Float[Array,
 
 
 def _clear(distance: Float[Array, "..."], end: Float[Array, "..."], margin: float) -> Bool[Array, "..."]:
-    """Whether mu keeps a relative margin from an end of its interval; an infinite end is always far."""
+    """True where mu keeps a relative margin from an end of its interval; an infinite end is always far."""
     return jnp.isinf(end) | (distance > margin * jnp.abs(end))
 
 
@@ -241,7 +241,7 @@ def _prefer_failure(earlier: RESULTS, later: RESULTS) -> RESULTS:
 
 def _refuse(a: Float[ArrayLike, "..."], scale: Scalar) -> None:
     if is_concrete(a) and not np.all(np.asarray(a) <= 0):
-        raise ValueError(f"a = -int alpha must be <= 0, got {a}; pass the negative of the regularization spent")
+        raise ValueError(f"a = -int alpha must be <= 0, got {a}; pass the negative of the accumulated strength")
     if is_concrete(scale) and not np.asarray(scale) > 0:
         raise ValueError(f"scale is a distance from the minimum and must be > 0, got {scale}")
 

@@ -90,7 +90,7 @@ def predict_limit(
     _check_pair(R, objective)
     a = as_time_scalar(a, "a")
     if refuted(lambda: (a <= 0) & jnp.isfinite(a), a):
-        raise ValueError(f"a = -int alpha must be finite and <= 0, got {a}; pass minus the regularization spent")
+        raise ValueError(f"a = -int alpha must be finite and <= 0, got {a}; pass minus the accumulated strength")
     dtype = objective.y.dtype
     relative = float(jnp.finfo(dtype).eps) ** 0.75 if rtol is None else rtol
     for tolerance, name in ((relative, "rtol"), (atol, "atol")):
@@ -105,7 +105,7 @@ def predict_limit(
 def kkt_residual(R: AbstractLegendre, objective: AbstractObjective, x: Parameters, a: Float[ArrayLike, ""]) -> Array:
     """`|mu - P mu| / |mu|`, `mu = grad R_a(x)`, P the projection on range(Z^T): 0 at the limit of a flow, else up to 1.
 
-    Norms are Euclidean (Frobenius for matrices); where mu = 0 the residual is 0. It says nothing about `Z x = y`. Where
+    Norms are Euclidean (Frobenius for matrices); where mu = 0 the residual is 0. The residual ignores y. Where
     decay was so strong that entries of x underflow to 0, x no longer tells their mu: use `Limit.kkt_residual` there.
 
     **Arguments:** `R`; `objective`: any that depends on x through `Z x` only, `Logistic` included; `x`: any point, such
@@ -320,7 +320,7 @@ def _hessian(R: AbstractLegendre, system: _Whitened, mu: Parameters, a: Array) -
 
 
 def _factor(H: Float[Array, "r r"]) -> tuple[Callable[[Array], Array], Bool[Array, ""]]:
-    """`r -> (H + lambda I)^{-1} r` with lambda at the rounding of H, and whether H is regular beyond that.
+    """`r -> (H + lambda I)^{-1} r` with lambda at the rounding of H, and True if H is regular beyond that.
 
     Directions in which H is below its rounding, entries of x that decay has made negligible, are left where they are.
     """

@@ -7,7 +7,7 @@ file that imports it.
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -78,7 +78,7 @@ class _ConvexValue(AbstractMerit):
     atol: Float[ArrayLike, ""]
 
     # A convex function may overflow along an early step, which then shrinks by many orders of magnitude.
-    shortest = None
+    shortest: ClassVar[float | None] = None
 
     def evaluate(self, z: Float[Array, " n"]) -> _Trial:
         return _Trial(z, self.value(z, self.args), self.gradient(z, self.args), None)
@@ -103,8 +103,8 @@ class _Equations(AbstractMerit):
     jacobian: Callable
     tolerance: Float[Array, " n"]
 
-    # A trial costs an integration and the search starts next to the root: a longer one has gone wrong.
-    shortest = 1e-3
+    # A trial costs an integration, and the search starts next to the root: shorter steps are not worth it.
+    shortest: ClassVar[float | None] = 1e-3
 
     def evaluate(self, z: Float[Array, " n"]) -> _Trial:
         residual, aux = self.equations(z)
@@ -199,25 +199,32 @@ def _search(
     merit: AbstractMerit, z0: Float[Array, " n"], max_steps: int
 ) -> tuple[_Trial, Float[Array, " n"], Int[Array, ""]]:
     """The last point, the Newton step proposed there, and the number of steps taken."""
-    start = merit.evaluate(z0)
-    proposed = -solve_spd(merit.matrix(start), start.residual)
+    # Step -1 goes nowhere: it evaluates z0 inside the loop, so that evaluate and matrix are compiled once.
+    shapes = eqx.filter_eval_shape(merit.evaluate, z0)
+    blank = eqx.tree_at(lambda trial: trial.z, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), z0)
 
     def unfinished(carry: tuple) -> Bool[Array, ""]:
         steps, trial, step, stuck = carry
-        done = merit.converged(trial, step) | merit.stalled(trial, step)
-        return (steps < max_steps) & ~done & ~stuck & jnp.all(jnp.isfinite(step))
+        done = merit.converged(trial, step) | merit.stalled(trial, step) | ~jnp.all(jnp.isfinite(step))
+        return (steps < 0) | ((steps < max_steps) & ~done & ~stuck)
 
     def advance(carry: tuple) -> tuple:
         steps, trial, step, _ = carry
-        new, accepted = _backtrack(merit, trial, step)
+        new, accepted = _backtrack(merit, trial, step, steps < 0)
         return steps + 1, new, jnp.where(accepted, -solve_spd(merit.matrix(new), new.residual), step), ~accepted
 
-    steps, end, step, _ = jax.lax.while_loop(unfinished, advance, (jnp.array(0), start, proposed, jnp.array(False)))
+    start = jnp.array(-1), blank, jnp.zeros_like(z0), jnp.array(False)
+    steps, end, step, _ = jax.lax.while_loop(unfinished, advance, start)
     return end, step, steps
 
 
-def _backtrack(merit: AbstractMerit, old: _Trial, step: Float[Array, " n"]) -> tuple[_Trial, Bool[Array, ""]]:
-    """The first of `z + step, z + step/2, ..` that is good enough, else the old point, and True if there was one."""
+def _backtrack(
+    merit: AbstractMerit, old: _Trial, step: Float[Array, " n"], first: Bool[Array, ""]
+) -> tuple[_Trial, Bool[Array, ""]]:
+    """The first of `z + step, z + step/2, ..` that is good enough, else the old point, and True if there was one.
+
+    The first point of a search is always good enough.
+    """
     eps, rate = jnp.finfo(old.z.dtype).eps, merit.rate(old, step)
     size = jnp.sqrt(jnp.abs(jnp.sum(old.residual * step)))  # the residual in the norm that the matrix induces
 
@@ -225,10 +232,10 @@ def _backtrack(merit: AbstractMerit, old: _Trial, step: Float[Array, " n"]) -> t
         new = merit.evaluate(old.z + length * step)
         falls = new.merit <= old.merit + 1e-4 * length * rate
         level = new.merit <= old.merit + 8 * eps * jnp.abs(old.merit)
-        # Where the merit's fall is below its rounding, the slope along the step still tells whether it is shorter.
+        # Where the merit's fall is below its rounding, the slope along the step still shows if the residual is shorter.
         flatter = jnp.abs(jnp.sum(new.residual * step)) <= (1 - 0.1 * length) * size**2
         finite = jnp.isfinite(new.merit) & jnp.all(jnp.isfinite(new.residual))
-        return new, finite & (falls | (level & flatter))
+        return new, first | (finite & (falls | (level & flatter)))
 
     shortest = float(eps) ** 2 if merit.shortest is None else merit.shortest
     new, accepted = first_good(trial, old, shortest, rate.dtype)
@@ -258,7 +265,7 @@ def first_good(
 
 @eqx.filter_custom_jvp
 def _implicit_minimum(gradient: Callable, hessian: Callable, z: Array, start: Array, ok: Array, args: Any) -> Array:
-    """The minimum as a function of args; `start` stands for it where it failed."""
+    """The minimum as a function of args; `start` replaces it where the search failed."""
     return z
 
 

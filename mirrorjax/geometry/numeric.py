@@ -1,9 +1,9 @@
-"""R_a of any commuting pair, from its definition: the path that defines what closed forms must equal.
+"""NumericLegendre: R_a of any commuting pair from its definition, which every closed form must equal.
 
-psi is integrated, first along grad h for time a, then along the grad g_i for times mu_i: the fields commute, so the
-order is free, and this one gives `x_a = g(psi(0, a))` on the way and lets the coordinates of an elementwise g go their
-own ways. One such way is called a cell: a coordinate with a scalar x where g is elementwise, all of x otherwise. Cells
-have their own steps and their own status, so a bad one does not spoil the others.
+psi is integrated, first along grad h for time a, then along the grad g_i for times mu_i. The fields commute, so the
+order is free; this order gives `x_a = g(psi(0, a))` on the way and separates the coordinates of an elementwise g. A
+cell is a part of x that is integrated by itself: one coordinate where g is elementwise, all of x otherwise. Each cell
+has its own steps and its own status, so a bad cell does not spoil the others.
 
 No derivative passes through an integrator. Each result is tied to its arguments by the exact local rule,
 `d psi = J^T dmu + grad h da`, `d mu = (J J^T)^{-1} (dx - J grad h da)`, `dQ = <g, dmu> + h da`.
@@ -29,7 +29,7 @@ from .newton import damped_newton, solve_spd
 
 
 class _End(eqx.Module):
-    """How an integration ended: it arrived, it ran into a singularity on the way, or neither can be said."""
+    """The end of an integration: it arrived, or met a singularity on the way; both are False where neither is sure."""
 
     arrived: Bool[Array, "*cells"]
     singular: Bool[Array, "*cells"]
@@ -48,8 +48,9 @@ class NumericLegendre(AbstractLegendre):
     Differentiable in mu, x and a, any number of times, forward and reverse, by the implicit function theorem. A
     derivative in w0, or in numbers held by g and h, is refused with a `ValueError`: use a closed form.
 
-    What it cannot resolve it calls `not_converged`: an end within 1e-8 of the way (3e-4 in float32), an x so near the
-    end of the range that mu has too few digits for it, decay of more than 4096 steps (weights near e^-1000).
+    The status `not_converged` marks the points that it cannot resolve: a singularity within 1e-8 of the end of the
+    integration (3e-4 in float32), an x so near the end of the range that mu has too few digits for it, a decay that
+    takes more than 4096 steps (weights near e^-1000).
 
     **Arguments:** `g`, `h`: a pair that commutes (not checked here, see `check`); `w0`: initial weights with full-rank
     J; `rtol`: tolerance of the integrations relative to the weights, by default 1e-12 in float64 and 1e-6 in float32.
@@ -104,7 +105,7 @@ class NumericLegendre(AbstractLegendre):
         return jnp.where(ok, self.g.push(_where(ok, w, self.w0), v), jnp.nan)
 
     def dual_interval(self, a: Scalar) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Both ends of each mu_i, found by following the flow along that axis, the others at 0.
+        """Both ends of each mu_i, found by following the flow along that axis with the others at 0.
 
         The flow is followed for 88 e-folds of the weights (11 in float32). An end is finite where they blow up or leave
         the domain of g while mu_i has stopped moving, infinite where mu_i still moves in proportion to itself, NaN
@@ -216,7 +217,7 @@ def _recover_cell(g: AbstractReparameterization, w_a: Weights, x: Array, rtol: A
     """One cell's `mu` with `g(psi(mu, a)) = x`: along a straight line from x_a, then damped Newton."""
     x_a = g(w_a)
     unit = jnp.sqrt(jnp.max(jnp.abs(g.metric(w_a))))  # mu times this has the size of the weights
-    # Strong regularization leaves tiny weights, and x far away on their scale: the line is walked in e-folds of it.
+    # After strong regularization x is far away on the scale of the weights: the line is followed in e-folds of it.
     folds = jnp.maximum(jnp.log1p(_size(x - x_a) / (unit * _size(w_a))), 1e-3)
 
     def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
@@ -241,7 +242,7 @@ def _recover_cell(g: AbstractReparameterization, w_a: Weights, x: Array, rtol: A
 
 
 def _follow(g: AbstractReparameterization, w: Weights, axis: Array, rtol: Array) -> Array:
-    """How far mu can go along an axis from w: the length, infinite where it has no end, NaN where neither shows."""
+    """The length by which mu can grow along an axis from w: infinite where it has no end, NaN where neither shows."""
 
     def rate(w: Weights) -> Array:
         return _size(w) / _size(g.pull(w, axis))  # the time in which the weights change by their own size
@@ -275,7 +276,7 @@ def _integrate(
         t1=jnp.full_like(rtol, horizon),
         dt0=None,
         y0=start,
-        # Only the weights' error counts: the integral beside them is as smooth, but may pass through 0 at leisure.
+        # Only the weights' error counts: the integral beside them is as smooth, but may pass through 0.
         # A step of exactly dtmin is accepted whatever its error: an irrational one is never met exactly.
         stepsize_controller=diffrax.PIDController(
             rtol=rtol,
@@ -285,7 +286,7 @@ def _integrate(
             force_dtmin=False,
         ),
         saveat=diffrax.SaveAt(t1=True),
-        adjoint=diffrax.ForwardMode(),  # no derivative passes through; this one leaves no residue for any
+        adjoint=diffrax.ForwardMode(),  # no derivative passes through the solve, so nothing need be stored for one
         max_steps=4096,
         throw=False,
     )
@@ -344,11 +345,24 @@ def _tie_weights_jvp(primals: tuple, tangents: tuple) -> tuple[Weights, Weights]
     legendre, _, ok, mu, a = primals
     t_mu, t_a = _filled(tangents, mu, a)
     w = _tie_weights(*primals)
-    point = _where(ok, w, legendre.w0)
-    along_g = legendre.g.pull(point, t_mu)
-    along_h = jax.grad(legendre.h)(point)
-    change = jax.tree.map(lambda g, h: g + h * t_a, along_g, along_h)
+    change = _change_of_weights(legendre, _where(ok, w, legendre.w0), t_mu, t_a)
     return w, _where(ok, change, jnp.nan)
+
+
+# The two rules are compiled whole: outside jit, each of their hundred operations would be compiled by itself.
+@eqx.filter_jit
+def _change_of_weights(legendre: NumericLegendre, w: Weights, t_mu: Array, t_a: Array) -> Weights:
+    """`dw = J^T dmu + grad h da`."""
+    along_g, along_h = legendre.g.pull(w, t_mu), jax.grad(legendre.h)(w)
+    return jax.tree.map(lambda g, h: g + h * t_a, along_g, along_h)
+
+
+@eqx.filter_jit
+def _change_of_mu(legendre: NumericLegendre, w: Weights, t_x: Array, t_a: Array) -> Array:
+    """`dmu = (J J^T)^{-1} (dx - J grad h da)`."""
+    change = t_x - jax.jvp(legendre.g, (w,), (jax.grad(legendre.h)(w),))[1] * t_a
+    solve = jax.vmap(lambda w, change: _solve(legendre.g.metric(w), change))
+    return solve(legendre._split(w), legendre._cells(change)).reshape(t_x.shape)
 
 
 @eqx.filter_custom_jvp
@@ -379,8 +393,5 @@ def _tie_dual_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
     t_x, t_a = _filled(tangents, x, a)
     mu = _tie_dual(*primals)
     point = _where(ok, _tie_weights(legendre, w, ok, mu, a), legendre.w0)
-    change = t_x - jax.jvp(legendre.g, (point,), (jax.grad(legendre.h)(point),))[1] * t_a
-
-    solve = jax.vmap(lambda w, change: _solve(legendre.g.metric(w), change))
-    change = solve(legendre._split(point), legendre._cells(change)).reshape(x.shape)
+    change = _change_of_mu(legendre, point, t_x, t_a)
     return mu, jnp.where(ok, change, jnp.nan)

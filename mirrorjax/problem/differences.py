@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..checks import refuted
+from ..checks import is_count, refuted
 from .reparam import AbstractReparameterization, Admission, Weights, check_factors, check_same_shape
 
 _EXAMPLE = "Corollary 3.12, Example 3.14"
@@ -70,7 +70,7 @@ class PowerDifference(AbstractDifference):
     k: int = eqx.field(static=True, default=1)  # static: integer powers differentiate exactly, also at 0
 
     def __check_init__(self):
-        if not isinstance(self.k, int) or self.k < 1:
+        if not is_count(self.k) or self.k < 1:
             raise ValueError(f"PowerDifference needs a whole k of at least 1, got {self.k}")
 
     degree = property(lambda self: 2 * self.k)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..checks import refuted
+from ..checks import is_count, refuted
 from .reparam import AbstractReparameterization, Admission, Weights, check_factors, check_same_shape
 
 
@@ -59,7 +59,7 @@ class Hadamard(AbstractReparameterization):
     depth: int = eqx.field(static=True, default=2)  # static: it is the number of arrays in w
 
     def __check_init__(self):
-        if not isinstance(self.depth, int) or self.depth < 2:
+        if not is_count(self.depth) or self.depth < 2:
             raise ValueError(f"Hadamard needs a whole depth of at least 2, got {self.depth}; depth 1 is Linear()")
 
     degree = property(lambda self: self.depth)

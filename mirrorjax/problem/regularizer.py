@@ -27,8 +27,9 @@ def _is_zero(scale: Float[Array, ""]) -> bool:
 class AbstractRegularizer(eqx.Module):
     """`h(w)`, a scalar function of the weights.
 
-    A subclass gives `__call__`, `degree` and `elementwise`; one that is not differentiable everywhere says
-    `smooth = False` and is refused by every flow but those that take its proximal map.
+    A subclass gives `__call__`, `degree` and `elementwise`; one that is not differentiable everywhere sets
+    `smooth = False`, and only flows that take its proximal map accept it. The other methods are facts that h may state
+    about itself; their defaults say that nothing is known.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (2).
     """
@@ -132,7 +133,7 @@ class L1(AbstractRegularizer):
 
     def notes(self, g: AbstractReparameterization) -> tuple[str, ...]:
         return (
-            "h has no gradient at 0, so it was looked at away from 0: a bracket of 0 there means commuting inside one "
+            "h has no gradient at 0, so it was sampled away from 0: a bracket of 0 there means commuting inside one "
             "orthant only, which ends where a weight reaches 0. Theorem 3.6 needs a smooth h",
         )
 

@@ -1,9 +1,9 @@
 """x = g(w): the abstract class of all reparameterizations, the checks they share, and `Custom`.
 
 A reparameterization is a pure function of one point. Beside its value it states facts about itself, which the rest of
-the package asks for instead of asking for its class. `degree`, the degree of positive homogeneity g(r w) = r^degree
+the package reads instead of testing its class. `degree`, the degree of positive homogeneity g(r w) = r^degree
 g(w), lets the flow be integrated on a logarithmic scale where tiny weights keep all their digits; `elementwise` says
-whether each coordinate has a scale of its own or all share one.
+that each coordinate has a scale of its own.
 """
 
 import abc

@@ -58,7 +58,7 @@ def test_agrees_with_brentq():
     for i in range(30):
         ends = (-S[i] / 24 * (1 - 1e-9), P[i] / 24 * (1 - 1e-9))
         expected: Any = scipy.optimize.brentq(lambda s, i=i: float(power(s, (P[i], S[i])) - y[i]), *ends, xtol=1e-16)
-        # Brackets P - 24 s are rounded to eps max(P, S) <= 16 eps, so s to about eps of their scale.
+        # Levels P - 24 s are rounded to eps max(P, S) <= 16 eps, so s to about eps of their scale.
         assert float(root.value[i]) == pytest.approx(expected, rel=0, abs=16 * float(np.finfo(float).eps))
 
 
@@ -110,24 +110,26 @@ def test_derivatives_three_ways():
             s = s - (value - y) / slope
         return s
 
-    for mode in (jax.jacfwd, jax.jacrev):
-        for i in range(3):
-            ours = mode(implicit, i)(y, P, S)
-            np.testing.assert_allclose(ours, jax.jacfwd(unrolled, i)(y, P, S), rtol=1e-11, atol=1e-14)
-            step = jnp.zeros(5).at[2].set(1e-5)
-            shifted = [[b + sign * step if i == j else b for j, b in enumerate((y, P, S))] for sign in (1, -1)]
-            difference = (implicit(*shifted[0]) - implicit(*shifted[1])) / 2e-5
+    def total(function):
+        return lambda P: jnp.sum(jnp.sin(20 * function(y, P, S)))
+
+    @jax.jit  # one program: each derivative outside jit would be compiled by itself
+    def everything(y, P, S):
+        jacobians = [mode(implicit, (0, 1, 2))(y, P, S) for mode in (jax.jacfwd, jax.jacrev)]
+        hessians = jax.hessian(total(implicit))(P), jax.jacrev(jax.jacrev(total(implicit)))(P)
+        return jacobians, jax.jacfwd(unrolled, (0, 1, 2))(y, P, S), hessians, jax.hessian(total(unrolled))(P)
+
+    jacobians, through, (hessian, reverse_twice), hessian_through = everything(y, P, S)
+    for i in range(3):
+        step = jnp.zeros(5).at[2].set(1e-5)
+        shifted = [[b + sign * step if i == j else b for j, b in enumerate((y, P, S))] for sign in (1, -1)]
+        difference = (implicit(*shifted[0]) - implicit(*shifted[1])) / 2e-5
+        for ours in jacobians:
+            np.testing.assert_allclose(ours[i], through[i], rtol=1e-11, atol=1e-14)
             # Central differences: 1e-10 third derivatives, and 1e-16 / 1e-5 of rounding.
-            np.testing.assert_allclose(ours[:, 2], difference, atol=1e-8)
-
-    def total(P):
-        return jnp.sum(jnp.sin(20 * implicit(y, P, S)))
-
-    def total_unrolled(P):
-        return jnp.sum(jnp.sin(20 * unrolled(y, P, S)))
-
-    np.testing.assert_allclose(jax.hessian(total)(P), jax.hessian(total_unrolled)(P), rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(jax.jacrev(jax.jacrev(total))(P), jax.hessian(total)(P), rtol=1e-12, atol=1e-13)
+            np.testing.assert_allclose(ours[i][:, 2], difference, atol=1e-8)
+    np.testing.assert_allclose(hessian, hessian_through, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(reverse_twice, hessian, rtol=1e-12, atol=1e-13)
 
 
 def test_derivative_in_the_leaves_of_a_module():
@@ -245,13 +247,20 @@ def test_convex_minimum_derivatives(badly_scaled):
 
     scale, step = jnp.asarray(0.7), 1e-4
     difference = (minimum(scale + step) - minimum(scale - step)) / (2 * step)
-    for mode in (jax.jacfwd, jax.jacrev):
+    forward, reverse, twice, through, through_twice = jax.jit(
+        lambda s: (
+            jax.jacfwd(minimum)(s),
+            jax.jacrev(minimum)(s),
+            jax.jacfwd(jax.jacrev(minimum))(s),
+            jax.jacfwd(unrolled)(s),
+            jax.jacfwd(jax.jacfwd(unrolled))(s),
+        )
+    )(scale)
+    for ours in (forward, reverse):
         # rtol: condition number 1e5 times eps; differences: third derivatives times 1e-8.
-        np.testing.assert_allclose(mode(minimum)(scale), jax.jacfwd(unrolled)(scale), rtol=1e-9)
-        np.testing.assert_allclose(mode(minimum)(scale), difference, rtol=1e-6)
-    np.testing.assert_allclose(
-        jax.jacfwd(jax.jacrev(minimum))(scale), jax.jacfwd(jax.jacfwd(unrolled))(scale), rtol=1e-8
-    )
+        np.testing.assert_allclose(ours, through, rtol=1e-9)
+        np.testing.assert_allclose(ours, difference, rtol=1e-6)
+    np.testing.assert_allclose(twice, through_twice, rtol=1e-8)
 
 
 def test_convex_minimum_lanes_are_independent(badly_scaled):

@@ -14,7 +14,6 @@ import mirrorjax as mj
 from mirrorjax.geometry.families.spectral import SpectralGram
 from mirrorjax.geometry.legendre import legendre
 from mirrorjax.geometry.limit import Limit, kkt_residual, predict_limit
-from mirrorjax.problem import AbstractReparameterization
 from mirrorjax.results import RESULTS, status_name
 
 N, D = 4, 9
@@ -49,37 +48,31 @@ def successful(limit: Limit) -> bool:
 # (g, a): LogDifference runs out of range at a = -0.2^2/2 for these factors, so it is asked for a little only.
 FAMILIES = {
     "hadamard": (mj.Hadamard(), -1.0),
-    "square_difference": (mj.PowerDifference(1), -1.0),
     "power_2": (mj.PowerDifference(2), -1.0),
-    "power_3": (mj.PowerDifference(3), -1.0),
     "exp": (mj.ExpDifference(), -1.0),
     "log": (mj.LogDifference(), -0.003),
 }
 
 
-@pytest.mark.parametrize("strong", [False, True])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_both_conditions_hold(name: str, strong: bool, key: Array):
-    g, a = FAMILIES[name]
-    a = -50.0 if strong and name != "log" else a
+def test_both_conditions_hold(name: str, key: Array):
+    g, weak = FAMILIES[name]
     w0, (Z, y) = factors(key), data(key)
     R, objective = legendre(g, mj.Compatible(g), w0), mj.LeastSquares(Z, y)
-    limit = predict_limit(R, objective, a)
-    assert successful(limit)
-    # Rounding of mu is worth eps |mu| M in x: M ~ 4 x and |mu| ~ 100 at a = -50 for the stiffest, so 1e-12 and 1e-11.
-    assert limit.fit_residual < 1e-11
-    np.testing.assert_allclose(Z @ limit.x, y, atol=1e-10 * float(jnp.linalg.norm(limit.x)))
-    assert limit.kkt_residual < 1e-12
-    assert kkt_residual(R, objective, limit.x, a) < 1e-12
-    np.testing.assert_allclose(limit.mu, Z.T @ limit.nu, rtol=1e-12, atol=1e-12)
+    for a in (weak,) if name == "log" else (weak, -50.0):
+        limit = predict_limit(R, objective, a)
+        assert successful(limit)
+        # Rounding of mu is worth eps |mu| M in x: M ~ 4 x and |mu| ~ 100 at a = -50 for the stiffest: 1e-12 and 1e-11.
+        assert limit.fit_residual < 1e-11
+        np.testing.assert_allclose(Z @ limit.x, y, atol=1e-10 * float(jnp.linalg.norm(limit.x)))
+        assert limit.kkt_residual < 1e-12
+        assert kkt_residual(R, objective, limit.x, a) < 1e-12
+        np.testing.assert_allclose(limit.mu, Z.T @ limit.nu, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("g", [mj.Hadamard(), mj.Square()], ids=["hadamard", "square"])
-def test_limit_of_a_long_flow(g: AbstractReparameterization, key: Array):
+def test_limit_of_a_long_flow(key: Array):
     Z, y = data(key, 2, 5)
-    w0 = factors(key, 5) if isinstance(g, mj.Hadamard) else factors(key, 5)[0]
-    y = y if isinstance(g, mj.Hadamard) else Z @ jnp.array([0.0, 1.0, 0.5, 2.0, 1.0])
-    h = mj.WeightDecay()
+    w0, g, h = factors(key, 5), mj.Hadamard(), mj.WeightDecay()
     problem = mj.Problem(g, h, mj.SwitchOff(0.5, 1.0), mj.LeastSquares(Z, y))
     R = legendre(g, h, w0)
     # A loss of 1e-24 is where steps of rtol 1e-10 leave it; x is integrated to about a hundred times rtol.
@@ -346,7 +339,7 @@ def test_implicit_derivatives_equal_those_of_unrolled_newton_steps(key):
             z = z - jnp.linalg.solve(jax.jacfwd(gap)(z), gap(z))
         return R.primal(Z.T @ z, a).value
 
-    for argument in range(3):
-        ours = jax.jit(jax.jacfwd(implicit, argument))(Z, y, a)
+    both = jax.jit(lambda *point: [jax.jacfwd(function, (0, 1, 2))(*point) for function in (implicit, unrolled)])
+    for ours, theirs in zip(*both(Z, y, a), strict=True):
         # Both solve the same linear system at the same point: rounding times its conditioning, about 1e3.
-        np.testing.assert_allclose(ours, jax.jit(jax.jacfwd(unrolled, argument))(Z, y, a), rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(ours, theirs, rtol=1e-9, atol=1e-11)

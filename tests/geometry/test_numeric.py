@@ -1,6 +1,5 @@
 """The general path against the formulas of the theory, and against the parameter flow where there is no formula."""
 
-import equinox as eqx
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
@@ -42,15 +41,6 @@ def square_value(x, a):
     return np.sum(x * np.log(x / U**2) - x) / 4 - C * a * np.sum(x)
 
 
-def difference_dual(x, a):
-    return (np.arcsinh(x / (2 * U * V * np.exp(4 * C * a))) - np.log(U / V)) / 4
-
-
-def difference_value(x, a):
-    A = 2 * U * V * np.exp(4 * C * a)
-    return np.sum(x * np.arcsinh(x / A) - np.sqrt(x**2 + A**2) - np.log(U / V) * x) / 4
-
-
 def power_primal(k):
     K = 2 * k * (2 * k - 2)
 
@@ -83,38 +73,36 @@ BOTH = (jnp.asarray(U), jnp.asarray(V))
 WITH_DUAL = {
     "Hadamard": (pair(mj.Hadamard(), BOTH), hadamard_dual, [-2.0, 0.01, 30.0]),
     "Square": (pair(mj.Square(), BOTH[0]), square_dual, [0.01, 1.0, 30.0]),
-    "PowerDifference(1)": (pair(mj.PowerDifference(1), BOTH), difference_dual, [-2.0, 0.01, 30.0]),
     "LogDifference": (pair(mj.LogDifference(), BOTH), log_dual, [-2.0, 0.01, 3.0]),
 }
 WITH_PRIMAL = {
     "PowerDifference(2)": (pair(mj.PowerDifference(2), BOTH), power_primal(2), [-0.1, 0.0, 0.05]),
-    "PowerDifference(3)": (pair(mj.PowerDifference(3), BOTH), power_primal(3), [-0.05, 0.0, 0.01]),
     "LogDifference": (pair(mj.LogDifference(), BOTH), log_primal, [-0.2, 0.0, 0.1]),
     "ExpDifference": (pair(mj.ExpDifference(), BOTH), exp_primal, [-0.2, 0.0, 0.2]),
 }
 
 
-@pytest.mark.parametrize("a", [0.0, A])
 @pytest.mark.parametrize("name", WITH_DUAL)
-def test_dual_is_the_closed_form(name, a):
+def test_dual_is_the_closed_form(name):
     R, formula, x = WITH_DUAL[name]
-    recovered = R.dual(jnp.asarray(x), a)
-    assert jnp.all(recovered.ok)
-    np.testing.assert_allclose(recovered.value, formula(np.asarray(x), a))
+    for a in (0.0, A):
+        recovered = R.dual(jnp.asarray(x), a)
+        assert jnp.all(recovered.ok)
+        np.testing.assert_allclose(recovered.value, formula(np.asarray(x), a))
 
 
-@pytest.mark.parametrize("a", [0.0, A])
 @pytest.mark.parametrize("name", WITH_PRIMAL)
-def test_primal_is_the_closed_form_and_dual_inverts_it(name, a):
+def test_primal_is_the_closed_form_and_dual_inverts_it(name):
     R, formula, mu = WITH_PRIMAL[name]
-    x = formula(np.asarray(mu), a)
-    assert_exact(R.inverse_mirror_map(jnp.asarray(mu), a), x)
-    assert_exact(R.mirror_map(jnp.asarray(x), a), mu)
+    for a in (0.0, A):
+        x = formula(np.asarray(mu), a)
+        assert_exact(R.inverse_mirror_map(jnp.asarray(mu), a), x)
+        assert_exact(R.mirror_map(jnp.asarray(x), a), mu)
 
 
 @pytest.mark.parametrize(
     ("name", "formula"),
-    [("Hadamard", hadamard_value), ("Square", square_value), ("PowerDifference(1)", difference_value)],
+    [("Hadamard", hadamard_value), ("Square", square_value)],
 )
 def test_values_differ_from_the_closed_form_by_one_constant(name, formula):
     R, _, x = WITH_DUAL[name]
@@ -165,16 +153,17 @@ def rotated_squares():
     return mj.Custom(lambda w: values @ (basis.T @ w) ** 2 / 2), jnp.asarray([1.0, -0.7, 0.5])
 
 
-CUSTOM = {
-    "product": (mj.Custom(lambda w: w[0] * w[1]), BOTH),
-    "rotated squares": rotated_squares(),
-}
+TRACES = []
 
 
-@pytest.mark.parametrize("name", CUSTOM)
-def test_identity_of_the_three_flows_for_a_custom_pair(name):
+def product(w):
+    TRACES.append(w)
+    return w[0] * w[1]
+
+
+def test_identity_of_the_three_flows_for_a_custom_pair():
     """grad R_{a_t}(x_t) = -int_0^t grad f, along the parameter flow as scipy integrates it, on both sides of t_off."""
-    g, w0 = CUSTOM[name]
+    g, w0 = mj.Custom(product), BOTH
     h, t_off, alpha = mj.WeightDecay(0.7), 0.5, 0.3
     flat, unravel = jax.flatten_util.ravel_pytree(w0)
     d = g(w0).size
@@ -199,8 +188,11 @@ def test_identity_of_the_three_flows_for_a_custom_pair(name):
             atol=1e-13,
         )
         state = solution.y[:, -1]
-        recovered = R.dual(g(unravel(jnp.asarray(state[: flat.size]))), -alpha * t_off)
+        x, traces = g(unravel(jnp.asarray(state[: flat.size]))), len(TRACES)
+        recovered = R.dual(x, -alpha * t_off)
         assert recovered.ok
+        # One trace serves all points and strengths.
+        assert start == 0.0 or len(TRACES) == traces
         np.testing.assert_allclose(recovered.value, state[flat.size :])
 
 
@@ -223,64 +215,76 @@ def test_derivatives_three_ways():
             mu = mu - (value - x) / slope
         return mu
 
+    def second(function):
+        return jax.hessian(lambda x, a: jnp.sum(jnp.sin(function(x, a))), (0, 1))
+
+    @jax.jit  # one program: each derivative outside jit would be compiled by itself
+    def everything(x, a):
+        modes = [jacobian(dual, (0, 1))(x, a) for jacobian in (jax.jacfwd, jax.jacrev)]
+        return *modes, jax.jacfwd(unrolled, (0, 1))(x, a), second(dual)(x, a), second(unrolled)(x, a)
+
+    forward, reverse, through, twice, twice_through = everything(x, a)
     for argument, step in ((0, 1e-5 * jnp.ones(3)), (1, jnp.asarray(1e-5))):
-        ours = jax.jacfwd(dual, argument)(x, a)
-        np.testing.assert_allclose(jax.jacrev(dual, argument)(x, a), ours, rtol=1e-12, atol=1e-14)
-        np.testing.assert_allclose(ours, jax.jacfwd(unrolled, argument)(x, a), rtol=1e-9, atol=1e-12)
+        ours = forward[argument]
+        np.testing.assert_allclose(reverse[argument], ours, rtol=1e-12, atol=1e-14)
+        np.testing.assert_allclose(ours, through[argument], rtol=1e-9, atol=1e-12)
         ends = [[b + s * step if i == argument else b for i, b in enumerate((x, a))] for s in (1, -1)]
         difference = (dual(*ends[0]) - dual(*ends[1])) / 2e-5
         # The Jacobian in x is diagonal. Noise of 1e-12 in mu over 2e-5.
         np.testing.assert_allclose(jnp.sum(ours, axis=1) if argument == 0 else ours, difference, atol=1e-6)
-
-    def second(function):
-        return jax.jit(jax.hessian(lambda x, a: jnp.sum(jnp.sin(function(x, a))), (0, 1)))(x, a)
-
-    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-8, atol=1e-10), second(dual), second(unrolled))
+    jax.tree.map(lambda p, q: np.testing.assert_allclose(p, q, rtol=1e-8, atol=1e-10), twice, twice_through)
 
 
 def test_derivatives_of_value_and_primal():
     R, _, mu = WITH_PRIMAL["PowerDifference(2)"]
     mu, a = jnp.asarray(mu), jnp.asarray(A)
     x = R.inverse_mirror_map(mu, a)
-    in_x, in_a = jax.grad(R.value, (0, 1))(x, a)
+
+    @jax.jit
+    def everything(x, mu, a):
+        metric = jax.jacrev(lambda mu: R.primal(mu, a).value)(mu)
+        return jax.grad(R.value, (0, 1))(x, a), jax.hessian(R.value)(x, a), metric, jax.grad(R.potential)(mu, a)
+
+    (in_x, in_a), hessian, metric, slope = everything(x, mu, a)
     np.testing.assert_allclose(in_x, mu)
     assert_exact(in_a, -R.h(R.weights(mu, a)))
-    assert_exact(jax.hessian(R.value)(x, a), R.hessian(x, a))
-    metric = jax.jacrev(lambda mu: R.primal(mu, a).value)(mu)
+    assert_exact(hessian, R.hessian(x, a))
     assert_exact(metric @ jnp.ones(3), R.metric_vector(mu, jnp.ones(3), a))
-    assert_exact(jax.grad(R.potential)(mu, a), x)
+    assert_exact(slope, x)
 
 
 def test_derivatives_in_the_pair_are_refused():
-    x, g = jnp.asarray([0.3]), mj.Hadamard()
+    x, g = jnp.full(3, 0.3), mj.Hadamard()
 
     def value(scale, m0):
-        R = NumericLegendre(g, mj.WeightDecay(scale), (m0, jnp.asarray([0.2])))
+        R = NumericLegendre(g, mj.Compatible(g, scale), (m0, BOTH[1]))
         return jnp.sum(R.dual(x, A).value)
 
     for argument in (0, 1):
         with pytest.raises(ValueError, match="closed form"):
-            jax.grad(value, argument)(jnp.asarray(1.0), jnp.asarray([1.0]))
-    R = NumericLegendre(g, mj.WeightDecay(), (jnp.asarray([1.0]), jnp.asarray([0.2])))
+            jax.grad(value, argument)(jnp.asarray(1.0), BOTH[0])
     with pytest.raises(RuntimeError, match="dual_interval"):
-        jax.grad(lambda a: jnp.sum(R.dual_interval(a)[0]))(A)
+        jax.grad(lambda a: jnp.sum(pair(g, BOTH).dual_interval(a)[0]))(A)
 
 
 def test_statuses_and_neighbours():
-    square = pair(mj.Square(), jnp.ones(5))
-    x = jnp.asarray([1.5, -1.0, jnp.nan, 1e-30, 0.2])
+    square, _, _ = WITH_DUAL["Square"]
+    x = jnp.asarray([1.5, -1.0, jnp.nan])
     recovered = square.dual(x, A)
+    assert list(status_name(recovered.result)) == ["successful", "outside_range", "outside_range"]
+    assert np.array_equal(np.isnan(recovered.value), [False, True, True])
+    assert_exact(recovered.value[0], square_dual(np.asarray([1.5, 1.0, 1.0]), A)[0])
     # 1e-30 is in the range, but its distance to the end of it is below what the line resolves.
-    names = ["successful", "outside_range", "outside_range", "not_converged", "successful"]
-    assert list(status_name(recovered.result)) == names
-    assert np.array_equal(np.isnan(recovered.value), [False, True, True, True, False])
-    assert_exact(recovered.value[jnp.array([0, 4])], np.log([1.5, 0.2]) / 4 - C * A)
+    close = square.dual(jnp.asarray([1e-30, 0.2, 0.3]), A)
+    assert list(status_name(close.result)) == ["not_converged", "successful", "successful"]
+    assert jnp.isnan(close.value[0])
+    assert_exact(close.value[1:], square_dual(np.asarray([1.0, 0.2, 0.3]), A)[1:])
 
     def total(a):
         recovered = square.dual(x, a)
         return jnp.sum(jnp.where(recovered.ok, recovered.value, 0.0))
 
-    assert jax.grad(total)(A) == pytest.approx(-2 * C, rel=1e-9)
+    assert jax.grad(total)(A) == pytest.approx(-C, rel=1e-9)
     with pytest.raises(RuntimeError, match="outside the range"):
         square.mirror_map(x, A)
 
@@ -311,14 +315,14 @@ def test_range_exhausted():
 
 
 def test_strong_regularization_from_a_zero_factor():
-    """m0 = 1, w0 = 0, the paper's start; at a = -10 the weights have shrunk by e^-20 and A by e^-40."""
-    R = NumericLegendre(mj.Hadamard(), mj.WeightDecay(), (jnp.ones(4), jnp.zeros(4)))
-    x = jnp.asarray([0.0, 1e-9, 0.1, -100.0])
-    recovered = R.dual(x, -10.0)
-    assert jnp.all(recovered.ok)
-    np.testing.assert_allclose(recovered.value, np.arcsinh(np.asarray(x) / (0.5 * np.exp(-40))) / 2)
+    """m0 = 1, w0 = 0, the paper's start; at c a = -10 the weights have shrunk by e^-20 and A by e^-40."""
+    R = pair(mj.Hadamard(), (jnp.ones(3), jnp.zeros(3)))
+    for x in (jnp.asarray([0.0, 1e-9, 0.1]), jnp.asarray([-100.0, 1e-3, 2.0])):
+        recovered = R.dual(x, -10.0 / C)
+        assert jnp.all(recovered.ok)
+        np.testing.assert_allclose(recovered.value, np.arcsinh(np.asarray(x) / (0.5 * np.exp(-40))) / 2)
     # e^-20000 is below the smallest float: no number is made up.
-    assert set(status_name(R.dual(x, -1e4).result)) == {"not_converged"}
+    assert set(status_name(R.dual(x, -1e4 / C).result)) == {"not_converged"}
 
 
 @pytest.mark.parametrize("a", [0.0, -1.0])
@@ -334,14 +338,13 @@ def test_dual_interval_of_log_difference_and_of_families_without_end():
     lower, upper = WITH_PRIMAL["LogDifference"][0].dual_interval(A)
     np.testing.assert_allclose(lower, -(U**2 + 2 * C * A) / 2, rtol=1e-11)
     np.testing.assert_allclose(upper, (V**2 + 2 * C * A) / 2, rtol=1e-11)
-    for name in ("Hadamard", "Square"):
-        lower, upper = WITH_DUAL[name][0].dual_interval(A)
-        assert jnp.all(lower == -jnp.inf)
-        assert jnp.all(upper == jnp.inf)
+    lower, upper = WITH_DUAL["Hadamard"][0].dual_interval(A)
+    assert jnp.all(lower == -jnp.inf)
+    assert jnp.all(upper == jnp.inf)
 
 
 def test_dual_interval_on_the_axes_of_a_coupled_family():
-    g, w0 = CUSTOM["rotated squares"]
+    g, w0 = rotated_squares()
     lower, upper = NumericLegendre(g, mj.WeightDecay(), w0).dual_interval(A)
     assert jnp.all(lower == -jnp.inf)
     assert jnp.all(upper == jnp.inf)
@@ -377,14 +380,6 @@ def _hadamard_rise(x):
     return hadamard_value(np.asarray(x, float), A) - hadamard_value(U * V, 0.0)
 
 
-def test_one_trace_for_all_points():
-    R, _, x = WITH_DUAL["Hadamard"]
-    traced = eqx.debug.assert_max_traces(lambda R, x, a: R.dual(x, a).value, max_traces=1)
-    dual = eqx.filter_jit(traced)
-    for a in (0.0, -1.0):
-        dual(R, jnp.asarray(x), jnp.asarray(a))
-
-
 def test_bad_arguments():
     g, h = mj.Hadamard(), mj.WeightDecay()
     with pytest.raises(ValueError, match="not differentiable"):
@@ -399,8 +394,8 @@ def test_bad_arguments():
 
 def test_lost_rank_has_a_status():
     """m = w = 0 is a fixed point of every flow: J = 0 there, and no x but 0 is reached."""
-    R = NumericLegendre(mj.Hadamard(), mj.WeightDecay(), (jnp.asarray([0.0, 1.0]), jnp.asarray([0.0, 0.5])))
-    recovered = R.dual(jnp.asarray([0.3, 0.3]), A)
+    R = pair(mj.Hadamard(), (jnp.asarray([0.0, 1.0, 1.0]), jnp.asarray([0.0, 0.5, 0.2])))
+    recovered = R.dual(jnp.full(3, 0.3), A)
     assert not recovered.ok[0]
     assert jnp.isnan(recovered.value[0])
-    assert recovered.ok[1]
+    assert jnp.all(recovered.ok[1:])

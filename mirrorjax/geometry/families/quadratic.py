@@ -13,7 +13,7 @@ from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..base import AbstractLegendre, Recovered, Scalar
 from ..commutators import largest_commutator
-from ..newton import convex_minimum
+from ..newton import Minimum, convex_minimum
 from ..registry import register_legendre
 from .separable import scaled_strength
 
@@ -89,17 +89,7 @@ class QuadraticLegendre(AbstractLegendre):
     def dual(self, x: Vector, a: Scalar) -> Recovered:
         finite = jnp.all(jnp.isfinite(x))
         safe = jnp.where(finite, x, self._primal(jnp.zeros_like(x), 0.0))
-        tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75  # the step after is its square: rounding
-        minimum = convex_minimum(
-            lambda mu, args: args[0].potential(mu, args[2]) - mu @ args[1],
-            self._balanced(a),
-            (self, safe, a),
-            gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
-            hessian=lambda mu, args: args[0]._metric(mu, args[2]),
-            rtol=tolerance,
-            atol=tolerance,
-            max_steps=500,
-        )
+        minimum = _recover(self, safe, jnp.asarray(a))
         result = select(finite, minimum.result, RESULTS.outside_range)
         return Recovered(jnp.where(finite, minimum.value, jnp.nan), result)
 
@@ -151,6 +141,22 @@ def _require_commuting(matrices: Float[Array, "k n n"], d: int) -> Float[Array, 
             f"{advice}: |AB - BA| = {float(size):.3g} |A||B| for A = {names[0]}, B = {names[1]}, above {tolerance:.1g}"
         )
     return matrices
+
+
+@eqx.filter_jit  # so that a call outside jit does not compile the search anew
+def _recover(R: QuadraticLegendre, x: Vector, a: Float[Array, ""]) -> Minimum:
+    """`argmin_mu Q_a(mu) - <mu, x>`, which is grad R_a(x)."""
+    tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75  # the step after is its square: rounding
+    return convex_minimum(
+        lambda mu, args: args[0].potential(mu, args[2]) - mu @ args[1],
+        R._balanced(a),
+        (R, x, a),
+        gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
+        hessian=lambda mu, args: args[0]._metric(mu, args[2]),
+        rtol=tolerance,
+        atol=tolerance,
+        max_steps=500,
+    )
 
 
 def _quadratic_form(g: Quadratic, h: QuadraticForm, w0: Weights) -> QuadraticLegendre:

@@ -106,9 +106,14 @@ def _commutes(A: Matrix, B: Matrix) -> Bool[Array, ""]:
     return frobenius_commutator(*jax.lax.stop_gradient((A, B))) <= _half_the_digits(A)
 
 
+@eqx.filter_jit
+def _rows_hold(R: AbstractLegendre, rows: Float[Array, "k n m"]) -> Bool[Array, ""]:
+    return jnp.all(jax.vmap(lambda row: R.primal(row, 0.0).ok)(rows))
+
+
 def _require_rows_that_hold(R: AbstractLegendre, rows: Float[Array, "k n m"]) -> None:
     """Raises `ValueError` unless each sensing matrix commutes, or is aligned, with the initial weights."""
-    if not bool(jnp.all(jax.vmap(lambda row: R.primal(row, 0.0).ok)(rows))):
+    if not bool(_rows_hold(R, rows)):
         raise ValueError(
             f"{type(R).__name__} does not hold for these sensing matrices: one of them does not commute, or is not "
             "aligned, with the initial weights; only the primal flow is defined"
@@ -260,7 +265,7 @@ class SpectralProduct(AbstractLegendre):
                 )
 
     def _read(self, X: Float[Array, "n m"]) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
-        """The diagonal of X in the frames, and whether that is all of X."""
+        """The diagonal of X in the frames, and True if X has no other part."""
         x = jnp.sum(self.left * (X @ self.right), axis=0)
         distance = jnp.linalg.norm(jax.lax.stop_gradient(X - self._place(x)))
         return x, distance <= _half_the_digits(X) * jnp.linalg.norm(jax.lax.stop_gradient(X))
