@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files"}
+BASE = {"checks", "results", "paths", "files", "reprs"}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -20,6 +20,7 @@ BELOW = {
     "results": set(),
     "paths": set(),
     "files": set(),
+    "reprs": set(),
     "problem": BASE,
     "geometry": BASE | {"problem"},
     "dynamics": BASE | {"problem", "geometry"},
@@ -41,13 +42,14 @@ DOORS = {
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},
-    "orbax": {"nn/checkpoint.py"},
+    "orbax": set(),  # tests and benchmarks only
     "matplotlib": {"plot.py"},
     "xarray": {"runs/dataset.py"},
     "h5netcdf": {"runs/dataset.py"},
     "filelock": {"runs/store.py"},
     "psutil": {"runs/memory.py"},
     "pooch": {"data.py"},
+    "wadler_lindig": {"reprs.py"},
     "sklearn": {"experiments/theory/dictionary.py"},
     "jinja2": {"experiments/core/report.py"},
     "PIL": {"experiments/networks/imagenet.py"},

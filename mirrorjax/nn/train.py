@@ -4,9 +4,7 @@ A lane is a weight decay, a seed, a switch-off step: what differs between them a
 initial weights, never the program. The lanes, store and dataset are those of `mirrorjax.sweep`.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,12 @@ from ..paths import leaf_names
 from ..runs.configuration import configuration, trace
 from ..runs.dataset import Arrays, Dataset, flatten
 from ..runs.devices import Device, Devices, choose_devices, on_devices, spread
-from ..runs.engine import About, AbstractJob, Lanes, failures, run
+from ..runs.engine import About, AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
-from .checkpoint import Checkpoint
 
-CHECKPOINTS = "checkpoints"
 KEPT = "weights."  # before the names of the trained weights
 TEXTS = {
     "time": ("steps of the optimizer", "1"),
@@ -100,15 +96,12 @@ def train(
     lane_bytes = records * (size_of(looked) + 8) + (size_of(carry[0]) if keep else 0)
     slots = recorded_slots(chunk, store, resume) or choose_slots(lane_bytes + size_of(carry), len(lanes), chosen)
     size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
-    folder = None if store is None else Path(store) / CHECKPOINTS
-    dataset = run(
+    return run(
         _Job(
             task=task,
             grid=lanes,
             steps=steps,
             keep=keep,
-            folder=folder,
-            checkpoint_every=checkpoint_every,
             devices=chosen,
             group_size=size,
             lane_bytes=lane_bytes,
@@ -124,13 +117,10 @@ def train(
         ),
         store=store,
         resume=resume,
-        checkpoint_every=None,
+        checkpoint_every=checkpoint_every,
         progress=progress,
         callback=callback,
     )
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)  # of finished groups
-    return dataset
 
 
 def weights_of(dataset: Dataset, like: PyTree, **lane: Any) -> PyTree:
@@ -252,26 +242,25 @@ class _Job(AbstractJob):
     grid: Grid
     steps: int
     keep: bool
-    folder: Path | None
-    checkpoint_every: float
     devices: Devices
     group_size: int
     lane_bytes: int
 
-    def solve(self, group: Lanes, checkpoint: Any, reporter: Reporter) -> Arrays:
+    def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
         values = self.grid.take(np.pad(group, (0, self.group_size - len(group)), mode="edge"))
         carry = self._call(_begin, self.task, values)
-        history = self._record({}, 0, None, carry)
-        with self._checkpoint(group) as kept:
-            state = self._resume(kept, (carry, history, np.asarray(0)))
-            try:
-                while state[-1] < self.steps:
-                    state = self._step(values, *state)
-                    self._offer(kept, state)
-                    reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
-            except KeyboardInterrupt:
-                self._offer(kept, state, now=True)
-                raise
+        fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
+        state = (checkpoint and checkpoint.find(fresh)) or fresh
+        try:
+            while state[-1] < self.steps:
+                state = self._step(values, *state)
+                if checkpoint is not None:
+                    checkpoint.offer(state)
+                reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                checkpoint.offer(state, now=True)
+            raise
         carry, history, _ = state
         results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
@@ -285,19 +274,6 @@ class _Job(AbstractJob):
 
     def _call(self, fn: Callable, shared: PyTree, lanes: PyTree) -> Any:
         return eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
-
-    def _checkpoint(self, group: Lanes) -> Any:
-        if self.folder is None:
-            return nullcontext()
-        return Checkpoint(self.folder / f"lane-{group[0]:05d}", self.checkpoint_every)
-
-    def _resume(self, kept: Checkpoint | None, fresh: State) -> State:
-        found = None if kept is None else kept.find(fresh)
-        return fresh if found is None else found
-
-    def _offer(self, kept: Checkpoint | None, state: State, now: bool = False) -> None:
-        if kept is not None:
-            kept.offer(int(state[-1]), state, now)
 
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
         """The history with one more record; a new one with the first."""

@@ -169,7 +169,7 @@ def test_a_full_disk_loses_nothing_that_was_finished(whole, tmp_path, monkeypatc
     with pytest.raises(OSError, match=r"No space left on device\. What was finished is safe; make room"):
         run(path)
     monkeypatch.undo()
-    assert not list(path.rglob("*.part"))
+    assert not list(path.rglob("*.part*"))
     xr.testing.assert_identical(run(path, resume=True), whole[1])
 
 
