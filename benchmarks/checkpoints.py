@@ -127,7 +127,9 @@ def main() -> None:
     if chosen.one:
         print(json.dumps(measure(chosen.one, chosen.sizes[0], chosen.runs)))
         return
-    table = Table("GB", "way", "save s (min / median)", "restore s (min / median)", "save + GB", "restore + GB", "file GB")
+    table = Table(
+        "GB", "way", "save s (min / median)", "restore s (min / median)", "save + GB", "restore + GB", "file GB"
+    )
     for size in chosen.sizes:
         for way in WAYS:
             command = [sys.executable, __file__, "--one", way, "--sizes", str(size), "--runs", str(chosen.runs)]

@@ -4,6 +4,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import jax.numpy as jnp
 import numpy as np
 import wadler_lindig as wl
@@ -16,8 +17,8 @@ def readable(value: Any, *, width: int = 100) -> str:
     """Formats a pytree with its numbers: scalars and vectors of up to 6 entries as values, e.g. `alpha=0.2`.
 
     A larger array is shown as its dtype, shape and range, `f64[40,10] in -2.1 .. 1.9`; a tracer as dtype and shape.
-    Numbers are rounded to six digits. An abstract class of Equinox modules takes it as `__repr__ = readable`, which its
-    subclasses inherit.
+    Numbers are rounded to six digits. An abstract class of Equinox modules whose `__repr__` returns `readable(self)`
+    passes it on to its subclasses.
 
     **Arguments:** `value`: a module, or any pytree; `width`: the longest line, in characters.
     """
@@ -42,9 +43,9 @@ def _array(value: jax.Array | np.ndarray) -> wl.AbstractDoc:
         return wl.TextDoc(_number(array[()]))
     if array.ndim == 1 and array.size <= SMALL:
         return wl.TextDoc(f"[{', '.join(map(_number, array))}]")
-    if 0 < array.size <= SEARCHED and jnp.issubdtype(array.dtype, np.number):
-        if not jnp.issubdtype(array.dtype, np.complexfloating):
-            return summary + wl.TextDoc(f" in {_number(array.min())} .. {_number(array.max())}")
+    is_ordered = jnp.issubdtype(array.dtype, np.integer) or jnp.issubdtype(array.dtype, np.floating)
+    if is_ordered and 0 < array.size <= SEARCHED:
+        return summary + wl.TextDoc(f" in {_number(array.min())} .. {_number(array.max())}")
     return summary
 
 

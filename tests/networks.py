@@ -1,5 +1,6 @@
 """Networks as small as they get, with every tensor drawn at random: what the tests of `nn/` share."""
 
+from functools import partial
 from typing import Any
 
 import jax
@@ -31,6 +32,16 @@ def drawn(config: GPT2Config | ViTConfig, seed: int = 0) -> Any:
     graph, state = nnx.split(described(config))
     rng = np.random.default_rng(seed)
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 3, x.dtype), state))
+
+
+def run(model: Any, inputs: Array) -> Array:
+    """The outputs of a model, by one compiled program for all models of one config and inputs of one shape."""
+    return _run(*nnx.split(model), inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(graph: Any, state: Any, inputs: Array) -> Array:
+    return nnx.merge(graph, state)(inputs)
 
 
 def tensors(model: Any) -> dict[str, Array]:

@@ -17,7 +17,8 @@ from mirrorjax.runs.configuration import describe
 
 
 class AbstractShape(eqx.Module):
-    __repr__ = readable
+    def __repr__(self) -> str:
+        return readable(self)
 
     @abc.abstractmethod
     def area(self) -> Array:

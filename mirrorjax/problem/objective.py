@@ -22,7 +22,8 @@ class AbstractObjective(eqx.Module):
     A subclass gives `__call__` and `check`, and overrides `gradient` if it has a faster way than autodiff.
     """
 
-    __repr__ = readable
+    def __repr__(self) -> str:
+        return readable(self)
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, ""]:

@@ -111,8 +111,8 @@ def run(
     """Does a job for all lanes of this process, stores the results, and labels those of all processes.
 
     **Arguments:** `about`: the texts and times of the dataset; `configure`: returns everything the numbers depend on,
-    called only if there is a store; `checkpoint_every`: seconds between two checkpoints, None for none; the others as in
-    `map_grid`.
+    called only if there is a store; `checkpoint_every`: seconds between two checkpoints, None for none; the others as
+    in `map_grid`.
     **Raises:** `ValueError` for results that fit neither memory nor disk, `resume` without a store, or a store that
     holds another run; `OSError` if the store cannot be written.
     """
@@ -134,7 +134,7 @@ def run(
 
 
 def groups_of(count: int, size: int) -> list[Lanes]:
-    """Returns the groups of this process: every lane is in one group of one process, mixed by a fixed permutation."""
+    """Returns the groups of this process. Every lane is in one group of one process, by a fixed permutation."""
     mixed = np.random.default_rng(0).permutation(count)
     mine = mixed[of_this_process(count)]
     return [mine[start : start + size] for start in range(0, len(mine), size)]

@@ -62,8 +62,8 @@ class Folder(AbstractStore):
 
     **Arguments:** `path`: the run folder; `configuration`: everything the numbers depend on, as JSON; `process`: the
     number of this process; `resume`: continue an earlier run of the same configuration.
-    **Raises:** `ValueError` if the folder holds a run and `resume` is not set, if its configuration differs (the message
-    lists the differences), or if another process has it open; `OSError` if the folder cannot be written.
+    **Raises:** `ValueError` if the folder holds a run and `resume` is not set, if its configuration differs (the
+    message lists the differences), or if another process has it open; `OSError` if the folder cannot be written.
     """
 
     def __init__(self, path: Path, configuration: Mapping[str, Any], *, process: int, resume: bool):

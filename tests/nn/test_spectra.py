@@ -132,5 +132,5 @@ def test_bad_shapes_and_trackers_are_refused():
         nn.attention_factors(jnp.ones((5, 4)), jnp.ones((5, 4)), 3)
     with pytest.raises(ValueError, match="at least one product"):
         nn.SpectralTracker({})
-    with pytest.raises(ValueError, match="every must be at least 1 step, got 0"):
+    with pytest.raises(ValueError, match="every must be a whole number of at least 1, got 0"):
         nn.SpectralTracker({"x": lambda p: p}, every=0)
