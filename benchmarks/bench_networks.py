@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mirrorjax.experiments.networks.common import Decay, decay_grid, lora
+from mirrorjax.experiments.networks import lora
+from mirrorjax.experiments.networks.common import Decay, decay_grid
 from mirrorjax.experiments.networks.lora import Parts, Size
 from mirrorjax.nn.gpt2 import GPT2, GPT2Config
 from mirrorjax.nn.train import train

@@ -1,5 +1,6 @@
 """Networks as small as they get, with every tensor drawn at random: what the tests of `nn/` share."""
 
+import dataclasses
 from functools import partial
 from typing import Any
 
@@ -52,6 +53,12 @@ def tensors(model: Any) -> dict[str, Array]:
 def count(config: GPT2Config | ViTConfig) -> int:
     """Parameters, without making any."""
     return sum(x.size for x in jax.tree.leaves(nnx.state(described(config))))
+
+
+def count_by_layers(config: GPT2Config | ViTConfig) -> int:
+    """Parameters of a deep model from those of one and two layers, since its blocks are alike."""
+    one, two = (count(dataclasses.replace(config, layers=layers)) for layers in (1, 2))
+    return one + (config.layers - 1) * (two - one)
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> Array:

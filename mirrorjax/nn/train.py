@@ -246,7 +246,7 @@ class _Job(AbstractJob):
         values = self.grid.take(np.pad(group, (0, self.group_size - len(group)), mode="edge"))
         carry = self._call(_begin, self.task, values)
         fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
-        found: State | None = None if checkpoint is None else checkpoint.find(fresh)
+        found: Any = None if checkpoint is None else checkpoint.find(fresh)
         state: State = fresh if found is None else found
         try:
             while state[-1] < self.steps:

@@ -14,7 +14,7 @@ class SweepReport(NamedTuple):
 
     - `lanes`: the number of lanes of this process; `ended`: how many of them have ended, in earlier runs too; `failed`:
       how many of those were not successful.
-    - `efficiency`: the work that lanes needed (steps, or evaluations with `RKC`), divided by the work that the slots of
+    - `efficiency`: the work that lanes needed (e.g. steps), divided by the work that the slots of
       the batch executed; NaN before the first step, and for jobs that do not count work.
     - `rate`: lanes per second since the start; `seconds`: since the start.
     - `latest`: the results of the lanes that have just ended: arrays (lanes, ...) by variable, with the numbers of the
