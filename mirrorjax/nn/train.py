@@ -250,7 +250,7 @@ class _Job(AbstractJob):
         state: State = fresh if found is None else found
         try:
             while state[-1] < self.steps:
-                state = self._step(values, *state)
+                state = self._step(values, state)
                 if checkpoint is not None:
                     checkpoint.offer(state)
                 reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
@@ -263,8 +263,9 @@ class _Job(AbstractJob):
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
         return results
 
-    def _step(self, values: Values, carry: Carry, history: History, count: np.ndarray) -> State:
+    def _step(self, values: Values, state: State) -> State:
         """Trains up to the next record and returns the new state."""
+        carry, history, count = state
         carry, loss = self._call(_advance, (self.task, jnp.asarray(int(count))), (values, carry))
         count = count + self.task.every
         return carry, self._record(history, int(count) // self.task.every, loss, carry), np.asarray(count)
