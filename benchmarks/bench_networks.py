@@ -1,7 +1,7 @@
 """The training loop of networks: lanes together, one at a time and in runs of their own; the cost of the tracker.
 
 The lanes are those of `mirrorjax reproduce lora --preset quick`, and of a model so small that a step is mostly the
-starting of programs. Whole runs are timed, as a user waits for them, after a first one that compiles.
+starting of programs. Whole runs are timed from call to result, after a first run that compiles.
 """
 
 import dataclasses
@@ -115,17 +115,17 @@ def typical(run: Callable[[], Any], times: int = 30) -> float:
 
 
 def test_tracker(benchmark: Any) -> None:
-    """A look at the spectra of all products, as a share of the steps between two looks in the quick preset."""
+    """One measurement of the spectra of all products, as a share of the steps between two in the quick preset."""
     gradient, start = compiled_gradient("quick")
     adaptation = parts("quick")
     track = jax.jit(lambda weights: adaptation.metrics(weights)["ratio"]).lower(start[0]).compile()
     # In turns, so that what else the machine does falls on both alike.
     pairs = [(typical(lambda: track(start[0]), 5), typical(lambda: gradient(*start), 5)) for _ in range(40)]
     benchmark.pedantic(lambda: jax.block_until_ready(track(start[0])), rounds=50, iterations=1, warmup_rounds=3)
-    look, step = (statistics.median(each) for each in zip(*pairs, strict=True))
+    measurement, step = (statistics.median(each) for each in zip(*pairs, strict=True))
     benchmark.extra_info.update(
         products=len(adaptation.loss.network.split.factors(start[0])),
-        milliseconds_a_look=1e3 * look,
+        milliseconds_a_look=1e3 * measurement,
         milliseconds_a_gradient=1e3 * step,
-        share_of_the_steps=look / (RECORDS_EVERY * step),
+        share_of_the_steps=measurement / (RECORDS_EVERY * step),
     )

@@ -1,4 +1,4 @@
-"""What the training-loop tools cost: switch-off AdamW against optax.adamw, and a look at the spectra of attention.
+"""Times the tools of training loops: switch-off AdamW against optax.adamw, and the spectra of attention.
 
 Two programs of nearly equal cost are timed in turns, so that what else the machine does falls on both alike. The record
 keeps the median of the ratios of neighbours with its 95 % confidence interval, and, free of any clock, the ratios of
@@ -84,7 +84,7 @@ def counted(steps: dict[str, Any], against: str) -> dict[str, float]:
 
 @pytest.mark.parametrize("against", ["ours", "theirs again"])
 def test_step_against_adamw(benchmark, against: str):
-    """The ratio of step times to optax.adamw's; `theirs again` is one program twice: what the ratio can resolve."""
+    """The ratio of step times to optax.adamw's; `theirs again` is one program twice, for its resolution."""
     x = jax.random.normal(jax.random.key(1), (BATCH, WIDTH), jnp.float32)
     steps, carries = {}, {}
     with jax.numpy_dtype_promotion("standard"):
@@ -108,10 +108,10 @@ def test_spectra_of_attention(benchmark, measure: Callable, layers: int, d: int,
     """Every head of every layer, from the factors; the record holds the seconds of an SVD of one formed product."""
     key, query = (jax.random.normal(jax.random.key(i), (layers, d, d), jnp.float32) / d**0.5 for i in range(2))
 
-    def look(key: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
+    def spectra(key: jax.Array, query: jax.Array) -> dict[str, jax.Array]:
         return nn.product_spectrum(*nn.attention_factors(key, query, heads)).summary()
 
-    measure(look, key, query)
+    measure(spectra, key, query)
     one = jax.jit(lambda a, b: jnp.linalg.svd(a @ b, compute_uv=False))
     factors = [factor[0, 0] for factor in nn.attention_factors(key, query, heads)]
     jax.block_until_ready(one(*factors))

@@ -1,4 +1,4 @@
-"""Tensors of a parameter tree by name, `"layers/0/kernel"`, and shell patterns over such names."""
+"""Names the leaves of a tree, `"layers/0/kernel"`, and selects them by shell patterns over such names."""
 
 import difflib
 import heapq
@@ -15,28 +15,38 @@ NEAREST = 5  # how many paths an error message shows
 
 
 def path_name(path: tuple[Any, ...]) -> str:
-    """The name of a leaf: the keys to it joined by `/`.
+    """Returns the name of a leaf: the keys that lead to it, joined by `/`.
 
-    Flax puts each tensor into a variable whose one child is `value`; that step is left out, so that a model, its
+    Flax puts each tensor into a variable whose one child is `value`; the name leaves that key out, so that a model, its
     state and a plain dictionary of the same tensors have the same names.
     """
     keys = (key for key in path if not (isinstance(key, jax.tree_util.GetAttrKey) and key.name == "value"))
     return jax.tree_util.keystr(tuple(keys), simple=True, separator="/")
 
 
+def named_leaves(tree: PyTree) -> list[tuple[str, Any]]:
+    """Returns every leaf with its name, in the order of `jax.tree.leaves`."""
+    return [(path_name(path), leaf) for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]]
+
+
 def leaf_names(tree: PyTree) -> list[str]:
-    """The name of every leaf, in the order of `jax.tree.leaves`."""
-    return [path_name(path) for path, _ in jax.tree_util.tree_flatten_with_path(tree)[0]]
+    """Returns the name of every leaf, in the order of `jax.tree.leaves`."""
+    return [name for name, _ in named_leaves(tree)]
+
+
+def variable_name(name: str) -> str:
+    """Returns the name of a leaf as the name of a variable of a dataset: netCDF reserves `/` for groups."""
+    return name.replace("/", ".")
 
 
 def is_named(name: str, pattern: str) -> bool:
-    """Whether the pattern names this leaf or a subtree it lies in. `*` stands for any characters, `/` among them."""
+    """True if the pattern matches this leaf or a subtree around it; `*` matches any characters, also `/`."""
     parts = name.split("/")
     return any(fnmatchcase("/".join(parts[: end + 1]), pattern) for end in range(len(parts)))
 
 
 def select(names: Sequence[str], patterns: Patterns) -> list[bool]:
-    """Whether each name is matched by one of the patterns.
+    """Returns for each name True if one of the patterns matches it.
 
     **Raises:** `ValueError` for a pattern that matches no name, with the names nearest to it.
     """
@@ -47,7 +57,7 @@ def select(names: Sequence[str], patterns: Patterns) -> list[bool]:
 
 
 def require_match(names: Sequence[str], pattern: str) -> None:
-    """Refuse a pattern that matches nothing: a misspelt one would silently leave tensors out."""
+    """Raises `ValueError` for a pattern that matches no name: a misspelt one would silently leave tensors out."""
     if any(is_named(name, pattern) for name in names):
         return
     near = heapq.nlargest(NEAREST, names, key=lambda name: _likeness(name, pattern))
@@ -58,7 +68,7 @@ def require_match(names: Sequence[str], pattern: str) -> None:
 
 
 def _likeness(name: str, pattern: str) -> float:
-    """How like the pattern's literal part is to the most like stretch of the name, in 0 .. 1."""
+    """Similarity, in 0 .. 1, of the pattern's literal part to the most similar stretch of the name."""
     literal = pattern.replace("*", "").strip("/")
     parts, length = name.split("/"), literal.count("/") + 1
     stretches = ["/".join(parts[i : i + length]) for i in range(max(len(parts) - length, 0) + 1)]
@@ -70,7 +80,8 @@ def path_mask(patterns: Patterns) -> Callable[[PyTree], PyTree]:
 
     **Arguments:** `patterns`: one pattern or several, e.g. `"*/kernel"`. A pattern names a tensor, or a subtree and all
     tensors in it; `*` stands for any characters, `/` among them.
-    **Raises:** when the mask meets its tree, `ValueError` for a pattern that names nothing, with the nearest names.
+    **Raises:** when the mask is applied to a tree, `ValueError` for a pattern that names nothing, with the nearest
+    names.
     """
 
     def mask(params: PyTree) -> PyTree:

@@ -1,5 +1,7 @@
 """Networks as small as they get, with every tensor drawn at random: what the tests of `nn/` share."""
 
+import dataclasses
+from functools import partial
 from typing import Any
 
 import jax
@@ -33,6 +35,16 @@ def drawn(config: GPT2Config | ViTConfig, seed: int = 0) -> Any:
     return nnx.merge(graph, jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape) / 3, x.dtype), state))
 
 
+def run(model: Any, inputs: Array) -> Array:
+    """The outputs of a model, by one compiled program for all models of one config and inputs of one shape."""
+    return _run(*nnx.split(model), inputs)
+
+
+@partial(jax.jit, static_argnums=0)
+def _run(graph: Any, state: Any, inputs: Array) -> Array:
+    return nnx.merge(graph, state)(inputs)
+
+
 def tensors(model: Any) -> dict[str, Array]:
     state = nnx.state(model, nnx.Param)
     return dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
@@ -41,6 +53,12 @@ def tensors(model: Any) -> dict[str, Array]:
 def count(config: GPT2Config | ViTConfig) -> int:
     """Parameters, without making any."""
     return sum(x.size for x in jax.tree.leaves(nnx.state(described(config))))
+
+
+def count_by_layers(config: GPT2Config | ViTConfig) -> int:
+    """Parameters of a deep model from those of one and two layers, since its blocks are alike."""
+    one, two = (count(dataclasses.replace(config, layers=layers)) for layers in (1, 2))
+    return one + (config.layers - 1) * (two - one)
 
 
 def tokens(batch: int = 2, length: int = 12, seed: int = 0) -> Array:

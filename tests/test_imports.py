@@ -14,7 +14,7 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras"}
+BASE = {"checks", "results", "paths", "files", "extras", "reprs"}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -26,6 +26,7 @@ BELOW = {
     "paths": set(),
     "files": set(),
     "extras": set(),
+    "reprs": set(),
     "problem": BASE,
     "geometry": BASE | {"problem"},
     "dynamics": BASE | {"problem", "geometry"},
@@ -47,13 +48,14 @@ DOORS = {
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},
-    "orbax": {"nn/checkpoint.py"},
+    "orbax": set(),  # tests and benchmarks only
     "matplotlib": {"plot.py"},
     "xarray": {"runs/dataset.py"},
     "h5netcdf": {"runs/dataset.py"},
     "filelock": {"runs/store.py"},
     "psutil": {"runs/memory.py"},
     "pooch": {"data.py"},
+    "wadler_lindig": {"reprs.py"},
     "sklearn": {"experiments/theory/dictionary.py"},
     "jinja2": {"experiments/core/report.py"},
     "PIL": {"experiments/networks/imagenet.py"},

@@ -1,8 +1,13 @@
-"""The theory in networks: tensors as g(w), and what happens to their spectra.
+"""The theory in networks: tensors as g(w), and the spectra of their products.
 
-Nothing here imports flax. What needs it, or another package of the extra `nn`, is imported by its own path: the
-networks `nn.gpt2` and `nn.vit`, their `nn.weights` and `nn.tokens`, and the training loop `nn.train`.
+Importing this package imports neither flax nor optax. The modules that need them are imported at their first use, by
+attribute (`mirrorjax.nn.gpt2`) or by an import statement: the networks `gpt2` and `vit`, their `weights` and `tokens`,
+the training loop `train`, and `layers`, `layouts` and `tensor_files` below them.
 """
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 from .initial import initial_weights as initial_weights
 from .reparameterize import Reparameterization as Reparameterization, reparameterize as reparameterize
@@ -14,3 +19,27 @@ from .spectral import (
     attention_factors as attention_factors,
     product_spectrum as product_spectrum,
 )
+
+if TYPE_CHECKING:
+    from . import (
+        gpt2 as gpt2,
+        layers as layers,
+        layouts as layouts,
+        tensor_files as tensor_files,
+        tokens as tokens,
+        train as train,
+        vit as vit,
+        weights as weights,
+    )
+
+LATE = ("gpt2", "layers", "layouts", "tensor_files", "tokens", "train", "vit", "weights")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in LATE:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *LATE})

@@ -23,7 +23,7 @@ class GPT2Config:
     """The sizes of a GPT-2; the defaults are those of `gpt2`.
 
     **Arguments:** `vocabulary`: number of tokens; `context`: the longest text, in tokens; `layers`, `width`, `heads`;
-    `is_tied`: whether the head is the embedding; `epsilon`: of the layer norms; `dtype`: what is computed in, e.g.
+    `is_tied`: the head is the embedding; `epsilon`: of the layer norms; `dtype`: the precision of activations, e.g.
     `jnp.bfloat16`, None for float32, that of the parameters.
     **Raises:** `ValueError` for a size below 1, or heads that do not divide the width.
     """
@@ -42,7 +42,7 @@ class GPT2Config:
 
     @classmethod
     def named(cls, name: str) -> "GPT2Config":
-        """The published sizes: `gpt2`, `gpt2-medium`, `gpt2-large`, `gpt2-xl`."""
+        """Returns the published sizes of `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`."""
         if name not in SIZES:
             raise ValueError(f"no GPT-2 is named {name!r}; there are {', '.join(SIZES)}")
         layers, width, heads = SIZES[name]
@@ -50,7 +50,7 @@ class GPT2Config:
 
     @property
     def block(self) -> BlockConfig:
-        # The residual stream sums 2 outputs a layer: GPT-2 starts with their sum of order one.
+        # The residual stream sums 2 outputs a layer. This deviation makes their sum of order one, as in GPT-2.
         return BlockConfig(
             width=self.width,
             heads=self.heads,
@@ -65,12 +65,12 @@ class GPT2Config:
 
 
 class GPT2(nnx.Module):
-    """Logits of the next token at every place of a text.
+    """Computes the logits of the next token at every place of a text.
 
     **Arguments:** `config`: a `GPT2Config`; `rngs`: `nnx.Rngs(seed)`.
 
-    Tensors are named `wte/embedding`, `wpe/embedding`, `blocks/0/attn/query/kernel`, .., `norm/scale` and, where the
-    head is not tied, `head/kernel`. Weights in Hugging Face's layout: `mirrorjax.nn.weights.load_gpt2`.
+    Tensors are named `wte/embedding`, `wpe/embedding`, `blocks/0/attn/query/kernel`, .., `norm/scale` and, if the head
+    is not tied, `head/kernel`. `mirrorjax.nn.weights.load_gpt2` reads weights in Hugging Face's layout.
 
     Source: Radford et al., Language models are unsupervised multitask learners (2019).
     """
@@ -86,10 +86,10 @@ class GPT2(nnx.Module):
         self.head = None if config.is_tied else nnx.Linear(config.width, config.vocabulary, **head)
 
     def __call__(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length vocabulary"]:
-        """Logits, in the precision of the parameters.
+        """Computes the logits, in the precision of the parameters.
 
-        **Raises:** `ValueError` for a text longer than the context, and for tokens outside of the vocabulary where
-        they are known; under `jax.jit` those give NaN.
+        **Raises:** `ValueError` for a text longer than the context, and for concrete tokens outside of the vocabulary;
+        traced ones, under `jax.jit`, give NaN.
         """
         self._require(tokens)
         x = self.wte(tokens) + self.wpe(jnp.arange(tokens.shape[1]))[None]

@@ -1,4 +1,4 @@
-"""What GPT-2 and ViT share: attention, the two-layer perceptron, and the pre-norm block of both.
+"""Layers of GPT-2 and ViT: attention, the two-layer perceptron, and the pre-norm block of both.
 
 Query, key and value have a kernel each, (in, out) with the heads side by side in the last axis, so that rules of
 `mirrorjax.nn.reparameterize` and spectra can name them: `blocks/0/attn/query/kernel`. Parameters are float32.
@@ -14,7 +14,8 @@ from flax import nnx
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PyTree
 
-from ..paths import leaf_names
+from ..checks import as_count
+from ..paths import named_leaves
 from .spectral import Factors, attention_factors
 
 Tokens = Float[Array, "batch length width"]
@@ -22,10 +23,11 @@ Tokens = Float[Array, "batch length width"]
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """What a block needs to know; `GPT2Config` and `ViTConfig` give it.
+    """The sizes and initializers of a block, built by `GPT2Config` and `ViTConfig`.
 
-    `hidden`: width between the two layers of the perceptron; `kernel_init` and `residual_init`: for kernels inside
-    and for those whose output is added to the residual stream; `dtype`: what is computed in, None for float32.
+    `hidden`: width between the two layers of the perceptron; `residual_init`: the initializer of kernels whose output
+    is added to the residual stream, `kernel_init`: of all others; `dtype`: the precision of activations, None for
+    float32.
     """
 
     width: int
@@ -87,7 +89,7 @@ def _linear(
 
 
 def layer_norm(config: BlockConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """Layer norm over the width, with scale and bias; in float32 where the rest is computed in less."""
+    """Builds a layer norm over the width, with scale and bias, which computes at least in float32."""
     is_low = config.dtype is not None and jnp.finfo(config.dtype).bits < 32
     return nnx.LayerNorm(
         config.width,
@@ -102,29 +104,27 @@ def layer_norm(config: BlockConfig, *, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 @cache
 def normal_init(deviation: float) -> Initializer:
-    """Normal entries. Cached: modules keep their initializer, and equal models are to share compiled programs."""
+    """Returns the initializer of normal entries. Cached, so that equal models hold one object and share programs."""
     return jax.nn.initializers.normal(deviation)
 
 
 def require_sizes(config: Any, *names: str) -> None:
-    """Refuse a config with a size below 1, or whose heads do not divide its width."""
+    """Raises `ValueError` for a size that is no whole number of at least 1, or heads that do not divide the width."""
     for name in names:
-        size = getattr(config, name)
-        if not isinstance(size, int) or size < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {size!r}")
+        as_count(getattr(config, name), name)
     if config.width % config.heads:
         raise ValueError(f"heads must divide width, got heads={config.heads} and width={config.width}")
 
 
 def attention_products(params: PyTree, heads: int) -> Factors:
-    """`W_K, W_Q^T` of every layer and head of a GPT-2 or ViT, stacked: what `product_spectrum` wants.
+    """`W_K, W_Q^T` of every layer and head of a GPT-2 or ViT, stacked: the arguments of `product_spectrum`.
 
     **Arguments:** `params`: the model's parameters, e.g. `nnx.state(model, nnx.Param)` or `split.merge(weights)`;
     `heads`: `model.config.heads`.
-    **Returns:** factors (layers, heads, d, r) and (layers, heads, r, d); biases of key and query have no part in it.
+    **Returns:** factors (layers, heads, d, r) and (layers, heads, r, d); without the biases of key and query.
     **Raises:** `ValueError` for a tree without such kernels, or whose width the heads do not divide.
     """
-    named = list(zip(leaf_names(params), jax.tree.leaves(params), strict=True))
+    named = named_leaves(params)
     keys, queries = (
         [leaf for name, leaf in named if name.endswith(f"attn/{part}/kernel")] for part in ("key", "query")
     )

@@ -1,7 +1,7 @@
-"""Where the tensors of GPT-2 and ViT stand in other people's files, for reading and writing by one table.
+"""Tables that translate the tensors of GPT-2 and ViT to published file formats and back.
 
-An `Entry` says which of our tensors one of theirs is made of, and how. `write` is the inverse of `read`, and neither
-does arithmetic, so a round trip gives the same bits.
+An `Entry` relates one tensor of a file to tensors of our models. `write` is the inverse of `read`, and neither does
+arithmetic, so a round trip gives the same bits.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +15,7 @@ from .vit import ViTConfig
 
 
 class Entry(NamedTuple):
-    """One tensor of a file: its name, our tensors in it, and both ways between them."""
+    """One tensor of a file: its name, the names of our tensors in it, and the functions that read and write it."""
 
     name: str
     ours: tuple[str, ...]
@@ -32,7 +32,7 @@ def _transposed(name: str, ours: str) -> Entry:
 
 
 def _joined(name: str, ours: tuple[str, ...]) -> Entry:
-    """Ours side by side along the last axis."""
+    """An entry that holds several of our tensors side by side along the last axis."""
     return Entry(name, ours, lambda x: jnp.split(x, len(ours), axis=-1), lambda *xs: jnp.concatenate(xs, axis=-1))
 
 
@@ -41,7 +41,7 @@ def _reshaped(name: str, ours: str, shape: tuple[int, ...], their_shape: tuple[i
 
 
 def gpt2_layout(config: GPT2Config, prefix: str = "") -> list[Entry]:
-    """GPT-2 of Hugging Face: kernels (in, out); query, key and value in one.
+    """The layout of Hugging Face's GPT-2: kernels (in, out); query, key and value in one tensor.
 
     `prefix`: "transformer." in files with a language model's head, "" in the published ones.
     """
@@ -64,7 +64,7 @@ def gpt2_layout(config: GPT2Config, prefix: str = "") -> list[Entry]:
 
 
 def vit_layout(config: ViTConfig) -> list[Entry]:
-    """`ViTForImageClassification` of Hugging Face: kernels (out, in), that of the patches (out, in, height, width)."""
+    """The layout of Hugging Face's ViT that classifies images: kernels (out, in), patches (out, in, rows, columns)."""
     start = "vit.embeddings"
     table = [
         _same(f"{start}.cls_token", "cls"),
@@ -98,7 +98,7 @@ def vit_layout(config: ViTConfig) -> list[Entry]:
 
 
 def augreg_layout(config: ViTConfig) -> list[Entry]:
-    """ViT of augreg, an npz: kernels (in, out), those of attention with an axis of heads."""
+    """The layout of augreg's npz files of ViT: kernels (in, out), those of attention with an axis of heads."""
     d, heads = config.width, config.heads
     inside, outside = (d, heads, d // heads), (heads, d // heads, d)
     start = "Transformer"

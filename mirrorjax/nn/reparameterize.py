@@ -1,7 +1,7 @@
-"""A model's parameters with some tensors written as g(w), and back.
+"""Writes some tensors of a model's parameters as g(w), and computes the tensors back from the weights w.
 
-`split, weights = reparameterize(params, rules)`: `weights` is a plain pytree, the one to differentiate and to train;
-`split.merge(weights)` is a tree like params, the one to run the model with. Nothing of the model is changed.
+`split, weights = reparameterize(params, rules)`: `weights` is a plain pytree to differentiate and to train, and
+`split.merge(weights)` is a tree like params to run the model with. The model itself is not changed.
 
     graph, params, rest = nnx.split(model, nnx.Param, ...)  # Flax NNX; a plain pytree is ready as it is
     split, weights = reparameterize(params, {"*/kernel": Factored(Hadamard())})
@@ -23,7 +23,7 @@ from .rules import AbstractRule, Factored
 
 
 class TensorCount(NamedTuple):
-    """One tensor: its name, what was done to it, its shape, and how many numbers it had and how many now train."""
+    """One tensor: its name, its rule, its shape, the number of its entries and of its trained weights."""
 
     name: str
     rule: str
@@ -33,21 +33,21 @@ class TensorCount(NamedTuple):
 
 
 class ParameterCount(NamedTuple):
-    """Numbers in the model's tensors, and numbers that train."""
+    """The number of entries in the model's tensors, and of trained weights."""
 
     parameters: int
     trainable: int
 
 
 class Reparameterization(eqx.Module):
-    """How a tree of tensors is made of weights; `reparameterize` builds it.
+    """Computes a tree of tensors from trained weights; `reparameterize` builds it.
 
     - `merge(weights)`: the tree of tensors.
-    - `compatible(weights)`: the regularizer that commutes with each tensor's family, summed; a term of the loss where
-      that is not weight decay.
-    - `factors(weights)`: the factors of each tensor that has some, by name.
-    - `factored`: True where a tensor is made of factors: a mask for weight decay and `mirrorjax.optim.pilot`.
-    - `counts`, `tensors`, `report(gradients)`: what it costs, in all and by tensor.
+    - `compatible(weights)`: the regularizer that commutes with each tensor's family, summed; to be added to the
+      loss if it is not weight decay.
+    - `factors(weights)`: the weights of each reparameterized tensor, by name.
+    - `factored`: True for the reparameterized tensors: a mask for weight decay and `mirrorjax.optim.pilot`.
+    - `counts`, `tensors`, `report(gradients)`: the numbers of entries and of trained weights, in all and by tensor.
     """
 
     rules: tuple[AbstractRule | None, ...]  # one a tensor, None for those left alone
@@ -56,36 +56,36 @@ class Reparameterization(eqx.Module):
     tensors: tuple[TensorCount, ...] = eqx.field(static=True)  # static: names and shapes
 
     def merge(self, weights: PyTree) -> PyTree:
-        """The tree of tensors that these weights give; differentiable. Raises `ValueError` for another structure."""
+        """Computes the tree of tensors, differentiably. Raises `ValueError` for weights of another structure."""
         parts = zip(self.rules, self._parts(weights), self.kept, strict=True)
         return jax.tree.unflatten(
             self.treedef, [part if rule is None else rule.merge(part, kept) for rule, part, kept in parts]
         )
 
     def compatible(self, weights: PyTree) -> Float[ArrayLike, ""]:
-        """`sum of h(w)` over the tensors that have been given a rule, at scale 1 (for factors m, w: m^2 + w^2)."""
+        """`sum of h(w)` over the tensors with a rule, at scale 1 (for factors m, w: m^2 + w^2)."""
         parts = zip(self.rules, self._parts(weights), strict=True)
         return sum((rule.compatible(part) for rule, part in parts if rule is not None), jnp.zeros(()))
 
     def factors(self, weights: PyTree) -> dict[str, Weights]:
-        """Name -> factors, of the tensors that are made of some: what a `SpectralTracker` looks at."""
+        """Returns name -> weights of the reparameterized tensors, for the products of a `SpectralTracker`."""
         parts = zip(self.tensors, self.rules, self._parts(weights), strict=True)
         return {tensor.name: part for tensor, rule, part in parts if rule is not None and rule.is_factored}
 
     @property
     def factored(self) -> PyTree:
-        """The model's tree with True for tensors made of factors, False for others: a prefix of the weights."""
+        """The model's tree with True for reparameterized tensors, False for others: a prefix of the weights."""
         return jax.tree.unflatten(self.treedef, [rule is not None and rule.is_factored for rule in self.rules])
 
     @property
     def counts(self) -> ParameterCount:
-        """How many numbers the tensors hold, and how many train now."""
+        """The number of entries in the tensors, and of trained weights."""
         return ParameterCount(
             sum(tensor.parameters for tensor in self.tensors), sum(tensor.trainable for tensor in self.tensors)
         )
 
     def report(self, gradients: PyTree = None) -> list[dict[str, Any]]:
-        """One row a tensor: the fields of `TensorCount` and, where gradients are given, `gradient_norm`, L2."""
+        """Returns one row a tensor: the fields of `TensorCount` and, if gradients are given, `gradient_norm`, L2."""
         rows = [tensor._asdict() for tensor in self.tensors]
         if gradients is not None:
             for row, part in zip(rows, self._parts(gradients), strict=True):
@@ -107,17 +107,17 @@ def reparameterize(
     *,
     key: PRNGKeyArray | None = None,
 ) -> tuple[Reparameterization, PyTree]:
-    """`x = g(w)` for chosen tensors of a model, from weights at which the model is what it was.
+    """`x = g(w)` for chosen tensors of a model, with initial weights that leave the model as it is.
 
     **Arguments:**
 
     - `params`: any pytree of arrays; of a Flax NNX model, the state of its `nnx.Param`s.
     - `rules`: pattern over paths -> `Factored(g, balance)` (or g itself), `LowRank(rank, scale)` or `Frozen()`. A
-      tensor takes the rule of the first pattern that names it; those without a rule train as they are.
+      tensor takes the rule of the first pattern that names it; tensors without a rule are trained directly.
     - `key`: for rules that draw random factors.
 
-    **Returns:** `(split, weights)`: a `Reparameterization`, and the tree like params that trains, in which a tensor is
-    replaced by its factors, `(m, w)` for `Hadamard()`, or by `None` where it is frozen.
+    **Returns:** `(split, weights)`: a `Reparameterization`, and the tree of trained weights, which is like params with
+    every tensor with a rule replaced by its weights, `(m, w)` for `Hadamard()`, or by `None` if it is frozen.
 
     **Raises:** `ValueError` for a pattern that names nothing (with the nearest names) or whose tensors all go to
     earlier patterns, and for a tensor that its rule does not fit, by name.
@@ -136,7 +136,7 @@ def reparameterize(
 
 
 def _choose(names: list[str], rules: Mapping[str, Any]) -> list[Any]:
-    """For each name the rule of the first pattern that matches, or None; every pattern must get something."""
+    """Returns for each name the rule of the first pattern that matches, or None; every pattern must be used."""
     first = [next((pattern for pattern in rules if is_named(name, pattern)), None) for name in names]
     for pattern in rules:
         require_match(names, pattern)

@@ -1,4 +1,4 @@
-"""What can be done with one tensor of a model: write it as g(w), add a low-rank product to it, or hold it fixed."""
+"""Rules for one tensor of a model: write it as g(w), add a low-rank product to it, or hold it fixed."""
 
 import abc
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from ..checks import as_scalar, refuted
+from ..checks import as_count, as_scalar, refuted, require_positive
 from ..problem import AbstractReparameterization, MatrixProduct
 from ..problem.reparam import Weights
 from .initial import initial_weights
@@ -19,42 +19,41 @@ Tensor = Float[Array, "..."]
 def _positive(name: str) -> Callable[[ArrayLike], Float[Array, ""]]:
     def convert(value: ArrayLike) -> Float[Array, ""]:
         number = as_scalar(value, name).astype(float)
-        if refuted(lambda: jnp.isfinite(number) & (number > 0), number):
-            raise ValueError(f"{name} must be positive and finite, got {number}")
+        require_positive(number, name)
         return number
 
     return convert
 
 
 class AbstractRule(eqx.Module):
-    """How one tensor x is divided into what trains and what does not. A subclass gives all four methods."""
+    """Divides one tensor x into trained weights and a fixed part. A subclass gives all four methods."""
 
     @abc.abstractmethod
     def split(self, x: Tensor, key: PRNGKeyArray | None) -> tuple[Weights | None, PyTree]:
-        """`(what trains, what is kept)` and `merge` of the two is x. Raises `ValueError` where x does not fit."""
+        """Returns the trained weights and the fixed part, whose `merge` is x. Raises `ValueError` if x does not fit."""
 
     @abc.abstractmethod
     def merge(self, weights: Weights | None, kept: PyTree) -> Tensor:
-        """The tensor."""
+        """Computes the tensor from the trained weights and the fixed part."""
 
     @abc.abstractmethod
     def compatible(self, weights: Weights | None) -> Float[ArrayLike, ""]:
-        """The regularizer at scale 1 that commutes with the parameterization, of this tensor; 0 where it has none."""
+        """The regularizer of this tensor that commutes with its reparameterization, at scale 1; 0 if there is none."""
 
     @property
     @abc.abstractmethod
     def is_factored(self) -> bool:
-        """Whether what trains is a parameterization's weights, on which weight decay moves the bias."""
+        """True if the trained tensor is a reparameterization's weights (so weight decay changes its implicit bias)."""
 
 
 class Factored(AbstractRule):
-    """`x = g(w)`, from weights that give the tensor as it is.
+    """`x = g(w)`, with initial weights that give the tensor back.
 
     Elementwise families take a tensor of any shape; `MatrixProduct` takes matrices, with any leading axes as a batch.
 
-    **Arguments:** `g`: a reparameterization; `balance`: which of the weights that give x, see `initial_weights`, > 0;
-    `initial`: your own rule, a function of x that returns weights w with g(w) = x.
-    **Raises:** `ValueError` for a balance that is not positive and finite; from `split` where no weights give x, or
+    **Arguments:** `g`: a reparameterization; `balance` > 0: selects among the weights that give x, see
+    `initial_weights`; `initial`: your own rule, a function of x that returns weights w with g(w) = x.
+    **Raises:** `ValueError` for a balance that is not positive and finite; from `split` if no weights give x, or
     those of `initial` do not.
 
     Source: Jacobs and Burkholz, Mask in the Mirror (arXiv 2408.09966), for x = m w at m^2 - w^2 = balance.
@@ -81,7 +80,7 @@ class Factored(AbstractRule):
         return weights, None
 
     def _size(self, x: Tensor) -> Float[Array, ""]:
-        """What the rounding of g near x = 0 is relative to: the balance, or for products the norm."""
+        """The size that the rounding of g is relative to near x = 0: the balance, or the norm for products."""
         return jnp.max(jnp.abs(x), initial=0.0) + self.balance.astype(x.dtype)
 
     def merge(self, weights: Weights | None, kept: PyTree) -> Tensor:
@@ -99,8 +98,8 @@ class Factored(AbstractRule):
 class LowRank(AbstractRule):
     """`x = x0 + scale A B` with the tensor x0 kept fixed (LoRA): A (n, rank) drawn normal, B (rank, m) zero.
 
-    Leading axes of the tensor are a batch. A's entries have variance 1/n, so that an input of unit entries meets rank
-    numbers of order one.
+    Leading axes of the tensor are a batch. The entries of A have variance 1/n, so that A maps an input of unit entries
+    to numbers of order one.
 
     **Arguments:** `rank`: a whole number >= 1; `scale`: > 0, LoRA's alpha / rank.
     **Raises:** `ValueError` for other values; from `split` for a tensor that is not a matrix or smaller than the rank,
@@ -109,14 +108,10 @@ class LowRank(AbstractRule):
     Source: Hu et al., LoRA (arXiv 2106.09685).
     """
 
-    rank: int = eqx.field(static=True)  # static: it is the shape of the factors
+    rank: int = eqx.field(static=True, converter=lambda rank: as_count(rank, "rank"))  # static: a shape
     scale: Float[Array, ""] = eqx.field(converter=_positive("scale"), default=1.0)
 
     is_factored = property(lambda self: True)
-
-    def __check_init__(self):
-        if not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"LowRank needs a whole rank of at least 1, got {self.rank}")
 
     def split(self, x: Tensor, key: PRNGKeyArray | None) -> tuple[Weights, PyTree]:
         if x.ndim < 2 or min(x.shape[-2:]) < self.rank:
@@ -137,7 +132,7 @@ class LowRank(AbstractRule):
 
 
 class Frozen(AbstractRule):
-    """The tensor as it is, not trained: `None` stands in its place among the weights."""
+    """Holds the tensor fixed; its place among the weights is `None`."""
 
     is_factored = property(lambda self: False)
 

@@ -1,4 +1,4 @@
-"""How sparse a tree of tensors is, and magnitude pruning."""
+"""Sparsity of a tree of tensors, and magnitude pruning."""
 
 import jax
 import jax.numpy as jnp
@@ -24,10 +24,10 @@ def sparsity(tree: PyTree, threshold: Float[ArrayLike, ""] = 0.0, patterns: Patt
 
 
 def prune(tree: PyTree, share: float | int, patterns: Patterns = "*") -> PyTree:
-    """The tree with the `share` of the chosen tensors' entries that is smallest in magnitude set to 0.
+    """Sets the smallest entries in magnitude of the chosen tensors to 0, a `share` of all their entries.
 
-    One threshold for all of them (global magnitude pruning), so that the share is pruned to the nearest entry; those
-    that tie with the threshold go too. `sparsity` says how many are.
+    One threshold is taken for all tensors (global magnitude pruning), so the share is met to the nearest entry; entries
+    that tie with the threshold are pruned too. `sparsity` counts the zeros.
 
     **Arguments:** `share`: in 0 .. 1; the others as in `sparsity`.
     **Raises:** `ValueError` for another share, or a pattern that names nothing.

@@ -1,8 +1,8 @@
-"""The spectrum of a product of two matrices, from its factors: does its bias move from Frobenius to nuclear?
+"""Spectra of products of two matrices from their factors, which show the bias moving from Frobenius to nuclear.
 
 With `A = Q_A R_A` and `B^T = Q_B R_B` the product is `A B = Q_A (R_A R_B^T) Q_B^T`, and its nonzero singular values are
-those of the r x r core `R_A R_B^T`: W_K^T W_Q of a head is never formed, nor the LoRA product. QR and SVD are backward
-stable, so each value is right to a few roundings of `|A| |B|` (Gram matrices would lose half of the digits).
+those of the r x r core `R_A R_B^T`. So neither W_K^T W_Q of a head nor the LoRA product is formed. QR and SVD are
+backward stable: each value is right to a few roundings of `|A| |B|` (Gram matrices would lose half of the digits).
 """
 
 from collections.abc import Callable, Mapping
@@ -13,19 +13,21 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ..checks import as_count
+
 Values = Float[Array, "*batch r"]
 Factors = tuple[Float[Array, "..."], Float[Array, "..."]]  # (.., n, r) and (.., r, m)
 
 
 class Spectrum(eqx.Module):
-    """Singular values s of matrices, largest first, and what they say of rank; leading axes (layers, heads) are kept.
+    """Singular values s of matrices, largest first, with norms and ranks; leading axes (layers, heads) are kept.
 
-    - `ratio`: `|X|_* / |X|_F`, nuclear over Frobenius, in 1 .. sqrt(rank); it falls when the bias turns nuclear.
+    - `ratio`: `|X|_* / |X|_F`, nuclear over Frobenius, in 1 .. sqrt(rank); the ratio falls when the bias turns nuclear.
     - `effective_rank`: `exp(-sum p log p)` with `p = s / sum s` (Roy and Vetterli 2007), in 1 .. rank.
     - `stable_rank`: `|X|_F^2 / |X|_2^2`, in 1 .. rank.
 
-    The zero matrix (a LoRA product before training) has rank 0, and all three are 0 there; otherwise none depends on
-    the matrix's scale. Not differentiable: a gradient raises.
+    All three are 0 for the zero matrix (a LoRA product before training), and do not depend on the scale of others. They
+    are not differentiable: a gradient raises `ValueError`.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Figs. 4, 14 to 16 for the ratio; Roy and Vetterli, The effective
     rank, EUSIPCO 2007; Rudelson and Vershynin (2007) for the stable rank.
@@ -63,13 +65,13 @@ class Spectrum(eqx.Module):
         return _divide(self.values, self.values[..., :1])
 
     def summary(self) -> dict[str, Float[Array, "*batch"]]:
-        """The numbers to log: `ratio`, `effective_rank`, `stable_rank`, `nuclear`, `frobenius`."""
+        """Returns the numbers to log: `ratio`, `effective_rank`, `stable_rank`, `nuclear`, `frobenius`."""
         names = ("ratio", "effective_rank", "stable_rank", "nuclear", "frobenius")
         return {name: getattr(self, name) for name in names}
 
 
 def _divide(above: Float[Array, "..."], below: Float[Array, "..."]) -> Float[Array, "..."]:
-    """`above / below`, and 0 where below is 0."""
+    """Divides; the quotient is 0 where `below` is 0."""
     shape = jnp.broadcast_shapes(above.shape, below.shape)
     below = jnp.broadcast_to(below, shape)
     return jnp.where(below == 0, 0, above / jnp.where(below == 0, 1, below))  # NaN stays NaN
@@ -91,10 +93,10 @@ def _refuse(primals: Any, tangents: Any) -> Any:
 
 
 def product_spectrum(a: Float[Array, "..."], b: Float[Array, "..."]) -> Spectrum:
-    """The singular values of `a @ b`, without forming it.
+    """Computes the singular values of `a @ b` without forming the product.
 
     **Arguments:** `a` (.., n, r), `b` (.., r, m): the factors, e.g. LoRA's A and B; leading axes are a batch. Factors
-    in less than float32 are taken in float32.
+    in less than float32 are converted to float32.
     **Returns:** a `Spectrum` with min(n, r, m) values.
     **Raises:** `ValueError` for factors that do not fit. Non-finite factors give NaN.
     """
@@ -105,9 +107,9 @@ def product_spectrum(a: Float[Array, "..."], b: Float[Array, "..."]) -> Spectrum
 
 
 def attention_factors(key: Float[Array, "..."], query: Float[Array, "..."], heads: int) -> Factors:
-    """`W_K, W_Q^T` of each head: the two factors of what attention compares tokens with, `x W_K W_Q^T x'^T`.
+    """`W_K, W_Q^T` of each head: the factors of the matrix in attention's scores, `x W_K W_Q^T x'^T`.
 
-    The paper's `W_K^T W_Q`, for weights that stand on the right as Flax keeps them.
+    The paper writes this matrix as `W_K^T W_Q`, with the weights on the left; Flax keeps them on the right.
 
     **Arguments:** `key`, `query` (.., d, heads * r): kernels; `heads`: how many share the last axis, head by head.
     **Returns:** factors (.., heads, d, r), (.., heads, r, d) for `product_spectrum`.
@@ -121,47 +123,44 @@ def attention_factors(key: Float[Array, "..."], query: Float[Array, "..."], head
 
 
 class SpectralTracker(eqx.Module):
-    """The spectra of named products of a model, every so many steps.
+    """Computes the spectra of named products of a model, every so many steps.
 
     **Arguments:** `products`: name -> function of the parameters that returns the two factors, for instance
-    `lambda weights: split.factors(weights)["attention/kernel"]` for LoRA's (A, B), or one that ends in
-    `attention_factors`;
-    `every`: how many steps lie between two looks, >= 1.
+    `lambda weights: split.factors(weights)["attention/kernel"]` for LoRA's (A, B), or a function that returns
+    `attention_factors`; `every`: how many steps lie between two measurements, >= 1.
     **Raises:** `ValueError` for `every` below 1, or no products.
 
-    `tracker.due(step)` is for a loop in Python; `tracker(params)` is compiled and returns a dictionary of `Spectrum`s;
-    inside a compiled loop `tracker.at(step, params)` looks when it is due and returns NaN otherwise (under `jax.vmap`
-    over steps it looks at every one). On a CPU the QRs run in OpenBLAS, whose threads wait for each other on a busy
-    machine: set `OPENBLAS_NUM_THREADS=1` before starting.
+    In a loop in Python, `tracker.due(step)` is True at the steps to measure, and `tracker(params)`, which is compiled,
+    returns a dictionary of `Spectrum`s. In a compiled loop, `tracker.at(step, params)` computes the spectra at those
+    steps and returns NaN at others (under `jax.vmap` over steps it computes all of them). On a CPU the QRs run in
+    OpenBLAS, whose threads wait for each other on a busy machine: set `OPENBLAS_NUM_THREADS=1` before starting.
     """
 
     products: tuple[tuple[str, Callable[[PyTree], Factors]], ...] = eqx.field(static=True)  # static: functions
-    every: int = eqx.field(static=True, default=1)  # static: it is the loop's business, not the program's
+    every: int = eqx.field(static=True, default=1)  # static: a Python loop counts with it
 
     def __init__(self, products: Mapping[str, Callable[[PyTree], Factors]], every: int = 1):
         if not products:
             raise ValueError("a tracker needs at least one product, name -> function of the parameters")
-        if every < 1:
-            raise ValueError(f"every must be at least 1 step, got {every}")
-        self.products, self.every = tuple(products.items()), every
+        self.products, self.every = tuple(products.items()), as_count(every, "every")
 
     def due(self, step: int) -> bool:
-        """Whether to look after this step; true at step 0."""
+        """True if the spectra are to be measured after this step, as after step 0."""
         return step % self.every == 0
 
     @eqx.filter_jit
     def __call__(self, params: PyTree) -> dict[str, Spectrum]:
-        return self.look(params)
+        return self.measure(params)
 
-    def look(self, params: PyTree) -> dict[str, Spectrum]:
-        """The spectra now."""
+    def measure(self, params: PyTree) -> dict[str, Spectrum]:
+        """Computes the spectra; not compiled by itself, for use inside a compiled function."""
         return {name: product_spectrum(*factors(params)) for name, factors in self.products}
 
     def at(self, step: Array, params: PyTree) -> dict[str, Spectrum]:
-        """The spectra where the step is due, NaN of the same shape where not."""
-        shapes = jax.eval_shape(self.look, params)
+        """Computes the spectra if the step is due, and returns NaN of the same shapes if not."""
+        shapes = jax.eval_shape(self.measure, params)
 
         def skip(_: PyTree) -> dict[str, Spectrum]:
             return jax.tree.map(lambda like: jnp.full(like.shape, jnp.nan, like.dtype), shapes)
 
-        return jax.lax.cond(step % self.every == 0, self.look, skip, params)
+        return jax.lax.cond(step % self.every == 0, self.measure, skip, params)

@@ -1,7 +1,6 @@
-"""Named tensors in safetensors and npz files; the door to safetensors."""
+"""Reads and writes named tensors in safetensors and npz files."""
 
 import hashlib
-import os
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,17 +10,19 @@ import numpy as np
 import safetensors.flax
 from jaxtyping import Array
 
+from ..files import write_whole
+
 Tensors = dict[str, Array]
 
 KINDS = (".safetensors", ".npz")
 
 
 def read_tensors(path: str | Path, sha256: str | None = None) -> Tensors:
-    """Every tensor of a `.safetensors` or `.npz` file by name, in the precision it is stored in.
+    """Reads every tensor of a `.safetensors` or `.npz` file by name, in its stored precision.
 
-    **Arguments:** `path`; `sha256`: what the file's must be, where it is known.
-    **Raises:** `ValueError`, in one line, for a file of another kind, a missing, truncated or foreign one, or another
-    SHA-256.
+    **Arguments:** `path`; `sha256`: the expected SHA-256 of the file, None to skip the comparison.
+    **Raises:** `ValueError`, in one line, for a file of another kind, one that is missing, truncated or in another
+    format, or one with another SHA-256.
     """
     path = Path(path)
     kind = _kind(path)
@@ -39,7 +40,7 @@ def read_tensors(path: str | Path, sha256: str | None = None) -> Tensors:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Array]) -> None:
-    """Write a `.safetensors` or `.npz` file, under a temporary name until it is whole.
+    """Writes a `.safetensors` or `.npz` file; a write that fails leaves the earlier file.
 
     **Raises:** `ValueError` for a file of another kind, or in a folder that does not exist.
     """
@@ -47,17 +48,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Array]) -> None:
     kind = _kind(path)
     if not path.parent.is_dir():
         raise ValueError(f"there is no folder {path.parent} to write {path.name} to")
-    # numpy adds the suffix .npz to names without it.
-    partial = path.with_name(f".{path.name}.{os.getpid()}{kind}")
-    try:
+
+    def write(temporary: Path) -> None:
         if kind == ".npz":
-            np.savez(partial, allow_pickle=False, **{name: np.asarray(tensor) for name, tensor in tensors.items()})
+            np.savez(temporary, allow_pickle=False, **{name: np.asarray(tensor) for name, tensor in tensors.items()})
         else:
             # transformers reads files of format "pt" only.
-            safetensors.flax.save_file(dict(tensors), partial, metadata={"format": "pt"})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+            safetensors.flax.save_file(dict(tensors), temporary, metadata={"format": "pt"})
+
+    write_whole(path, write)
 
 
 def _kind(path: Path) -> str:
@@ -74,6 +73,6 @@ def _require_hash(path: Path, sha256: str) -> None:
 
 
 def _read_npz(path: Path) -> Tensors:
-    # Opened here, since numpy leaves a file open that it cannot read.
+    # Opened here, because np.load does not close a file that it cannot read.
     with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
         return {name: jnp.asarray(arrays[name]) for name in arrays.files}

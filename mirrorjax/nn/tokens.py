@@ -1,4 +1,4 @@
-"""GPT-2's byte-pair tokens from a file of ranks; the door to tiktoken. Nothing is downloaded."""
+"""Builds GPT-2's byte-pair tokenizer from a file of ranks. Nothing is downloaded."""
 
 import base64
 from pathlib import Path
@@ -7,15 +7,15 @@ import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 RANKS = 50_256
-# How GPT-2 cuts text into words before pairs are merged.
+# The pattern by which GPT-2 cuts text into words before pairs are merged.
 WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
 def gpt2_tokens(ranks: str | Path) -> tiktoken.Encoding:
-    """GPT-2's tokenizer: `encode_ordinary(text)` and `decode(tokens)`; 50,257 tokens, the last one ends a text.
+    """Returns GPT-2's tokenizer: `encode_ordinary(text)` and `decode(tokens)`; 50,257 tokens, the last one ends a text.
 
     **Arguments:** `ranks`: the file of ranks, `mirrorjax.data.gpt2_ranks()`.
-    **Raises:** `ValueError`, in one line, for a missing, truncated or foreign file.
+    **Raises:** `ValueError`, in one line, for a file that is missing, truncated or in another format.
 
     Source: Radford et al., Language models are unsupervised multitask learners (2019).
     """
@@ -23,7 +23,7 @@ def gpt2_tokens(ranks: str | Path) -> tiktoken.Encoding:
     if not path.is_file():
         raise ValueError(f"there is no file of ranks {path}; mirrorjax.data.gpt2_ranks() finds or downloads it")
     try:
-        # tiktoken's own reader would keep a copy in a folder of temporary files and read that one the next time.
+        # tiktoken's own reader would copy the file to a folder of temporary files, and read the copy the next time.
         pairs = [line.split() for line in path.read_bytes().splitlines() if line]
         merged = {base64.b64decode(token, validate=True): int(rank) for token, rank in pairs}
     except ValueError as error:

@@ -1,12 +1,10 @@
-"""train(): one training loop for every lane of a grid, vmapped, as one labelled dataset.
+"""train(): runs one training loop for every lane of a grid, vmapped, and returns one labelled dataset.
 
-A lane is a weight decay, a seed, a switch-off step: what differs between them are numbers in the optimizer and in the
-initial weights, never the program. The lanes, store and dataset are those of `mirrorjax.sweep`.
+Lanes differ in numbers of the optimizer and of the initial weights (a weight decay, a switch-off step, a seed), never
+in the program. Grids, stores and datasets are those of `mirrorjax.sweep`.
 """
 
-import shutil
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +16,18 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ..checks import Numbers
-from ..paths import leaf_names
+from ..checks import Numbers, as_count
+from ..paths import leaf_names, named_leaves, variable_name
 from ..runs.configuration import configuration, trace
 from ..runs.dataset import Arrays, Dataset, flatten
 from ..runs.devices import Device, Devices, choose_devices, on_devices, spread
-from ..runs.engine import About, AbstractJob, Lanes, failures, run
+from ..runs.engine import About, AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
-from .checkpoint import Checkpoint
 
-CHECKPOINTS = "checkpoints"
-KEPT = "weights."  # before the names of the trained weights
+KEPT = "weights."  # prefix of the names of the trained weights
 TEXTS = {
     "time": ("steps of the optimizer", "1"),
     "loss": ("mean loss of the batches since the last record", "1"),
@@ -69,52 +65,50 @@ def train(
       batches: lanes of equal keys see equal ones.
     - `grid`: as in `mirrorjax.sweep`, e.g. `{"weight_decay": [0, 0.1], "seed": [0, 1, 2]}`.
     - `loss`, `batch`: weights and a batch -> a number; a key -> a batch, a pytree with the examples along the first
-      axes. Both pure JAX; the precision is the model's. All of the functions may be `equinox.Module`s, whose arrays
-      are arguments of the compiled program and not constants in it: wanted for data sets and frozen weights.
-    - `steps`, `every`: how many, and how many between two records; `steps` is a multiple of `every`.
-    - `metrics`: weights -> a pytree of numbers, for instance `SpectralTracker.look` or a validation loss; recorded at
-      step 0 and after `every` more.
-    - `keep`: keep the trained weights, as variables that `weights_of` reads.
-    - `accumulate`: batches whose gradients are averaged in a step, one after the other.
-    - `devices`: lanes are divided over them; where there are fewer lanes than devices, each batch is.
-    - `chunk`: how many lanes at a time. On a CPU whose cores and caches one lane's step fills already, `chunk=1` is
-      faster than all at once, and compiles once all the same.
+      axes. Both are pure JAX; the precision is the model's. Use `equinox.Module`s for functions with data sets or
+      frozen weights: their arrays are arguments of the compiled program instead of constants in it.
+    - `steps`: the number of steps, a multiple of `every`, the number of steps between two records.
+    - `metrics`: weights -> a pytree of numbers, for instance `SpectralTracker.measure` or a validation loss;
+      recorded at step 0 and after every record.
+    - `keep`: store the trained weights, as variables that `weights_of` reads.
+    - `accumulate`: the number of batches whose gradients are averaged in a step, computed one after the other.
+    - `devices`: lanes are divided over the devices; each batch is, if there are fewer lanes than devices.
+    - `chunk`: the number of lanes at a time. On a CPU, if one lane already uses all cores and caches, `chunk=1` is
+      faster than all at once; it also compiles only once.
     - `store`, `resume`, `checkpoint_every` (seconds), `progress`, `callback`: as in `mirrorjax.sweep`. A run that was
-      killed goes on from its last checkpoint and gives the same bits.
+      killed continues from its last checkpoint and gives the same bits.
 
-    **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`, the count of steps: `loss`, the mean of
-    the batches' since the record before (missing at step 0), the metrics, and a `status`, `"diverged"` where a loss was
-    infinite or NaN.
+    **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`, the count of steps: `loss`, the mean
+    over the batches since the previous record (missing at step 0), the metrics, and a `status`, `"diverged"` if a loss
+    was infinite or NaN.
 
-    **Raises:** `ValueError` for numbers of steps that do not fit, metrics of a taken name, or a store that holds
-    another run.
+    **Raises:** `ValueError` for `steps` that `every` does not divide, metrics named like variables of every run, or a
+    store that holds another run.
     """
     lanes, chosen = Grid(grid), choose_devices(devices)
-    _require_counts(steps=steps, every=every, accumulate=accumulate)
+    steps, every = as_count(steps, "steps"), as_count(every, "every")
+    accumulate = as_count(accumulate, "accumulate")
     if steps % every:
         raise ValueError(f"steps must be a multiple of every, got steps={steps} and every={every}")
     shares = chosen if len(lanes) < len(chosen) else ()
     task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    carry, looked, records = eqx.filter_eval_shape(_start, task, one), _shapes(task, one), 1 + steps // every
-    lane_bytes = records * (size_of(looked) + 8) + (size_of(carry[0]) if keep else 0)
+    carry, measured, records = eqx.filter_eval_shape(_start, task, one), _shapes(task, one), 1 + steps // every
+    lane_bytes = records * (size_of(measured) + 8) + (size_of(carry[0]) if keep else 0)
     slots = recorded_slots(chunk, store, resume) or choose_slots(lane_bytes + size_of(carry), len(lanes), chosen)
     size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
-    folder = None if store is None else Path(store) / CHECKPOINTS
-    dataset = run(
+    return run(
         _Job(
             task=task,
             grid=lanes,
             steps=steps,
             keep=keep,
-            folder=folder,
-            checkpoint_every=checkpoint_every,
             devices=chosen,
             group_size=size,
             lane_bytes=lane_bytes,
         ),
         lanes,
-        about=About(np.arange(records) * every, ("loss", *flatten(looked, "metric")), TEXTS),
+        about=About(np.arange(records) * every, ("loss", *flatten(measured, "metric")), TEXTS),
         configure=lambda: configuration(
             lanes,
             trace(lambda values: _once(task, values), one),
@@ -124,20 +118,18 @@ def train(
         ),
         store=store,
         resume=resume,
-        checkpoint_every=None,
+        checkpoint_every=checkpoint_every,
         progress=progress,
         callback=callback,
     )
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)  # of finished groups
-    return dataset
 
 
 def weights_of(dataset: Dataset, like: PyTree, **lane: Any) -> PyTree:
-    """The trained weights of one lane, kept by `train(.., keep=True)`, structured like the weights it started from.
+    """Returns the trained weights of one lane, stored by `train(.., keep=True)`, structured like its initial weights.
 
-    **Arguments:** `lane`: the value of each parameter of the grid, e.g. `seed=0`.
-    **Raises:** `ValueError` where weights were not kept or are of another structure; `KeyError` for another lane.
+    **Arguments:** `like`: weights of the same structure; `lane`: the value of each parameter of the grid, e.g.
+    `seed=0`.
+    **Raises:** `ValueError` if weights were not stored or have another structure; `KeyError` for another lane.
     """
     chosen = dataset.sel(lane) if lane else dataset
     names = [_kept(name) for name in leaf_names(like)]
@@ -152,29 +144,23 @@ def weights_of(dataset: Dataset, like: PyTree, **lane: Any) -> PyTree:
 
 
 def _nothing(weights: PyTree) -> PyTree:
-    # One function for all runs: a new one for each would compile each anew.
+    # A module-level function: a new lambda in each run would compile each run anew.
     return {}
 
 
 def _kept(name: str) -> str:
-    return KEPT + name.replace("/", ".")  # netCDF takes / for groups
-
-
-def _require_counts(**counts: int) -> None:
-    for name, count in counts.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {count!r}")
+    return KEPT + variable_name(name)
 
 
 class Task(eqx.Module):
-    """What is trained, of every lane; functions may be modules that hold data."""
+    """The functions that define the training of a lane; they may be modules that hold data."""
 
     lane: Callable
     loss: Callable
     batch: Callable
     metrics: Callable
     every: int = eqx.field(static=True)  # static: the length of a loop
-    accumulate: int = eqx.field(static=True)  # static: as every
+    accumulate: int = eqx.field(static=True)  # static: the length of a loop
     shares: Devices = eqx.field(static=True)  # static: devices that each batch is divided over
 
 
@@ -188,7 +174,7 @@ def _start(task: Task, values: OneLane) -> Carry:
 
 
 def _advance(shared: tuple[Task, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
-    """`every` steps of each lane from the count `start`, and the mean of their losses."""
+    """Takes `every` steps of each lane from the count `start`; returns weights, states and mean losses."""
     task, start = shared
 
     def lane(values: OneLane, carry: Carry) -> tuple[Carry, Float[Array, ""]]:
@@ -207,7 +193,7 @@ def _advance(shared: tuple[Task, Array], lanes: tuple[Values, Carry]) -> tuple[C
 
 
 def _gradient(task: Task, weights: PyTree, key: PRNGKeyArray) -> tuple[Float[Array, ""], PyTree]:
-    """The mean of loss and gradient over the batches of a step."""
+    """Averages loss and gradient over the batches of a step."""
 
     def add(total: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
         batch = _divide(task.batch(key), task.shares)
@@ -220,7 +206,7 @@ def _gradient(task: Task, weights: PyTree, key: PRNGKeyArray) -> tuple[Float[Arr
 
 
 def _divide(batch: PyTree, devices: Devices) -> PyTree:
-    """Each device gets its share of the examples, where they can be divided evenly."""
+    """Divides the examples of a batch over the devices, if the number of examples allows equal shares."""
     if not devices:
         return batch
     mesh = Mesh(np.asarray(devices), ("batch",), axis_types=(AxisType.Auto,))
@@ -230,12 +216,12 @@ def _divide(batch: PyTree, devices: Devices) -> PyTree:
     )
 
 
-def _look(task: Task, weights: PyTree) -> PyTree:
+def _measure(task: Task, weights: PyTree) -> PyTree:
     return jax.vmap(task.metrics)(weights)
 
 
 def _once(task: Task, values: OneLane) -> Carry:
-    """A lane's weights and state after a record: its program, to recognise it by."""
+    """Computes one lane up to its first record; the checksum of this program identifies a stored run."""
     lanes = jax.tree.map(lambda value: value[None], values)
     carry, _ = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
     return jax.tree.map(lambda leaf: leaf[0], carry)
@@ -246,39 +232,40 @@ def _shapes(task: Task, values: OneLane) -> PyTree:
 
 
 class _Job(AbstractJob):
-    """The training of a grid, group by group; a group is one batch of lanes."""
+    """Trains the lanes of a grid; a group is one batch of lanes."""
 
     task: Task
     grid: Grid
     steps: int
     keep: bool
-    folder: Path | None
-    checkpoint_every: float
     devices: Devices
     group_size: int
     lane_bytes: int
 
-    def solve(self, group: Lanes, checkpoint: Any, reporter: Reporter) -> Arrays:
+    def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
         values = self.grid.take(np.pad(group, (0, self.group_size - len(group)), mode="edge"))
         carry = self._call(_begin, self.task, values)
-        history = self._record({}, 0, None, carry)
-        with self._checkpoint(group) as kept:
-            state = self._resume(kept, (carry, history, np.asarray(0)))
-            try:
-                while state[-1] < self.steps:
-                    state = self._step(values, *state)
-                    self._offer(kept, state)
-                    reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
-            except KeyboardInterrupt:
-                self._offer(kept, state, now=True)
-                raise
+        fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
+        found: Any = None if checkpoint is None else checkpoint.find(fresh)
+        state: State = fresh if found is None else found
+        try:
+            while state[-1] < self.steps:
+                state = self._step(values, state)
+                if checkpoint is not None:
+                    checkpoint.offer(state)
+                reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
+        except KeyboardInterrupt:
+            if checkpoint is not None:
+                checkpoint.offer(state, now=True)
+            raise
         carry, history, _ = state
         results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
         return results
 
-    def _step(self, values: Values, carry: Carry, history: History, count: np.ndarray) -> State:
-        """The state one record later."""
+    def _step(self, values: Values, state: State) -> State:
+        """Trains up to the next record and returns the new state."""
+        carry, history, count = state
         carry, loss = self._call(_advance, (self.task, jnp.asarray(int(count))), (values, carry))
         count = count + self.task.every
         return carry, self._record(history, int(count) // self.task.every, loss, carry), np.asarray(count)
@@ -286,23 +273,10 @@ class _Job(AbstractJob):
     def _call(self, fn: Callable, shared: PyTree, lanes: PyTree) -> Any:
         return eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
 
-    def _checkpoint(self, group: Lanes) -> Any:
-        if self.folder is None:
-            return nullcontext()
-        return Checkpoint(self.folder / f"lane-{group[0]:05d}", self.checkpoint_every)
-
-    def _resume(self, kept: Checkpoint | None, fresh: State) -> State:
-        found = None if kept is None else kept.find(fresh)
-        return fresh if found is None else found
-
-    def _offer(self, kept: Checkpoint | None, state: State, now: bool = False) -> None:
-        if kept is not None:
-            kept.offer(int(state[-1]), state, now)
-
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
-        """The history with one more record; a new one with the first."""
-        looked = flatten(self._call(_look, self.task, carry[0]), "metric")
-        now = {name: np.asarray(value, float) for name, value in looked.items()}
+        """Returns the history with one more record; an empty history becomes one with the first record."""
+        measured = flatten(self._call(_measure, self.task, carry[0]), "metric")
+        now = {name: np.asarray(value, float) for name, value in measured.items()}
         if clash := {"loss", "status"} & set(now):
             raise ValueError(f"the metrics {sorted(clash)} have the names of variables of every run; rename them")
         now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
@@ -316,7 +290,7 @@ class _Job(AbstractJob):
 
     def _final(self, carry: Carry, history: History) -> dict[str, np.ndarray]:
         is_finite = np.all(np.isfinite(history["loss"][:, 1:]), axis=1)
-        weights = dict(zip(leaf_names(carry[0]), jax.tree.leaves(carry[0]), strict=True)) if self.keep else {}
+        weights = named_leaves(carry[0]) if self.keep else []
         return {"status": np.where(is_finite, "successful", "diverged")} | {
-            _kept(name): np.asarray(leaf) for name, leaf in weights.items()
+            _kept(name): np.asarray(leaf) for name, leaf in weights
         }

@@ -1,4 +1,4 @@
-"""ViT, without dropout: a transformer over patches of an image, whose class token gives the logits."""
+"""ViT, without dropout: a transformer over patches of an image, with logits from its class token."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float
 
 from .layers import Block, BlockConfig, layer_norm, normal_init, require_sizes
 
-# The initializers of the published code; flax's modules keep them, so each is made once.
+# The initializers of the published code. Flax's modules hold them, so one object each lets equal models share programs.
 XAVIER = jax.nn.initializers.xavier_uniform()
 LECUN = jax.nn.initializers.lecun_normal()
 ZEROS = jax.nn.initializers.zeros
@@ -31,7 +31,8 @@ class ViTConfig:
 
     **Arguments:** `image`, `patch`: side lengths in pixels; `channels`; `layers`, `width`, `heads`; `hidden`: width
     inside the perceptrons, None for 4 width; `classes`; `epsilon`: of the layer norms, 1e-6 in augreg files and 1e-12
-    in Hugging Face's; `dtype`: what is computed in, e.g. `jnp.bfloat16`, None for float32, that of the parameters.
+    in Hugging Face's; `dtype`: the precision of activations, e.g. `jnp.bfloat16`, None for float32, that of the
+    parameters.
     **Raises:** `ValueError` for a size below 1, heads that do not divide the width, or patches that do not tile the
     image.
     """
@@ -55,7 +56,7 @@ class ViTConfig:
 
     @classmethod
     def named(cls, name: str) -> "ViTConfig":
-        """The published `tiny/16`, `small/16`, `base/16`, `large/16`, and `cifar`: tiny, patches of 4 in 32 x 32."""
+        """Returns the sizes of the published `tiny/16`, `small/16`, `base/16`, `large/16`, or of `cifar`: 32 x 32."""
         if name not in SIZES:
             raise ValueError(f"no ViT is named {name!r}; there are {', '.join(SIZES)}")
         image, patch, layers, width, heads, classes = SIZES[name]
@@ -63,7 +64,7 @@ class ViTConfig:
 
     @property
     def side(self) -> int:
-        """Patches along a side of the image."""
+        """The number of patches along a side of the image."""
         return self.image // self.patch
 
     @property
@@ -82,9 +83,9 @@ class ViTConfig:
 
 
 class Patches(nnx.Module):
-    """`W p + b` of every patch p of an image: the convolution whose stride is its size, as a product of matrices.
+    """`W p + b` for every patch p of an image: a convolution whose stride is its size, as a product of matrices.
 
-    On a CPU the derivative of the convolution itself costs more than all the rest of a small ViT.
+    On a CPU the derivative of `jax.lax`'s convolution costs more than the whole rest of a small ViT.
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
@@ -94,7 +95,7 @@ class Patches(nnx.Module):
         self.dtype = config.dtype or jnp.float32
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch patches features"]:
-        """Row by row of the image."""
+        """Embeds the patches, row by row of the image."""
         side, _, channels, width = self.kernel.shape
         rows, columns = (length // side for length in images.shape[1:3])
         split = images.astype(self.dtype).reshape(-1, rows, side, columns, side, channels)
@@ -104,12 +105,12 @@ class Patches(nnx.Module):
 
 
 class ViT(nnx.Module):
-    """Logits of the classes of images. A fresh one gives zeros, since its head starts at zero.
+    """Computes the logits of the classes of images. A fresh model gives zeros, because its head starts at zero.
 
     **Arguments:** `config`: a `ViTConfig`; `rngs`: `nnx.Rngs(seed)`.
 
     Tensors are named `patch/kernel`, `cls`, `positions`, `blocks/0/attn/query/kernel`, .., `norm/scale`, `head/kernel`.
-    Weights of augreg and of Hugging Face: `mirrorjax.nn.weights.load_vit`.
+    `mirrorjax.nn.weights.load_vit` reads weights of augreg and of Hugging Face.
 
     Source: Dosovitskiy et al., An image is worth 16x16 words (arXiv 2010.11929).
     """
@@ -126,7 +127,7 @@ class ViT(nnx.Module):
         self.head = nnx.Linear(config.width, config.classes, kernel_init=ZEROS, **sizes)
 
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
-        """Logits, in the precision of the parameters.
+        """Computes the logits, in the precision of the parameters.
 
         **Raises:** `ValueError` for images of another size than the config's.
         """
@@ -142,17 +143,17 @@ class ViT(nnx.Module):
 
 
 def with_head(model: ViT, classes: int, *, rngs: nnx.Rngs) -> ViT:
-    """The model with a new head, zero, for so many classes: what fine-tuning starts from. Shares the other tensors."""
+    """Returns the model with a new head for so many classes, zero, to be fine-tuned. It shares the other tensors."""
     config = dataclasses.replace(model.config, classes=classes)
     head = nnx.Linear(config.width, classes, kernel_init=ZEROS, dtype=config.dtype, param_dtype=jnp.float32, rngs=rngs)
     return _changed(model, config, head=head)
 
 
 def at_resolution(model: ViT, image: int) -> ViT:
-    """The model for images of another side length, its position embedding interpolated. Shares the other tensors.
+    """Returns the model for images of another side length, its position embedding interpolated.
 
     The embedding of the patches is resized as an image, by cubic interpolation with antialiasing; that of the class
-    token stays.
+    token stays. The model that is returned shares the other tensors.
 
     **Raises:** `ValueError` for a side that patches do not tile.
 
@@ -168,7 +169,7 @@ def at_resolution(model: ViT, image: int) -> ViT:
 
 
 def _changed(model: ViT, config: ViTConfig, **parts: Any) -> ViT:
-    """Another model of the same tensors but for these; the model stays as it was."""
+    """Returns a copy of the model that shares all tensors except these parts."""
     changed = nnx.merge(*nnx.split(model))
     changed.config = config
     for name, part in parts.items():

@@ -1,8 +1,8 @@
-"""Trained weights into a GPT-2 or a ViT, and back into files that others read.
+"""Loads trained weights into a GPT-2 or a ViT, and saves them in published file formats.
 
-A model is built when every tensor of the file fits, and not before: `load_*` returns a whole model or raises one
-`ValueError` that names the file and its first tensors that do not fit. Parameters are float32: that keeps its bits, and
-`save_*` writes them back under the names they were read by; other precisions are rounded to it.
+`load_*` returns a model only if every tensor of the file fits. Otherwise it raises one `ValueError` that names the file
+and the first tensors that do not fit. Parameters are float32: float32 tensors keep their bits through `load_*` and
+`save_*`, other precisions are rounded to float32.
 """
 
 import re
@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array
 
-from ..paths import leaf_names
+from ..paths import leaf_names, named_leaves
 from .gpt2 import GPT2, GPT2Config
 from .layouts import Entry, augreg_layout, gpt2_layout, vit_layout
 from .tensor_files import Tensors, read_tensors, write_tensors
@@ -28,12 +28,12 @@ SHOWN = 5  # how many tensors an error message names
 
 
 def load_gpt2(path: str | Path, config: GPT2Config, *, sha256: str | None = None) -> GPT2:
-    """A GPT-2 with the weights of a safetensors file in Hugging Face's layout, with or without "transformer." in names.
+    """Loads a GPT-2 from a safetensors file in Hugging Face's layout, with or without "transformer." in names.
 
-    **Arguments:** `path`; `config`: e.g. `GPT2Config.named("gpt2")`; `sha256`: what the file's must be.
+    **Arguments:** `path`; `config`: e.g. `GPT2Config.named("gpt2")`; `sha256`: the expected SHA-256 of the file.
     **Returns:** the model. Causal masks that old files store beside the weights are left out.
     **Raises:** `ValueError` for a missing, truncated or wrong file, a tensor that is missing, unexpected or of another
-    shape (with both shapes), and for a head of its own where the config ties it to the embedding.
+    shape (with both shapes), and for a head that differs from the embedding although the config ties them.
     """
     found = {name: tensor for name, tensor in read_tensors(path, sha256).items() if not MASK.fullmatch(name)}
     prefix = PREFIX if any(name.startswith(PREFIX) for name in found) else ""
@@ -43,26 +43,26 @@ def load_gpt2(path: str | Path, config: GPT2Config, *, sha256: str | None = None
 
 
 def save_gpt2(model: GPT2, path: str | Path, *, prefix: str = PREFIX) -> None:
-    """Write a safetensors file in Hugging Face's layout; `prefix=""` gives the names of the published files.
+    """Writes a safetensors file in Hugging Face's layout; `prefix=""` gives the names of the published files.
 
-    **Raises:** `ValueError` for a file of another kind or in no folder. Nothing half-written stays.
+    **Raises:** `ValueError` for a file of another kind or a folder that does not exist.
     """
     write_tensors(_with_suffix(path, ".safetensors"), _export(model, gpt2_layout(model.config, prefix)))
 
 
 def load_vit(path: str | Path, config: ViTConfig, *, sha256: str | None = None) -> ViT:
-    """A ViT with the weights of an augreg `.npz`, or of a `.safetensors` of Hugging Face's `ViTForImageClassification`.
+    """Loads a ViT from an augreg `.npz`, or from a `.safetensors` of Hugging Face's `ViTForImageClassification`.
 
-    **Arguments:** `path`; `config`: that of the file, with `epsilon=1e-12` for Hugging Face's; `sha256`: what the
-    file's must be.
-    **Returns:** the model; for other classes or images give it to `vit.with_head`, `vit.at_resolution`.
+    **Arguments:** `path`; `config`: that of the file, with `epsilon=1e-12` for Hugging Face's; `sha256`: the
+    expected SHA-256 of the file.
+    **Returns:** the model; `vit.with_head` and `vit.at_resolution` change its classes and the size of its images.
     **Raises:** as `load_gpt2`.
     """
     return _assemble(lambda: ViT(config, rngs=nnx.Rngs(0)), _vit_layout(path, config), read_tensors(path, sha256), path)
 
 
 def save_vit(model: ViT, path: str | Path) -> None:
-    """Write an augreg `.npz`, or a `.safetensors` in Hugging Face's layout, by the suffix of the path.
+    """Writes an augreg `.npz`, or a `.safetensors` in Hugging Face's layout, by the suffix of the path.
 
     **Raises:** as `save_gpt2`.
     """
@@ -85,7 +85,7 @@ def _require_tied(head: Array, embedding: Array | None, path: str | Path) -> Non
 
 
 def _assemble(build: Callable[[], Any], layout: Sequence[Entry], found: Tensors, path: str | Path) -> Any:
-    """The model that `build` describes, with the file's tensors."""
+    """Builds the model that `build` describes with the tensors of the file."""
     graph, state = nnx.split(nnx.eval_shape(build))  # shapes only: nothing is drawn
     leaves, treedef = jax.tree.flatten(state)
     shapes = dict(zip(leaf_names(state), leaves, strict=True))
@@ -99,7 +99,7 @@ def _assemble(build: Callable[[], Any], layout: Sequence[Entry], found: Tensors,
 
 
 def _require_fit(layout: Sequence[Entry], shapes: dict[str, Any], found: Tensors, path: str | Path) -> None:
-    """Refuse a file whose tensors are not those of the layout, each in the shape that the model's give it."""
+    """Raises `ValueError` if the tensors of the file are not those of the layout, in the shapes of the model."""
     expected = {entry.name: jax.eval_shape(entry.write, *(shapes[name] for name in entry.ours)) for entry in layout}
     wrong = [f"{name} is missing" for name in expected if name not in found]
     wrong += [f"{name} is unexpected" for name in found if name not in expected]
@@ -120,5 +120,5 @@ def _require_fit(layout: Sequence[Entry], shapes: dict[str, Any], found: Tensors
 
 def _export(model: GPT2 | ViT, layout: Sequence[Entry]) -> Tensors:
     state = nnx.state(model, nnx.Param)
-    ours = dict(zip(leaf_names(state), jax.tree.leaves(state), strict=True))
+    ours = dict(named_leaves(state))
     return {entry.name: entry.write(*(ours[name] for name in entry.ours)) for entry in layout}

@@ -1,4 +1,4 @@
-"""The theory in a training loop: optax transformations."""
+"""Optax transformations that bring the theory into a training loop. Importing this package imports optax."""
 
 from ..paths import path_mask as path_mask
 from .clock import ClockState as ClockState

@@ -1,7 +1,7 @@
 """Weight decay whose strength follows a schedule, as optax transformations.
 
-Two conventions meet here, and they differ by a factor of two. The theory's `alpha |theta|^2` has the gradient
-`2 alpha theta`; optax and PyTorch call `weight_decay` what multiplies theta. So in this file `alpha` always means
+The conventions of the theory and of optax differ by a factor of two. The theory's `alpha |theta|^2` has the gradient
+`2 alpha theta`; in optax and PyTorch, `weight_decay` multiplies theta. So in this file `alpha` always means
 `2 alpha theta` and `weight_decay` always `weight_decay theta`: `alpha = weight_decay / 2`.
 
 Numbers may be traced: several strengths and switch-off times are lanes of `jax.vmap` when the optimizer is built inside
@@ -24,7 +24,7 @@ Mask = Any
 
 
 def as_mask(mask: Mask) -> Mask:
-    """Patterns as a mask of optax; anything else, a tree of booleans or a function, is one already."""
+    """Converts patterns to a mask of optax; returns a tree of booleans or a function as it is."""
     if isinstance(mask, str):
         return path_mask(mask)
     if isinstance(mask, Sequence) and mask and all(isinstance(pattern, str) for pattern in mask):
@@ -33,18 +33,18 @@ def as_mask(mask: Mask) -> Mask:
 
 
 def masked(transformation: optax.GradientTransformation, mask: Mask) -> optax.GradientTransformation:
-    """The transformation on the tensors of the mask; on all where it is `None`."""
+    """Restricts the transformation to the tensors of the mask; `None` means all."""
     return transformation if mask is None else optax.masked(transformation, as_mask(mask))
 
 
 def require_params(params: PyTree, name: str) -> None:
-    """Refuse an update without parameters, which optax makes an optional argument."""
+    """Raises `ValueError` for an update without parameters, an optional argument in optax."""
     if params is None:
         raise ValueError(f"{name} acts on the parameters: call optimizer.update(gradients, state, params)")
 
 
 def add_multiple(updates: PyTree, factor: Float[Array, ""], params: PyTree) -> PyTree:
-    """`updates + factor * params`, in each tensor's own dtype; tensors without an update stay without."""
+    """`updates + factor * params`, in each tensor's own dtype; `None` in place of an update stays `None`."""
     return jax.tree.map(
         lambda u, p: None if u is None else u + factor.astype(p.dtype) * p, updates, params, is_leaf=lambda u: u is None
     )
@@ -55,24 +55,24 @@ def scheduled_weight_decay(
 ) -> optax.GradientTransformation:
     """`u <- u + 2 alpha theta`, the gradient of `alpha |theta|^2`, with a strength that changes over training.
 
-    Stands where `optax.add_decayed_weights` stands. Before an optimizer the decay is coupled, between
-    `optax.scale_by_adam` and `optax.scale_by_learning_rate` it is decoupled; `coupled_weight_decay` and
-    `decoupled_weight_decay` say so by name. **Mind the 2:** the theory's alpha is half of optax's `weight_decay`.
+    The transformation replaces `optax.add_decayed_weights` in a chain. Before an optimizer the decay is coupled,
+    between `optax.scale_by_adam` and `optax.scale_by_learning_rate` it is decoupled; `coupled_weight_decay` and
+    `decoupled_weight_decay` build both. **Mind the 2:** the theory's alpha is half of optax's `weight_decay`.
 
     **Arguments:**
 
     - `alpha`: a schedule of `mirrorjax.problem` (`SwitchOff`, `CosineDecay`, ..), read at the flow's time t, the sum of
       the learning rates of all steps before this one; or an optax schedule, read at the count of steps; or a number.
-    - `step_size`: the learning rate, a number > 0 or an optax schedule, which is what t is counted in. Required with a
-      schedule of the flow's time, refused otherwise. With heavy-ball momentum beta, the weights move 1 / (1 - beta) as
+    - `step_size`: the learning rate, a number > 0 or an optax schedule; its sum is t. Required with a schedule of the
+      flow's time, refused otherwise. With heavy-ball momentum beta, the weights move 1 / (1 - beta) as
       far in a unit of this t.
     - `mask`: which tensors decay: patterns over paths such as `"*/kernel"`, or a mask as optax takes it.
 
     **Returns:** an optax transformation; its state, a `ClockState`, is three scalars.
 
     **Raises:** `ValueError` for a strength that is negative or not finite, a step size that is not positive, a missing
-    or superfluous step size, `update` without parameters, and a pattern that names nothing. What only a compiled step
-    gets to know (a traced value, a schedule that turns negative) makes the update NaN.
+    or superfluous step size, `update` without parameters, and a pattern that names nothing. A bad value that is
+    known only in the compiled step (a traced number, a schedule that turns negative) makes the update NaN.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3) in discrete time, Theorem 3.10 for the switch-off.
     """
@@ -127,14 +127,13 @@ def coupled_weight_decay(
 def decoupled_weight_decay(
     optimizer: optax.GradientTransformation, alpha: Strength, *, step_size: StepSize, mask: Mask = None
 ) -> optax.GradientTransformation:
-    """`optimizer(grad f) - eta 2 alpha theta`: the decay, times the learning rate, passes the optimizer by (AdamW).
+    """`optimizer(grad f) - eta 2 alpha theta`: the decay, times the learning rate, bypasses the optimizer (AdamW).
 
     **Arguments:**
 
     - `optimizer`: any complete optax optimizer, its learning rate included, e.g. `optax.adam(1e-3)`.
     - `alpha`, `mask`: as in `scheduled_weight_decay`.
-    - `step_size`: eta, the optimizer's learning rate, a number > 0 or an optax schedule; also what the flow's time is
-      counted in.
+    - `step_size`: eta, the optimizer's learning rate, a number > 0 or an optax schedule; its sum is the flow's time.
 
     **Returns, raises:** as `scheduled_weight_decay`.
 
@@ -164,7 +163,8 @@ def switch_off_adamw(
     """`optax.adamw` for the first `off_at` steps, `optax.adam` after.
 
     **Arguments:** those of `optax.adamw` in its order, with its `weight_decay` (which multiplies theta: twice the
-    theory's alpha) and, beside its masks, patterns over paths; and `off_at`: how many steps decay, >= 0, `inf` for all.
+    theory's alpha) and its masks, or patterns over paths; `off_at`: the number of steps with decay, >= 0, `inf` for
+    all.
     **Returns:** an optax transformation.
     **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN.
 
@@ -189,10 +189,11 @@ def switch_off_sgd(
 ) -> optax.GradientTransformation:
     """`optax.sgd` of the gradient plus `weight_decay * theta` for the first `off_at` steps, `optax.sgd` after.
 
-    The decay is coupled, so momentum remembers it for a while after the switch-off (as in PyTorch's SGD).
+    The decay is coupled, so momentum still contains some of it for a while after the switch-off (as in PyTorch's SGD).
 
     **Arguments:** those of `optax.sgd` in its order; `weight_decay` multiplies theta (twice the theory's alpha);
-    `off_at`: how many steps decay, >= 0, `inf` for all; `mask`: which tensors, as in `scheduled_weight_decay`.
+    `off_at`: the number of steps with decay, >= 0, `inf` for all; `mask`: which tensors, as in
+    `scheduled_weight_decay`.
     **Returns:** an optax transformation.
     **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN.
 

@@ -7,9 +7,9 @@ Both forms below are first-order discretizations of
 With s = 1 + alpha |w| / 2 that is the primal flow of the one-factor family `theta = w + alpha w |w| / 4`, whose squared
 slope is s^2 = 1 + alpha |theta|, under `h(w) = (s^2 - 1 - 2 log s) / alpha^2` at strength beta. Its mirror map at
 beta = 0 is `sign(theta) log(1 + alpha |theta|) / alpha`: its R is quadratic near 0 and |theta| log |theta| far out.
-Unlike x = m w under weight decay, whose metric `2 sqrt(x^2 + A_a^2)` has an A_a that decay shrinks, the geometry does
-not change as regularization is spent. And since `g'' h' - g' h'' = -1 / s` does not vanish, h does not commute with g:
-no R_a exists while beta > 0. The decay moves the weights, and stores nothing in the geometry.
+For x = m w under weight decay, the metric `2 sqrt(x^2 + A_a^2)` changes, because decay shrinks A_a. The geometry of HAM
+does not change as regularization is spent. Since `g'' h' - g' h'' = -1 / s` does not vanish, h does not commute with g,
+and no R_a exists while beta > 0: decay moves the weights and leaves no trace in the geometry.
 """
 
 from typing import Any
@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ..checks import as_scalar, require_nonnegative
+from ..checks import as_time_scalar, require_nonnegative
 from .clock import ClockState, StepSize, Strength, advance, as_step_size, as_strength, or_nan, start_clock
 from .decay import Mask, as_mask, masked, require_params
 
 
 def _curvature(alpha: ArrayLike) -> Float[Array, ""]:
-    value = as_scalar(alpha, "alpha").astype(float)
+    value = as_time_scalar(alpha, "alpha")
     require_nonnegative(value, "alpha", finite=True)
     return or_nan(value)
 
@@ -38,8 +38,8 @@ def hyperbolic_gradient(
     `optax.chain(hyperbolic_gradient(alpha, beta), optax.sgd(eta))` is the explicit Euler step of the flow above.
 
     **Arguments:** `alpha`: >= 0, how fast the metric grows away from 0, a number; `beta`: the decay's strength (it
-    multiplies theta: no 2), a number, an optax schedule, or a schedule of the flow's time; `step_size`: what that time
-    is counted in, the learning rate or its schedule; `mask`: which tensors, as in `scheduled_weight_decay`.
+    multiplies theta: no 2), a number, an optax schedule, or a schedule of the flow's time; `step_size`:
+    the learning rate or its schedule, whose sum is that time; `mask`: which tensors, as in `scheduled_weight_decay`.
     **Returns:** an optax transformation; its state is a `ClockState`.
     **Raises:** `ValueError` for a negative or non-finite number, a step size that is not positive, `update` without
     parameters, a pattern that names nothing.
@@ -76,13 +76,13 @@ def hyperbolic_step(
 ) -> optax.GradientTransformationExtraArgs:
     """`theta' = theta + optimizer(grad f)`, then `theta <- theta' exp(-eta (alpha sign(theta') grad f + beta))`.
 
-    The two-step form: any optimizer moves and may cross 0, then the exponentiated step scales; grad f is the gradient
-    at theta, as it is handed in. With `optax.sgd(eta)` its limit is the flow above, with another optimizer the first
-    term of that flow is the other optimizer's. Nothing bounds the exponent: clip gradients when alpha is large.
+    The two-step form: the step of the optimizer, which may cross 0, is followed by an exponentiated step that scales;
+    grad f is the gradient at theta that `update` gets. With `optax.sgd(eta)` its limit is the flow above; another
+    optimizer replaces the first term of that flow. The exponent is not bounded: clip gradients if alpha is large.
 
     **Arguments:** `optimizer`: any complete optax optimizer, its learning rate included; `alpha`, `beta`: as in
-    `hyperbolic_gradient`; `step_size`: eta, the optimizer's learning rate or its schedule; `mask`: the tensors that the
-    second step takes, as in `scheduled_weight_decay` (the optimizer moves all).
+    `hyperbolic_gradient`; `step_size`: eta, the optimizer's learning rate or its schedule; `mask`: the tensors of the
+    second step, as in `scheduled_weight_decay` (the optimizer acts on all).
     **Returns:** an optax transformation; its state is the optimizer's and a `ClockState`.
     **Raises:** as `hyperbolic_gradient`.
 
@@ -115,7 +115,7 @@ def hyperbolic_step(
 
 
 def spread(mask: Mask, params: PyTree) -> PyTree:
-    """The mask as one boolean a tensor; `None` takes all."""
+    """Returns the mask as one boolean a tensor; `None` means all."""
     mask = as_mask(True if mask is None else mask)
     tree = mask(params) if callable(mask) else mask
     return jax.tree.map(lambda chosen, subtree: jax.tree.map(lambda _: chosen, subtree), tree, params)

@@ -1,4 +1,4 @@
-"""f(x): the objectives. Those that depend on x only through linear measurements Z x say so, and keep Z compact."""
+"""f(x): the objectives. `AbstractMeasured` are those that depend on x only through linear measurements Z x."""
 
 import abc
 from collections.abc import Callable
@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import as_float, is_concrete, refuted
+from ..reprs import readable
 from .regularizer import check_scalar
 
 Shape = tuple[int, ...]
@@ -18,8 +19,11 @@ Shape = tuple[int, ...]
 class AbstractObjective(eqx.Module):
     """`f(x)`, a differentiable scalar function of the parameters.
 
-    A subclass gives `__call__` and `check`; `gradient` where it knows a faster way than autodiff.
+    A subclass gives `__call__` and `check`, and overrides `gradient` if it has a faster way than autodiff.
     """
+
+    def __repr__(self) -> str:
+        return readable(self)
 
     @abc.abstractmethod
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, ""]:
@@ -27,7 +31,7 @@ class AbstractObjective(eqx.Module):
 
     @abc.abstractmethod
     def check(self, x: jax.ShapeDtypeStruct) -> None:
-        """Raise `ValueError` when f does not accept parameters of this shape and dtype."""
+        """Raises `ValueError` if f does not accept parameters of this shape and dtype."""
 
     def gradient(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """`grad f(x)`, shaped like x."""
@@ -35,10 +39,16 @@ class AbstractObjective(eqx.Module):
 
 
 class AbstractMeasured(AbstractObjective):
-    """`f(x) = loss(Z x)`: an objective that sees x only through n linear measurements.
+    """`f(x) = loss(Z x)`: an objective that depends on x only through n linear measurements `z = Z x`.
 
-    This is the case in which the end point of the flow is known without integrating: grad R(x) lies in range(Z^T).
-    A subclass gives `measure` (z = Z x), `adjoint` (Z^T r), `loss` and `slope` (its derivative in z).
+    For these the limit of the flow is known without integrating (`predict_limit`), since grad R(x) lies in range(Z^T).
+    `__call__` and `gradient` (`Z^T loss'(Z x)`) are given by this class; a subclass gives:
+
+    - `y` (n,): the targets, a field.
+    - `measure(x)`: `Z x`, linear in x, and `adjoint(r)`: `Z^T r`, its transpose: `<r, Z x> = <Z^T r, x>`.
+    - `loss(z)`: f as a function of the measurements, and `slope(z)`: its gradient. `predict_limit` needs f to be convex
+      in z with its minimum at `z = y`.
+    - `check(x)`: raises `ValueError` if x has another shape or dtype than Z takes.
 
     Source: the paper's Theorem 3.11.
     """
@@ -55,7 +65,7 @@ class AbstractMeasured(AbstractObjective):
 
     @abc.abstractmethod
     def loss(self, z: Float[Array, " n"]) -> Float[Array, ""]:
-        """`f` as a function of the measurements."""
+        """f as a function of the measurements."""
 
     @abc.abstractmethod
     def slope(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
@@ -68,7 +78,8 @@ class AbstractMeasured(AbstractObjective):
         return self.adjoint(self.slope(self.measure(x)))
 
 
-def _data(Z: ArrayLike, y: ArrayLike, name: str) -> tuple[Float[Array, "n ..."], Float[Array, " n"]]:
+def _data(Z: ArrayLike, y: ArrayLike, name: str, axes: str) -> tuple[Float[Array, "n ..."], Float[Array, " n"]]:
+    """Measurements and targets as arrays. Raises `ValueError` for those that do not fit, or a Z without these axes."""
     Z, y = as_float(Z, name), as_float(y, "y")
     if y.ndim != 1 or Z.ndim < 2 or Z.shape[0] != y.shape[0] or y.size == 0:
         raise ValueError(f"{name} and y must share their first, non-empty axis, got shapes {Z.shape} and {y.shape}")
@@ -79,10 +90,14 @@ def _data(Z: ArrayLike, y: ArrayLike, name: str) -> tuple[Float[Array, "n ..."],
             raise ValueError(
                 f"{label} holds NaN or infinite entries: {int(np.sum(~np.isfinite(np.asarray(array))))} of them"
             )
+    if Z.ndim != len(axes.split(",")):
+        raise ValueError(f"{name} must have shape ({axes}), got {Z.shape}")
     return Z, y
 
 
-def _check_x(x: jax.ShapeDtypeStruct, shape: Shape, dtype: jnp.dtype, owner: str) -> None:
+def _require_x(objective: AbstractMeasured, x: jax.ShapeDtypeStruct, shape: Shape) -> None:
+    """Raises `ValueError` if x has another shape, or another dtype than the data."""
+    owner, dtype = type(objective).__name__, objective.y.dtype
     if x.shape != shape:
         raise ValueError(f"{owner} is built for x of shape {shape}, but g gives x of shape {x.shape}")
     if x.dtype != dtype:
@@ -91,20 +106,10 @@ def _check_x(x: jax.ShapeDtypeStruct, shape: Shape, dtype: jnp.dtype, owner: str
         )
 
 
-class LeastSquares(AbstractMeasured):
-    """`f(x) = |Z x - y|^2 / (2n)`.
+class _AbstractDesign(AbstractMeasured):
+    """The measurements `Z x` of a vector x by a matrix Z (n, d)."""
 
-    **Arguments:** `Z` (n, d): the design; `y` (n,): the targets.
-    **Raises:** `ValueError` when sizes or dtypes disagree or an entry is not finite.
-    """
-
-    Z: Float[Array, "n d"]
-    y: Float[Array, " n"]
-
-    def __init__(self, Z: ArrayLike, y: ArrayLike):
-        self.Z, self.y = _data(Z, y, "Z")
-        if self.Z.ndim != 2:
-            raise ValueError(f"Z must have shape (n, d), got {self.Z.shape}")
+    Z: eqx.AbstractVar[Float[Array, "n d"]]
 
     def measure(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
         return self.Z @ x
@@ -112,47 +117,54 @@ class LeastSquares(AbstractMeasured):
     def adjoint(self, r: Float[Array, " n"]) -> Float[Array, " d"]:
         return self.Z.T @ r
 
+    def check(self, x: jax.ShapeDtypeStruct) -> None:
+        _require_x(self, x, self.Z.shape[1:])
+
+
+def _half_mean_square(residual: Float[Array, " n"]) -> Float[Array, ""]:
+    return jnp.sum(residual**2) / (2 * residual.size)
+
+
+class LeastSquares(_AbstractDesign):
+    """`f(x) = |Z x - y|^2 / (2n)`.
+
+    **Arguments:** `Z` (n, d): the design; `y` (n,): the targets.
+    **Raises:** `ValueError` if sizes or dtypes disagree or an entry is not finite.
+    """
+
+    Z: Float[Array, "n d"]
+    y: Float[Array, " n"]
+
+    def __init__(self, Z: ArrayLike, y: ArrayLike):
+        self.Z, self.y = _data(Z, y, "Z", "n, d")
+
     def loss(self, z: Float[Array, " n"]) -> Float[Array, ""]:
-        return jnp.sum((z - self.y) ** 2) / (2 * self.y.size)
+        return _half_mean_square(z - self.y)
 
     def slope(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
         return (z - self.y) / self.y.size
 
-    def check(self, x: jax.ShapeDtypeStruct) -> None:
-        _check_x(x, self.Z.shape[1:], self.Z.dtype, "LeastSquares")
 
-
-class Logistic(AbstractMeasured):
+class Logistic(_AbstractDesign):
     """`f(x) = 1/n sum log(1 + exp(-y_i (Z x)_i))`.
 
     **Arguments:** `Z` (n, d): the design; `y` (n,): labels -1 and +1.
-    **Raises:** `ValueError` when sizes or dtypes disagree, an entry is not finite, or a label is neither -1 nor +1.
+    **Raises:** `ValueError` if sizes or dtypes disagree, an entry is not finite, or a label is neither -1 nor +1.
     """
 
     Z: Float[Array, "n d"]
     y: Float[Array, " n"]
 
     def __init__(self, Z: ArrayLike, y: ArrayLike):
-        self.Z, self.y = _data(Z, y, "Z")
-        if self.Z.ndim != 2:
-            raise ValueError(f"Z must have shape (n, d), got {self.Z.shape}")
+        self.Z, self.y = _data(Z, y, "Z", "n, d")
         if refuted(lambda: jnp.all(jnp.abs(self.y) == 1), self.y):
             raise ValueError(f"labels must be -1 or +1, got the values {np.unique(np.asarray(self.y))[:5]}")
-
-    def measure(self, x: Float[Array, " d"]) -> Float[Array, " n"]:
-        return self.Z @ x
-
-    def adjoint(self, r: Float[Array, " n"]) -> Float[Array, " d"]:
-        return self.Z.T @ r
 
     def loss(self, z: Float[Array, " n"]) -> Float[Array, ""]:
         return jnp.mean(jnp.logaddexp(0.0, -self.y * z))
 
     def slope(self, z: Float[Array, " n"]) -> Float[Array, " n"]:
         return -self.y * jax.nn.sigmoid(-self.y * z) / self.y.size
-
-    def check(self, x: jax.ShapeDtypeStruct) -> None:
-        _check_x(x, self.Z.shape[1:], self.Z.dtype, "Logistic")
 
 
 class MatrixSensing(AbstractMeasured):
@@ -161,9 +173,9 @@ class MatrixSensing(AbstractMeasured):
     Symmetric A_i are kept as their upper triangles, n(n+1)/2 numbers each instead of n^2, and neither they nor the
     products are ever unpacked: under vmap the work is one (m x n(n+1)/2) matrix product for all lanes.
 
-    **Arguments:** `A` (m, n1, n2): the sensing matrices; `y` (m,): the measurements; `symmetric`: whether all A_i are
-    symmetric, found by looking when `None` (a traced A cannot be looked at and is kept whole).
-    **Raises:** `ValueError` when sizes or dtypes disagree, an entry is not finite, or A is not symmetric as claimed.
+    **Arguments:** `A` (m, n1, n2): the sensing matrices; `y` (m,): the measurements; `symmetric`: True if all A_i are
+    symmetric; `None` compares their entries, and keeps a traced A whole, whose entries are not known.
+    **Raises:** `ValueError` if sizes or dtypes disagree, an entry is not finite, or A is not symmetric as claimed.
 
     Source: the paper's section 5, Eq. (16).
     """
@@ -171,12 +183,10 @@ class MatrixSensing(AbstractMeasured):
     features: Float[Array, "m p"]
     y: Float[Array, " m"]
     shape: Shape = eqx.field(static=True)  # static: the shape of x
-    symmetric: bool = eqx.field(static=True)  # static: it decides how features are laid out
+    symmetric: bool = eqx.field(static=True)  # static: decides how features are laid out
 
     def __init__(self, A: ArrayLike, y: ArrayLike, symmetric: bool | None = None):
-        A, self.y = _data(A, y, "A")
-        if A.ndim != 3:
-            raise ValueError(f"A must have shape (m, n1, n2), got {A.shape}")
+        A, self.y = _data(A, y, "A", "m, n1, n2")
         self.shape = A.shape[1:]
         looks_symmetric = _is_symmetric(A)
         if symmetric and looks_symmetric is False:
@@ -192,8 +202,8 @@ class MatrixSensing(AbstractMeasured):
         if not self.symmetric:
             return self.features @ x.reshape(-1)
         rows, columns = np.triu_indices(self.shape[0])
-        # <A, X> = sum_{j<=k} A_jk (X_jk + X_kj), with the diagonal counted once. Both taken from the flat X, and the
-        # product written this way round, since XLA makes a fast product of lanes of it on a CPU: a third of the time.
+        # <A, X> = sum_{j<=k} A_jk (X_jk + X_kj), with the diagonal counted once. Indexing the flat X, and multiplying
+        # from the left, lets XLA compile a batch of lanes to one fast matrix product on a CPU: a third of the time.
         flat, once = x.reshape(-1), jnp.asarray(np.where(rows == columns, 0.5, 1.0), x.dtype)
         twice = (
             flat[np.ravel_multi_index((rows, columns), x.shape)] + flat[np.ravel_multi_index((columns, rows), x.shape)]
@@ -207,17 +217,17 @@ class MatrixSensing(AbstractMeasured):
         return packed[_triangle_index(self.shape[0])]
 
     def loss(self, z: Float[Array, " m"]) -> Float[Array, ""]:
-        return jnp.sum((z - self.y) ** 2) / (2 * self.y.size)
+        return _half_mean_square(z - self.y)
 
     def slope(self, z: Float[Array, " m"]) -> Float[Array, " m"]:
         return (z - self.y) / self.y.size
 
     def check(self, x: jax.ShapeDtypeStruct) -> None:
-        _check_x(x, self.shape, self.features.dtype, "MatrixSensing")
+        _require_x(self, x, self.shape)
 
 
 def _is_symmetric(A: Float[Array, "m n1 n2"]) -> bool | None:
-    """Whether all matrices are symmetric; `None` when they are traced and cannot be looked at."""
+    """True if all matrices are symmetric; `None` if they are traced, so that their entries are not known."""
     if A.shape[1] != A.shape[2]:
         return False
     if not is_concrete(A):
@@ -237,7 +247,7 @@ class CustomObjective(AbstractObjective):
     """`f(x) = fn(x)` for any differentiable scalar function of the parameters.
 
     **Arguments:** `fn`: x -> scalar.
-    **Raises:** `ValueError` when fn is not callable or does not return one scalar.
+    **Raises:** `ValueError` if fn is not callable or does not return one scalar.
     """
 
     fn: Callable

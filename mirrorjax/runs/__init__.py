@@ -1,4 +1,4 @@
-"""Any function over a grid of lanes: grids, groups, stores, datasets, devices."""
+"""Runs any function over a grid of lanes: grids, groups, stores, datasets, devices."""
 
 from .engine import open_sweep as open_sweep
 from .grid import Zip as Zip

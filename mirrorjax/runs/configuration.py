@@ -1,4 +1,4 @@
-"""Everything the numbers of a run depend on, in words and checksums, so that a resumed run can be told from another."""
+"""Describes everything that the numbers of a run depend on, in words and checksums, to tell runs apart."""
 
 import hashlib
 import re
@@ -18,7 +18,7 @@ from .grid import Grid, OneLane
 def configuration(
     grid: Grid, traced: jax.stages.Traced, slots: int, devices: Devices, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """A JSON mapping: the grid, the settings, the traced program with its constants, how lanes are spread, versions."""
+    """Returns a JSON mapping: the grid, the settings, the traced program with its constants, devices, versions."""
     return {
         "grid": {
             axis: {name: _array(value) for name, value in values.values.items()} for axis, values in grid.axes.items()
@@ -33,7 +33,10 @@ def configuration(
 
 
 def describe(value: Any) -> Any:
-    """Numbers and words as they are, arrays by shape and checksum, objects by their text and a checksum."""
+    """Returns numbers and words as they are, arrays as shape and checksum, objects as text and checksum.
+
+    The text of an object has no numbers in it, so that two texts differ only where the structures do.
+    """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, jax.Array | np.ndarray):
@@ -47,7 +50,7 @@ def _array(value: Any) -> str:
 
 
 def _program(traced: jax.stages.Traced) -> str:
-    """A checksum of the equations and the constants in them: a changed lane function, or changed data in it."""
+    """Returns checksums of the equations and of their constants: they change with the lane function or its data."""
     closed = traced.jaxpr
     equations = hashlib.sha256(_without_addresses(str(closed.jaxpr)).encode()).hexdigest()[:16]
     return f"equations {equations}, constants {_sum(closed.consts)}"
@@ -68,11 +71,11 @@ def _without_addresses(text: str) -> str:
 
 
 def trace(fn: Callable[[OneLane], PyTree], values: OneLane) -> jax.stages.Traced:
-    """The program of a lane and the arrays it gives. Raises `ValueError` for one that JAX cannot trace."""
+    """Traces the program of a lane to the arrays that it returns. Raises `ValueError` if JAX cannot trace it."""
     try:
         return jax.jit(lambda values: eqx.filter(fn(values), eqx.is_array)).trace(values)
     except jax.errors.ConcretizationTypeError as error:  # and its subclass for booleans
         raise ValueError(
-            "the lane function must be pure JAX, one program for all values, but it looks at the value of a parameter: "
-            f"use jnp.where instead of if, and fixed shapes. JAX says: {str(error).splitlines()[0]}"
+            "the lane function must be pure JAX, one program for all values, but its program depends on a parameter's "
+            f"value: use jnp.where instead of if, and fixed shapes. JAX says: {str(error).splitlines()[0]}"
         ) from error

@@ -1,4 +1,4 @@
-"""From lanes to a labelled dataset: one dimension a parameter, time, and a status for every lane."""
+"""Builds the labelled dataset of a run: one dimension a parameter, and a variable for each result of the lanes."""
 
 import importlib.metadata
 import json
@@ -7,20 +7,21 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 import xarray as xr
 from jaxtyping import PyTree
 
+from ..paths import named_leaves, variable_name
 from .grid import Grid
 
-Dataset = xr.Dataset  # this file is the door to xarray: rooms that pass datasets on take the name from here
+Dataset = xr.Dataset  # this file alone imports xarray: rooms that pass datasets on take the name from here
 Arrays = Mapping[str, np.ndarray]
 PACKAGES = ("mirrorjax", "jax", "jaxlib", "diffrax", "equinox", "optax")
-# Entries of a group that are no results of lanes: which lanes it holds, and the steps they took and slots were driven.
+# Entries of a group besides the results of its lanes: their numbers, the steps that they needed, and the steps that
+# the slots of the batch executed.
 LANES, USEFUL, EXECUTED = ".lanes", ".useful", ".executed"
 MISSING = "missing"  # the status of a lane that was not solved yet
-# Larger arrays are kept in files that are read where they are looked at.
+# Larger arrays are kept in files, whose entries are read when they are used.
 LARGE = 2**30
 # Long name and units of what a sweep of flows gives.
 OF_FLOWS = {
@@ -36,28 +37,23 @@ OF_FLOWS = {
 
 
 def versions() -> dict[str, str]:
-    """Installed versions of the packages a result depends on, for its attributes."""
+    """Returns the installed versions of the packages that a result depends on, for its attributes."""
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 
 
 def flatten(values: PyTree, default: str) -> dict[str, Any]:
-    """A pytree as a dict of its leaves, named by their path; a lone leaf has the default name."""
-    return {_path_name(path) or default: leaf for path, leaf in jax.tree_util.tree_flatten_with_path(values)[0]}
-
-
-def _path_name(path: tuple) -> str:
-    """`a.b.0` for a path of keys, attributes and positions."""
-    return ".".join(str(getattr(key, "key", getattr(key, "name", getattr(key, "idx", key)))) for key in path)
+    """Returns the leaves of a pytree by name, `a.b.0`; a lone leaf has the default name."""
+    return {variable_name(name) or default: leaf for name, leaf in named_leaves(values)}
 
 
 def assemble(
     groups: Iterable[Arrays], count: int, folder: Path | None = None
 ) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """One array (lane, ...) a variable from groups of lanes in any order, and the totals of their steps.
+    """Joins groups of lanes, in any order, into one array (lane, ...) a variable, and sums the counts of their steps.
 
-    Lanes of no group are missing.
+    Lanes that are in no group have missing values.
 
-    **Arguments:** `count`: the number of lanes; `folder`: where arrays go that are too large for memory.
+    **Arguments:** `count`: the number of lanes; `folder`: the place of arrays that are too large for memory.
     """
     whole: dict[str, np.ndarray] = {}
     totals: dict[str, float] = {}
@@ -97,11 +93,12 @@ def to_dataset(
     ts: np.ndarray | None = None,
     over_time: Iterable[str] = (),
 ) -> Dataset:
-    """A dataset with the dimensions of the grid, and `time` for what was saved over it.
+    """Builds a dataset with the dimensions of the grid, and with `time` for the results that have it.
 
     **Arguments:** `lanes`: arrays with a leading lane axis; `ts`: save times; `over_time`: the names of those arrays
-    whose second axis is time; `settings`: the attributes, as JSON where they are no plain values; `texts`: long name
-    and units of variables.
+    whose second axis is time; `settings`: the attributes, written as JSON unless they are numbers or words; `texts`:
+    long name and units of variables.
+    **Raises:** `ValueError` for a result that has the name of a parameter.
     """
     dims, shape = tuple(grid.shape), tuple(grid.shape.values())
     over_time = set(over_time)

@@ -1,7 +1,7 @@
-"""Lanes over devices and hosts. Lanes are independent, so a device never talks to another.
+"""Divides lanes over devices and processes. Lanes are independent, so devices exchange no data.
 
-A jit that is left to shard a vmapped solve by itself puts collectives into its loops, and every device then waits for
-the slowest in each step. `shard_map` keeps the loops of the devices apart; a test counts the collectives: none.
+If `jax.jit` shards a vmapped loop by itself, it puts collectives into the loop, and every device then waits for the
+slowest one in each step. `shard_map` keeps the loops of the devices apart; a test counts the collectives: none.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ Devices = tuple[Device, ...]
 
 
 def choose_devices(devices: Sequence[Device] | None) -> Devices:
-    """The given devices, or all of this process."""
+    """Returns the given devices, by default all of this process. Raises `ValueError` for devices of another process."""
     chosen = tuple(jax.local_devices() if devices is None else devices)
     if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
         raise ValueError(f"devices must be a non-empty sequence of jax devices, such as jax.devices(), got {devices!r}")
@@ -29,7 +29,7 @@ def choose_devices(devices: Sequence[Device] | None) -> Devices:
 
 @eqx.filter_jit
 def on_devices(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, lanes: PyTree, devices: Devices) -> PyTree:
-    """`fn(shared, lanes)`, each device with all of `shared` and its share of the leading axis of `lanes`.
+    """Computes `fn(shared, lanes)`; each device has all of `shared` and its share of the leading axis of `lanes`.
 
     **Arguments:** `fn`: acts on a batch of any size, with outputs that have its leading axis; `lanes`: a pytree of
     arrays (lanes, ...), their number a multiple of the number of devices.
@@ -47,10 +47,10 @@ def on_devices(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, lanes: Py
 
 
 def of_this_process(groups: int) -> Int[np.ndarray, " mine"]:
-    """The numbers of the groups that this process solves: every process its own, in turn."""
+    """Returns the numbers of the groups that this process solves: process p of n takes p, p + n, p + 2n, .."""
     return np.arange(jax.process_index(), groups, jax.process_count())
 
 
 def spread(size: int, devices: Devices) -> int:
-    """`size` rounded up to a multiple of the number of devices."""
+    """Rounds `size` up to a multiple of the number of devices."""
     return -(-size // len(devices)) * len(devices)

@@ -1,8 +1,8 @@
-"""sweep() and map_grid(): groups of lanes, one after the other, each kept as soon as it is through.
+"""Runs a job over the lanes of a grid, group by group, and stores the results of each group when it ends.
 
-Lanes are mixed by a fixed permutation, so that every group is a fair sample of the whole sweep: groups take about as
-long as each other, processes about as long as each other, and the time left can be told. A group is the unit of what is
-kept and of what is computed again; inside a group the scheduler keeps the slots of a batch full.
+A fixed permutation mixes the lanes, so that every group is a fair sample of the whole run: all groups and all processes
+take about equally long, and the time left can be estimated. Results are stored, and after damage computed again, by
+groups.
 """
 
 import abc
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int, PyTree
 
@@ -30,9 +31,12 @@ ABOUT, CHECKPOINT = "about", "checkpoint"
 
 
 class Checkpoint:
-    """Where a group in progress is kept, at most so often, and found again.
+    """Writes the state of the group in progress to a store, at most every so many seconds, and reads it back.
 
-    **Arguments:** `store`: where; `group`: its name; `every`: seconds between two.
+    A store holds one checkpoint, which each write replaces. Arrays that are divided over devices are gathered in the
+    memory of the host.
+
+    **Arguments:** `store`; `group`: the name of the group; `every`: seconds between two checkpoints.
     """
 
     def __init__(self, store: AbstractStore, group: str, every: float):
@@ -40,25 +44,40 @@ class Checkpoint:
         self._last = time.monotonic()
 
     def find(self, template: PyTree) -> PyTree | None:
-        """The state that was kept of this group, structured like the template; None if there is none."""
+        """Reads the state of this group, structured like the template; None if there is none, or it is damaged."""
         kept = self._store.read(CHECKPOINT)
         if kept is None or str(kept["group"]) != self._group:
             return None
-        return jax.tree.unflatten(jax.tree.structure(template), [kept[str(i)] for i in range(len(kept) - 1)])
+        leaves, treedef = jax.tree.flatten(template)
+        return jax.tree.unflatten(treedef, [_decode(kept[str(i)], leaf) for i, leaf in enumerate(leaves)])
 
     def offer(self, state: PyTree, now: bool = False) -> None:
-        """Keep the state if it is time to, or now."""
+        """Writes the state if the last checkpoint is old enough, or if `now` is set."""
         if not now and time.monotonic() - self._last < self._every:
             return
-        leaves = {str(i): np.asarray(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
+        leaves = {str(i): _encode(leaf) for i, leaf in enumerate(jax.tree.leaves(state))}
         self._store.write(CHECKPOINT, leaves | {"group": np.asarray(self._group)})
         self._last = time.monotonic()
 
 
-class About(NamedTuple):
-    """What a dataset is made of besides grid and results.
+def _encode(leaf: Any) -> np.ndarray:
+    """Returns a leaf as an array that an npz file can hold: the data of a random key, numbers in other cases."""
+    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
 
-    `ts`: save times; `over_time`: which results have them as second axis; `texts`: long name and units by variable.
+
+def _decode(array: np.ndarray, like: Any) -> Any:
+    """The inverse of `_encode`, for a leaf of the dtype of `like`."""
+    if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+        return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
+    # NumPy's files know neither bfloat16 nor float8, and return their bits as raw bytes.
+    return array.view(like.dtype) if array.dtype.kind == "V" else array
+
+
+class About(NamedTuple):
+    """Describes the variables of a dataset.
+
+    `ts`: save times; `over_time`: the results whose second axis is time; `texts`: long name and units by variable.
     """
 
     ts: np.ndarray | None = None
@@ -67,14 +86,14 @@ class About(NamedTuple):
 
 
 class AbstractJob(eqx.Module):
-    """What is done with the lanes of a grid: `group_size` of them are solved and kept together, `lane_bytes` each."""
+    """Computes the results of lanes: `group_size` of them are solved and stored together, `lane_bytes` each."""
 
     group_size: eqx.AbstractVar[int]
     lane_bytes: eqx.AbstractVar[int]
 
     @abc.abstractmethod
     def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
-        """The results (group, ...) of these lanes, by name."""
+        """Computes the results (group, ...) of these lanes, by name; `checkpoint` is None if nothing is stored."""
 
 
 def run(
@@ -89,15 +108,19 @@ def run(
     progress: bool | None,
     callback: Callback | None,
 ) -> Dataset:
-    """Do a job for all lanes of this process, keep the results, and label those of all.
+    """Does a job for all lanes of this process, stores the results, and labels those of all processes.
 
-    **Arguments:** `configure`: gives everything the numbers depend on, which only a store asks for.
+    **Arguments:** `about`: the texts and times of the dataset; `configure`: returns everything the numbers depend on,
+    called only if there is a store; `checkpoint_every`: seconds between two checkpoints, None for none; the others as
+    in `map_grid`.
+    **Raises:** `ValueError` for results that fit neither memory nor disk, `resume` without a store, or a store that
+    holds another run; `OSError` if the store cannot be written.
     """
     folder = None if store is None else Path(store)
     check_room(job.lane_bytes, len(grid), folder)
     if folder is None:
         if resume:
-            raise ValueError("resume=True needs the store that the sweep was kept in, e.g. store='runs/first'")
+            raise ValueError("resume=True needs the store that the results were kept in, e.g. store='runs/first'")
         return _label(grid, about, _solve(job, grid, Memory(), None, progress, callback), {})
     kept = Folder(folder, configure(), process=jax.process_index(), resume=resume)
     try:
@@ -111,7 +134,7 @@ def run(
 
 
 def groups_of(count: int, size: int) -> list[Lanes]:
-    """The groups of this process: every lane in one group of one process, mixed by a fixed permutation."""
+    """Returns the groups of this process. Every lane is in one group of one process, by a fixed permutation."""
     mixed = np.random.default_rng(0).permutation(count)
     mine = mixed[of_this_process(count)]
     return [mine[start : start + size] for start in range(0, len(mine), size)]
@@ -125,7 +148,7 @@ def _solve(
     progress: bool | None,
     callback: Callback | None,
 ) -> Iterator[Arrays]:
-    """The results of group after group, found or computed."""
+    """Yields the results of one group after the other, read from the store or computed."""
     groups = groups_of(len(grid), job.group_size)
     with Reporter(sum(len(group) for group in groups), progress, callback) as reporter:
         for number, group in enumerate(groups):
@@ -144,18 +167,18 @@ def _solve(
 
 
 def failures(results: Arrays) -> int:
-    """How many lanes of a group have a status that is not successful."""
+    """Counts the lanes of a group whose status is not `"successful"`."""
     return int(np.sum(results["status"] != "successful")) if "status" in results else 0
 
 
 def open_sweep(path: str | Path) -> Dataset:
-    """The dataset of a run folder, finished or not, of one process or of many.
+    """Reads the dataset of a run folder, finished or not, of one process or of many.
 
-    Only files that are whole count. Lanes that are not there yet have the status `"missing"` and missing values. Arrays
-    of more than a gigabyte are left on disk, and read where they are looked at.
+    Damaged files are skipped. Lanes without results have the status `"missing"` and missing values. Arrays of more than
+    a gigabyte stay on disk; entries are read when they are used.
 
-    **Arguments:** `path`: the `store` of a `sweep` or `map_grid`.
-    **Raises:** `ValueError` where there is no run.
+    **Arguments:** `path`: the `store` of a `sweep`, a `map_grid` or a training.
+    **Raises:** `ValueError` if there is no run.
     """
     folder = Path(path)
     settings = read_configuration(folder)
@@ -168,7 +191,7 @@ def open_sweep(path: str | Path) -> Dataset:
 def _label(
     grid: Grid, about: About, groups: Iterable[Arrays], settings: Mapping[str, Any], folder: Path | None = None
 ) -> Dataset:
-    """The dataset of the results of groups, with the settings as attributes."""
+    """Builds the dataset of the results of groups, with the settings as attributes."""
     lanes, totals = assemble(groups, len(grid), folder)
     lanes = lanes or {"status": np.full(len(grid), MISSING)}
     attributes: dict[str, Any] = {"versions": versions(), **settings}
@@ -178,7 +201,7 @@ def _label(
 
 
 def _pack(grid: Grid, about: About) -> dict[str, np.ndarray]:
-    """What `_unpack` makes a grid and its `About` of."""
+    """Returns a grid and its `About` as arrays, which `_unpack` reads."""
     values = {
         f"{axis}/{name}": np.asarray(value) for axis, part in grid.axes.items() for name, value in part.values.items()
     }

@@ -1,4 +1,4 @@
-"""Lanes: the points of a product or zip grid, numbered in C order, and how they fold back into named dimensions."""
+"""Grids of parameters. Their points are the lanes of a run, numbered in C order over the named dimensions."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -15,13 +15,13 @@ RESERVED = ("time", "lane")
 
 
 class Zip:
-    """Parameters that walk in step: `Zip(alpha=[0.2, 2], t_off=[62.5, 6.25])` is two lanes, not four.
+    """Parameters that change together: `Zip(alpha=[0.2, 2], t_off=[62.5, 6.25])` is two lanes, not four.
 
-    A whole grid by itself, or one entry of a product grid, `{"schedule": Zip(..), "seed": [0, 1]}`, whose key then
+    A `Zip` is a grid by itself, or one entry of a product grid, `{"schedule": Zip(..), "seed": [0, 1]}`, whose key then
     names the dimension.
 
     **Arguments:** equally long arrays by parameter name; the first axis counts lanes.
-    **Raises:** `ValueError` when there are none, one is empty, or their lengths differ.
+    **Raises:** `ValueError` if there are none, one is empty, or their lengths differ.
     """
 
     def __init__(self, **values: Numbers):
@@ -30,14 +30,14 @@ class Zip:
         self.values = {name: _as_values(name, value) for name, value in values.items()}
         lengths = {name: len(value) for name, value in self.values.items()}
         if len(set(lengths.values())) > 1:
-            raise ValueError(f"parameters that walk in step need one length, got {lengths}")
+            raise ValueError(f"parameters of one Zip need one length, got {lengths}")
 
     def __len__(self) -> int:
         return len(next(iter(self.values.values())))
 
 
 class Grid:
-    """All lanes of a sweep: a dict is the product of its entries, a `Zip` is itself.
+    """All lanes of a run: the product of the entries of a dict, or the lanes of one `Zip`.
 
     **Arguments:** `axes`: a mapping from parameter name to values (or from dimension name to a `Zip`), or one `Zip`.
     **Raises:** `ValueError` for an empty grid, a name used twice or reserved, or values that are not numbers.
@@ -61,14 +61,14 @@ class Grid:
 
     @property
     def shape(self) -> dict[str, int]:
-        """Number of values along each dimension."""
+        """The number of values along each dimension."""
         return {name: len(axis) for name, axis in self.axes.items()}
 
     def __len__(self) -> int:
         return int(np.prod(list(self.shape.values())))
 
     def take(self, lanes: Shaped[np.ndarray, " lanes"]) -> Values:
-        """The parameter values of these lanes, by number."""
+        """Returns the parameter values of these lanes, given by number."""
         positions = np.unravel_index(lanes, tuple(self.shape.values()))
         return {
             name: value[position]
@@ -77,13 +77,13 @@ class Grid:
         }
 
     def places(self, lanes: Int[np.ndarray, " lanes"]) -> Float[np.ndarray, "lanes axes"]:
-        """Where these lanes are on the grid, each axis from 0 to 1."""
+        """Returns the positions of these lanes on the grid, each axis from 0 to 1."""
         sizes = tuple(self.shape.values())
         positions = np.stack(np.unravel_index(lanes, sizes), axis=1)
         return positions / np.maximum(np.asarray(sizes) - 1, 1)
 
     def coordinates(self) -> dict[str, tuple[str, np.ndarray]]:
-        """Parameter name -> (dimension, values), for those with one number a lane."""
+        """Returns parameter name -> (dimension, values), for parameters with one number a lane."""
         return {
             name: (dimension, np.asarray(value))
             for dimension, axis in self.axes.items()

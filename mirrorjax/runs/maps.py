@@ -1,4 +1,4 @@
-"""map_grid(): any function over a grid, by the same groups, devices and store as a sweep of flows."""
+"""map_grid(): evaluates any function over a grid, in groups, on devices and with a store."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,14 +36,18 @@ def map_grid(
 ) -> Dataset:
     """`fn(**parameters)` for every point of a grid, vmapped, as one labelled dataset.
 
-    For what is not a flow: predicted limits, gradients of an objective in the schedule, or a loop of your own. Every
-    chunk runs until its slowest lane ends.
+    For example predicted limits, gradients of an objective in the schedule, or a loop of your own. Every chunk runs
+    until its slowest lane ends; `mirrorjax.sweep` replaces lanes that have ended, for flows.
 
     **Arguments:**
 
     - `fn`: parameters -> a pytree of arrays, a pure JAX function; each parameter arrives as a scalar (or one slice). An
       `equinox.Module` keeps large data as leaves. A `RESULTS` in the output becomes the names of statuses.
-    - `grid`, `chunk`, `devices`, `store`, `resume`, `progress`, `callback`: as in `sweep`. Finished chunks are kept.
+    - `grid`: parameter name -> values; or a `Zip`.
+    - `chunk`: how many lanes are computed at a time; chosen by memory if None.
+    - `devices`: the devices to use, by default all of this process.
+    - `store`: a folder in which finished chunks are kept; `resume`: continue the run that it holds.
+    - `progress`: show a bar, by default on a terminal; `callback`: gets a `SweepReport` after every chunk.
 
     **Returns:** an `xarray.Dataset` with one dimension a parameter, and one variable a leaf of the output, named by its
     path (`"value"` for a lone array) with dimensions NAME_0, .. of its own.
@@ -73,7 +77,7 @@ def map_grid(
 
 
 class _Job(AbstractJob):
-    """A function on the lanes of a grid, group by group; a group is one batch."""
+    """Evaluates a function on the lanes of a grid; a group is one batch."""
 
     fn: Function
     grid: Grid
@@ -90,7 +94,7 @@ class _Job(AbstractJob):
 
 
 def _plain(outputs: PyTree) -> PyTree:
-    """In numpy, and statuses by their names."""
+    """Converts arrays to NumPy and statuses to their names."""
     return jax.tree.map(
         lambda leaf: status_name(leaf) if isinstance(leaf, RESULTS) else np.asarray(leaf),
         outputs,

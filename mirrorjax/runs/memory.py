@@ -1,4 +1,4 @@
-"""What a sweep needs, before it starts: how many lanes fit at a time, and whether the results have a place."""
+"""Computes before a run how many lanes fit into memory at a time, and refuses results that fit nowhere."""
 
 import shutil
 from pathlib import Path
@@ -10,27 +10,27 @@ from jaxtyping import PyTree
 
 from .devices import Devices
 
-# Copies of a lane's carried state that a step holds at once: stages of the solver, the trial state, save buffers.
+# Copies of a lane's state that a step holds at once; measured for the stages, trial state and buffers of a solver.
 COPIES = 12
-# Beyond these a larger batch was not measured to be faster a lane: benchmarks/README.md.
+# A larger batch was not faster per lane in benchmarks/README.md.
 LARGEST = {"cpu": 64}
 LARGEST_ELSEWHERE = 1024
 
 
 def size_of(shapes: PyTree) -> int:
-    """Bytes of all arrays of a pytree, or of their shapes."""
+    """Sums the bytes of all arrays, or shapes of arrays, of a pytree."""
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def choose_slots(lane_bytes: int, lanes: int, devices: Devices) -> int:
-    """How many lanes to solve at a time: as many as pay, and fit into half of the memory that is free.
+    """Returns how many lanes to compute at a time: the fastest batch that fits into half of the free memory.
 
-    **Raises:** `ValueError` when not even one fits.
+    **Raises:** `ValueError` if not even one lane fits.
     """
     fitting = int(_free(devices) // 2 // max(lane_bytes * COPIES, 1))
     if fitting < 1:
         raise ValueError(
-            f"one lane needs about {_text(lane_bytes * COPIES)} while it is solved, but {_text(_free(devices))} are"
+            f"one lane needs about {_text(lane_bytes * COPIES)} while it is computed, but {_text(_free(devices))} are"
             " free; save fewer times, keep smaller metrics, or use float32"
         )
     largest = LARGEST.get(devices[0].platform, LARGEST_ELSEWHERE) * len(devices)
@@ -38,10 +38,7 @@ def choose_slots(lane_bytes: int, lanes: int, devices: Devices) -> int:
 
 
 def check_room(lane_bytes: int, lanes: int, folder: Path | None) -> None:
-    """Refuse a sweep whose results fit neither into memory nor, if it has one, into its folder.
-
-    **Raises:** `ValueError` with the sizes and what helps.
-    """
+    """Raises `ValueError`, with sizes and advice, if the results do not fit into memory, or into the given folder."""
     needed = lane_bytes * lanes
     if folder is None:
         free, place = psutil.virtual_memory().available, "of memory are free"
@@ -58,7 +55,7 @@ def check_room(lane_bytes: int, lanes: int, folder: Path | None) -> None:
 
 
 def _free(devices: Devices) -> float:
-    """Bytes free on all the devices."""
+    """Sums the free bytes of all the devices."""
     stats = [device.memory_stats() for device in devices]
     if all(each and "bytes_limit" in each for each in stats):
         return float(sum(each["bytes_limit"] - each.get("bytes_in_use", 0) for each in stats if each))

@@ -1,4 +1,4 @@
-"""What a sweep tells while it runs: a bar on a terminal, and a report for trackers. On the host, between segments."""
+"""Reports the progress of a run: a bar on a terminal, and a `SweepReport` for callbacks, between compiled segments."""
 
 import time
 from collections.abc import Callable, Mapping
@@ -10,13 +10,15 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 
 class SweepReport(NamedTuple):
-    """How far a sweep is, as a callback gets it after every few segments.
+    """The progress of a run, which a callback gets after every few segments.
 
-    - `lanes`: of this process, in all; `ended`: through, with those of earlier runs; `failed`: not successful of these.
-    - `efficiency`: work of lanes (steps, or evaluations with `RKC`), as a share of what slots were driven through; NaN
-      before the first.
-    - `rate`: lanes a second since the start; `seconds`: since the start.
-    - `latest`: what the lanes left that have just ended: arrays (lanes, ...) by variable, their numbers as `lanes`.
+    - `lanes`: the number of lanes of this process; `ended`: how many of them have ended, in earlier runs too; `failed`:
+      how many of those were not successful.
+    - `efficiency`: the work that lanes needed (e.g. steps), divided by the work that the slots of
+      the batch executed; NaN before the first step, and for jobs that do not count work.
+    - `rate`: lanes per second since the start; `seconds`: since the start.
+    - `latest`: the results of the lanes that have just ended: arrays (lanes, ...) by variable, with the numbers of the
+      lanes as `lanes`.
     """
 
     lanes: int
@@ -32,7 +34,7 @@ Callback = Callable[[SweepReport], None]
 
 
 class Reporter:
-    """Counts lanes, shows the bar, and calls back. A context manager."""
+    """Counts lanes, shows the bar and calls the callback; a context manager."""
 
     def __init__(self, lanes: int, show: bool | None, callback: Callback | None):
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
@@ -53,12 +55,16 @@ class Reporter:
         self._bar.stop()
 
     def found(self, ended: int, failed: int) -> None:
-        """Lanes that an earlier run has solved."""
+        """Counts lanes whose results an earlier run has stored."""
         self._ended, self._failed = self._ended + ended, self._failed + failed
         self._show(0.0)
 
     def moved(self, latest: Mapping[str, np.ndarray], failed: int, underway: float, useful: int, executed: int) -> None:
-        """Lanes that have just ended, how many others' worth is under way, and the steps of the whole group so far."""
+        """Counts lanes that have just ended, and calls the callback.
+
+        **Arguments:** `latest`: the results of these lanes; `failed`: how many were not successful; `underway`: the sum
+        of the finished fractions of the other lanes; `useful`, `executed`: additional work, as in `efficiency`.
+        """
         count = len(next(iter(latest.values()))) if latest else 0
         self._ended, self._here, self._failed = self._ended + count, self._here + count, self._failed + failed
         self.useful, self.executed = self.useful + useful, self.executed + executed
@@ -67,6 +73,7 @@ class Reporter:
             self._callback(self.report(latest))
 
     def report(self, latest: Mapping[str, np.ndarray]) -> SweepReport:
+        """Returns the progress now."""
         seconds = time.monotonic() - self._start
         efficiency = self.useful / self.executed if self.executed else float("nan")
         rate = self._here / max(seconds, 1e-9)

@@ -1,22 +1,25 @@
-"""Where results of groups of lanes are kept: in memory, or in a folder that survives being killed at any moment.
+"""Keeps the results of groups of lanes in memory, or in a folder that survives being killed at any moment.
 
 A folder holds `config.json`, written once, and for every process its own `process-000/` with one file a finished group,
-at most one checkpoint, and `manifest.json`. A file counts when the manifest names it with its SHA-256, and the manifest
-is replaced in one rename, so at every moment the folder is either before a step or after it. What is truncated or
-corrupted is found by its checksum and computed again, alone.
+at most one checkpoint, and `manifest.json`. A file counts if the manifest names it with its SHA-256, and the manifest
+is replaced in one rename, so at every moment the folder is either before a write or after it. A truncated or corrupted
+file is found by its checksum, and its group alone is computed again.
 """
 
 import abc
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock, Timeout
+
+from ..checks import as_count
+from ..files import write_text, write_whole
 
 Arrays = Mapping[str, np.ndarray]
 CONFIG, MANIFEST, LOCK = "config.json", "manifest.json", "lock"
@@ -27,19 +30,19 @@ class AbstractStore(abc.ABC):
 
     @abc.abstractmethod
     def read(self, name: str) -> Arrays | None:
-        """What was written under this name, or None when there is nothing or it is not what was written."""
+        """Returns the arrays of this name; None if there are none or their file is damaged."""
 
     @abc.abstractmethod
     def write(self, name: str, arrays: Arrays) -> None:
-        """Keep arrays under a name, in place of what was there."""
+        """Keeps the arrays under the name, in place of earlier ones."""
 
     @abc.abstractmethod
     def drop(self, name: str) -> None:
-        """Keep nothing under this name."""
+        """Removes the arrays of this name, if there are any."""
 
 
 class Memory(AbstractStore):
-    """A store that is gone with the process, for sweeps that fit into memory."""
+    """A store that ends with the process, for runs that fit into memory."""
 
     def __init__(self):
         self._groups: dict[str, Arrays] = {}
@@ -55,12 +58,12 @@ class Memory(AbstractStore):
 
 
 class Folder(AbstractStore):
-    """One process's part of a run folder, locked against other processes while this one lives.
+    """The part of a run folder that belongs to one process, locked against other processes until `close`.
 
     **Arguments:** `path`: the run folder; `configuration`: everything the numbers depend on, as JSON; `process`: the
-    number of this process; `resume`: go on with what is there.
-    **Raises:** `ValueError` when there is a run and `resume` is not set, when its configuration differs (the message
-    shows where), or when another process has it open; `OSError` where the folder cannot be written.
+    number of this process; `resume`: continue an earlier run of the same configuration.
+    **Raises:** `ValueError` if the folder holds a run and `resume` is not set, if its configuration differs (the
+    message lists the differences), or if another process has it open; `OSError` if the folder cannot be written.
     """
 
     def __init__(self, path: Path, configuration: Mapping[str, Any], *, process: int, resume: bool):
@@ -86,13 +89,13 @@ class Folder(AbstractStore):
         return _read(self.path, self._files.get(name))
 
     def write(self, name: str, arrays: Arrays) -> None:
-        """Commit: the file first, then the manifest that names it, then the file it replaces goes."""
-        buffer = io.BytesIO()
-        np.savez(buffer, allow_pickle=False, **arrays)
-        data = buffer.getvalue()
-        digest = hashlib.sha256(data).hexdigest()
-        file = f"{name}-{digest[:16]}.npz"
-        _write(self.path / file, data)
+        """Writes the file, then the manifest that names it, and removes the file that it replaces."""
+        # Two names in turn: the file that the manifest names is never overwritten, and one that was written without
+        # reaching the manifest is overwritten by the next.
+        first, second = (f"{name}-{turn}.npz" for turn in "ab")
+        file = second if self._files.get(name, {}).get("file") == first else first
+        with _advise(self.path / file):
+            digest = _save(self.path / file, arrays)
         self._commit(self._files | {name: {"file": file, "sha256": digest}})
 
     def drop(self, name: str) -> None:
@@ -101,17 +104,19 @@ class Folder(AbstractStore):
 
     def _commit(self, files: dict[str, dict[str, str]]) -> None:
         stale = {entry["file"] for entry in self._files.values()} - {entry["file"] for entry in files.values()}
-        _write(self.path / MANIFEST, json.dumps({"files": files}, indent=1).encode())
+        with _advise(self.path / MANIFEST):
+            write_text(self.path / MANIFEST, json.dumps({"files": files}, indent=1))
         self._files = files
         for file in stale:
             (self.path / file).unlink(missing_ok=True)
 
     def _agree(self, configuration: Mapping[str, Any]) -> None:
-        """Write config.json if this process is the first, else compare."""
+        """Writes config.json if this process is the first, and compares the configurations otherwise."""
         wanted = json.loads(json.dumps(configuration))
         file = self.root / CONFIG
         if not file.exists():
-            _write(file, json.dumps(wanted, indent=1).encode())
+            with _advise(file):
+                write_text(file, json.dumps(wanted, indent=1))
         there = read_configuration(self.root)
         if differences := _differences(there, wanted):
             self.close()
@@ -122,7 +127,7 @@ class Folder(AbstractStore):
 
 
 def read_configuration(root: Path) -> dict[str, Any]:
-    """The configuration of a run folder. Raises `ValueError` where there is none."""
+    """Reads the configuration of a run folder. Raises `ValueError` if there is none."""
     try:
         return json.loads((root / CONFIG).read_text())
     except (OSError, ValueError) as error:
@@ -130,19 +135,19 @@ def read_configuration(root: Path) -> dict[str, Any]:
 
 
 def recorded_slots(chunk: int | None, store: str | Path | None, resume: bool) -> int | None:
-    """The size of a batch that is asked for, or else that of the run to resume; None where it is free.
+    """Returns the number of lanes in a batch: `chunk`, or else that of the run to resume; None if neither is given.
 
-    **Raises:** `ValueError` for one that is no positive whole number.
+    **Raises:** `ValueError` for a chunk that is not a positive whole number.
     """
-    if chunk is not None and (not isinstance(chunk, int) or chunk < 1):
-        raise ValueError(f"chunk must be a whole number of at least 1, or None, got {chunk!r}")
-    if chunk is not None or store is None or not resume or not (Path(store) / CONFIG).exists():
-        return chunk
+    if chunk is not None:
+        return as_count(chunk, "chunk")
+    if store is None or not resume or not (Path(store) / CONFIG).exists():
+        return None
     return read_configuration(Path(store)).get("slots")
 
 
 def read_all(root: Path, prefix: str) -> Iterator[Arrays]:
-    """All that every process of a run has written under names that start so, where it is whole and as written."""
+    """Reads every undamaged group of arrays, of every process of a run, whose name starts with the prefix."""
     for path in sorted(root.glob("process-*")):
         for name, entry in _manifest(path).items():
             arrays = _read(path, entry) if name.startswith(prefix) else None
@@ -150,18 +155,51 @@ def read_all(root: Path, prefix: str) -> Iterator[Arrays]:
                 yield arrays
 
 
+class _Hashing:
+    """A stream into a file that hashes what passes. It has no `seek`, so the archive is written front to back."""
+
+    def __init__(self, file: BinaryIO):
+        self._file, self.sha256 = file, hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        self.sha256.update(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
+
+    def read(self, size: int = -1) -> bytes:
+        raise io.UnsupportedOperation("the stream can only be written")  # NumPy takes files to have this method
+
+
+def _save(path: Path, arrays: Arrays) -> str:
+    """Writes an npz file, hashed on the way so that its bytes are never in memory as a whole; returns its SHA-256."""
+    digest = ""
+
+    def write(temporary: Path) -> None:
+        nonlocal digest
+        with temporary.open("wb") as file:
+            stream = _Hashing(file)
+            np.savez(stream, allow_pickle=False, **arrays)  # type: ignore[arg-type]
+            digest = stream.sha256.hexdigest()
+
+    write_whole(path, write)
+    return digest
+
+
 def _read(path: Path, entry: Mapping[str, str] | None) -> Arrays | None:
-    """The arrays of one file of a manifest, or None when it is not there, truncated or corrupted."""
+    """Reads one file of a manifest; None if it is missing, truncated or corrupted."""
     if entry is None:
         return None
     try:
-        data = (path / entry["file"]).read_bytes()
+        with (path / entry["file"]).open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+                return None
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
     except OSError:
         return None
-    if hashlib.sha256(data).hexdigest() != entry["sha256"]:
-        return None
-    with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-        return dict(arrays)
 
 
 def _manifest(path: Path) -> dict[str, dict[str, str]]:
@@ -170,26 +208,16 @@ def _manifest(path: Path) -> dict[str, dict[str, str]]:
         return {}
     try:
         return json.loads(file.read_text())["files"]
-    except (ValueError, KeyError):  # not written by us: everything is computed again
+    except (ValueError, KeyError):  # another program's file: everything is computed again
         return {}
 
 
-def _write(path: Path, data: bytes) -> None:
-    """Whole or not at all, and on the disk when this returns."""
-    temporary = path.with_name(f".{path.name}.part")
+@contextmanager
+def _advise(path: Path) -> Iterator[None]:
+    """Adds to an `OSError` of the block which file it was, and that finished groups are safe."""
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        yield
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise OSError(
             error.errno,
             f"{path} could not be written: {error.strerror}. What was finished is safe; make room or give permission, "
@@ -198,7 +226,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _differences(there: Any, wanted: Any, name: str = "") -> list[str]:
-    """Where two configurations differ, one line each: `name: there -> wanted`."""
+    """Lists the differences of two configurations, one line each: `name: there -> wanted`."""
     if isinstance(there, dict) and isinstance(wanted, dict):
         keys = [*there, *(key for key in wanted if key not in there)]
         below = [_differences(there.get(key), wanted.get(key), f"{name}.{key}".lstrip(".")) for key in keys]

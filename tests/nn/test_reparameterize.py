@@ -227,7 +227,7 @@ def test_what_does_not_fit_is_refused(rules, words):
 def test_bad_numbers_and_dtypes_are_refused():
     with pytest.raises(ValueError, match="balance must be positive and finite, got 0"):
         nn.Factored(mj.Hadamard(), 0.0)
-    with pytest.raises(ValueError, match="rank of at least 1, got 0"):
+    with pytest.raises(ValueError, match="rank must be a whole number of at least 1, got 0"):
         nn.LowRank(0)
     with pytest.raises(ValueError, match="scale must be positive and finite, got -1"):
         nn.LowRank(1, -1.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from networks import IMAGE, TEXT, drawn, images, tensors, tokens
+from networks import IMAGE, TEXT, drawn, images, run, tensors, tokens
 
 from mirrorjax.nn.tensor_files import read_tensors, write_tensors
 from mirrorjax.nn.vit import ViT
@@ -33,7 +33,7 @@ def test_gpt2_comes_back_bit_by_bit(tmp_path, config, prefix):
     assert f"{prefix}h.1.attn.c_attn.weight" in read_tensors(path)
     back = load_gpt2(path, config)
     same_tensors(back, model)
-    np.testing.assert_array_equal(back(tokens()), model(tokens()))
+    np.testing.assert_array_equal(run(back, tokens()), run(model, tokens()))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -43,7 +43,7 @@ def test_vit_comes_back_bit_by_bit(tmp_path, suffix):
     save_vit(model, path)
     back = load_vit(path, IMAGE)
     same_tensors(back, model)
-    np.testing.assert_array_equal(back(images()), model(images()))
+    np.testing.assert_array_equal(run(back, images()), run(model, images()))
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
 
 
@@ -127,7 +127,7 @@ def test_gpt2_has_the_same_logits(gpt2):
     theirs, folder = gpt2
     with torch.no_grad():
         expected = theirs(torch.tensor(np.asarray(tokens()))).logits.numpy()
-    logits = load_gpt2(folder / "model.safetensors", TEXT)(tokens())
+    logits = run(load_gpt2(folder / "model.safetensors", TEXT), tokens())
     # Rounding of float32 in sums of 32 to 128 terms; the logits are of order ten.
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
@@ -138,7 +138,7 @@ def test_vit_has_the_same_logits(vit):
     with torch.no_grad():
         expected = theirs(torch.tensor(np.asarray(images())).permute(0, 3, 1, 2)).logits.numpy()
     config = dataclasses.replace(IMAGE, epsilon=1e-12)
-    logits = load_vit(folder / "model.safetensors", config)(images())
+    logits = run(load_vit(folder / "model.safetensors", config), images())
     np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
@@ -161,7 +161,7 @@ def test_they_read_what_is_written_here(gpt2, tmp_path):
     back = type(theirs).from_pretrained(tmp_path)
     with torch.no_grad():
         expected = back(torch.tensor(np.asarray(tokens()))).logits.numpy()
-    np.testing.assert_allclose(model(tokens()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+    np.testing.assert_allclose(run(model, tokens()), expected, rtol=0, atol=1e-5 * np.abs(expected).max())
 
 
 def changed(path: Path, **replaced) -> Path:

@@ -11,7 +11,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from jax import Array
-from training import train
+from training import train, trainer
 
 import mirrorjax as mj
 from mirrorjax import optim
@@ -42,15 +42,15 @@ OPTIMIZERS = {
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_saved_and_restored_training_continues_bit_for_bit(name, tmp_path):
-    halfway = train(OPTIMIZERS[name](), loss, START, 4)
+    half, optimizer = trainer(OPTIMIZERS[name](), loss, 4), OPTIMIZERS[name]()
+    halfway = half(START, optimizer.init(START))
     with ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "state", halfway)
         checkpointer.wait_until_finished()
         restored = checkpointer.restore(tmp_path / "state", jax.tree.map(jnp.zeros_like, halfway))
+    expected = train(optimizer, loss, START, 8)
     for params, state in (halfway, restored):
-        finished = train(OPTIMIZERS[name](), loss, params, 4, state)
-        expected = train(OPTIMIZERS[name](), loss, START, 8)
-        jax.tree.map(np.testing.assert_array_equal, finished, expected)
+        jax.tree.map(np.testing.assert_array_equal, half(params, state), expected)
 
 
 def test_strengths_and_switch_off_times_are_lanes_of_one_compiled_loop():

@@ -73,6 +73,7 @@ ds.to_netcdf(sys.argv[1], engine="h5netcdf")
 def test_two_processes_share_the_lanes_and_a_folder(tmp_path):
     script = f"""
 address, process, store = sys.argv[1:]
+jax.config.update("jax_disable_most_optimizations", True)  # as in this process
 jax.distributed.initialize(address, num_processes=2, process_id=int(process))
 {SWEEP}
 ds = mj.sweep(lane, grid, t1=8.0, saveat=[0.0, 8.0], metrics=norm, store=store, chunk=2)
