@@ -2,6 +2,8 @@
 objective, a flow and an experiment. Nothing of the library is edited or reached into.
 """
 
+from typing import Any, ClassVar
+
 import diffrax
 import equinox as eqx
 import jax
@@ -32,7 +34,7 @@ class Exponential(mj.AbstractReparameterization):
 class SumOfExponentials(mj.AbstractRegularizer):
     """`h(w) = sum e^w`, which commutes with `Exponential`: grad h = grad g_i, coordinate by coordinate."""
 
-    smooth = True
+    smooth: ClassVar[bool] = True
     degree = property(lambda self: None)
     elementwise = property(lambda self: True)
 
@@ -144,7 +146,7 @@ W0 = jnp.array([0.1, -0.3, 0.2])
 Z = jnp.array([[1.0, 0.5, -0.2], [0.3, -1.0, 0.4]])
 
 
-def problem(schedule=0.1):
+def problem(schedule: Any = 0.1):
     return mj.Problem(Exponential(), SumOfExponentials(), schedule, Huber(Z, jnp.array([1.5, -0.5])))
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..problem.reparam import Weights
+from ..reprs import readable
 from ..results import RESULTS
 
 
@@ -51,3 +52,6 @@ class Solution(eqx.Module):
     t_end: Float[Array, ""]
     stats: dict[str, Int[Array, ""]]
     result: RESULTS
+
+    def __repr__(self) -> str:
+        return readable(self)

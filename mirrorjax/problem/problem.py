@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from ..reprs import readable
 from .objective import AbstractObjective
 from .regularizer import AbstractRegularizer
 from .reparam import AbstractReparameterization, Weights
@@ -54,6 +55,9 @@ class Problem(eqx.Module):
             if not isinstance(part, kind):
                 raise ValueError(f"{name} must be {advice}; got {part!r}")
         self.g, self.h, self.schedule, self.objective = g, h, schedule, objective
+
+    def __repr__(self) -> str:
+        return readable(self)
 
     def check(self, w0: PyTree, t1: Float[ArrayLike, ""]) -> None:
         """Raises `ValueError`, naming the value and the remedy, unless the parts fit these weights up to time t1."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..checks import as_scalar, is_concrete, require_finite
+from ..reprs import readable
 from .matrix import as_symmetric
 from .reparam import AbstractReparameterization, Weights, check_degree
 
@@ -35,6 +36,9 @@ class AbstractRegularizer(eqx.Module):
     """
 
     smooth: eqx.AbstractClassVar[bool]
+
+    def __repr__(self) -> str:
+        return readable(self)
 
     @abc.abstractmethod
     def __call__(self, w: Weights) -> Float[Array, ""]:

@@ -17,6 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from typing_extensions import TypeAliasType
 
 from ..checks import refuted
+from ..reprs import readable
 
 Weights = TypeAliasType("Weights", PyTree[Float[Array, "..."]])
 """Weights w: a pytree of floating-point arrays, such as a tuple of factors or a lone array."""
@@ -40,6 +41,9 @@ class AbstractReparameterization(eqx.Module):
 
     command_line: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Names of this family for `mirrorjax explain`, each with the arguments that build it."""
+
+    def __repr__(self) -> str:
+        return readable(self)
 
     @abc.abstractmethod
     def __call__(self, w: Weights) -> Float[Array, "..."]:

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
 from ..checks import as_time, as_time_scalar, nonnegative, refuted, require_nonnegative
+from ..reprs import readable
 
 Time = Float[ArrayLike, ""]
 
@@ -25,6 +26,9 @@ class AbstractSchedule(eqx.Module):
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), a_t = -int_0^t alpha.
     """
+
+    def __repr__(self) -> str:
+        return readable(self)
 
     @abc.abstractmethod
     def __call__(self, t: Time) -> Float[Array, ""]:

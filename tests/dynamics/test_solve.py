@@ -189,7 +189,7 @@ def test_lanes_equal_single_solves():
 def test_bad_options_are_refused(keywords, words):
     problem, w0 = hadamard_problem(0.1)
     with pytest.raises(ValueError, match=words):
-        solve(problem, w0, **{"t1": 2.0, **keywords})
+        solve(problem, w0, **{"t1": 2.0, **keywords})  # pyright: ignore[reportArgumentType]
 
 
 def test_a_solver_for_descent_is_refused():
