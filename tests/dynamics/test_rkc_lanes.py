@@ -1,6 +1,7 @@
 """Lanes of RKC that walk by single evaluations: each as if it were alone, and as accurate as the solver itself."""
 
 from functools import cache
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -52,7 +53,7 @@ def _read(options, values, lanes):
 
 def walk(values, work=16, **keywords):
     """Lanes to their ends: what they leave, and where they stand."""
-    how = {"saveat": TS, "metrics": metrics, "solver": mj.RKC(), "rtol": RTOL} | keywords
+    how: Any = {"saveat": TS, "metrics": metrics, "solver": mj.RKC(), "rtol": RTOL} | keywords
     motion = start(jax.tree.map(lambda value: value[0], values))
     options = make_options(mj.PrimalFlow(), motion, jnp.dtype(float), jnp.asarray(40.0), how, diffrax.ForwardMode())
     lanes = _begin(options, values)

@@ -1,5 +1,7 @@
 """Segments take the very steps of one long solve; lanes end when they should, and say why."""
 
+from typing import Any
+
 import diffrax
 import equinox as eqx
 import jax
@@ -30,7 +32,8 @@ def metrics(t, x, w):
 def in_segments(problem, w0, steps, steady=None, t1=8.0, ts=TS, **keywords) -> tuple[Outcome, int]:
     """The outcome of a lane advanced by so much work at a time, alone in its batch, and the number of segments."""
     flow = keywords.pop("flow", mj.PrimalFlow())
-    motion, how = flow.prepare(problem, w0), {"saveat": ts, "metrics": metrics} | keywords
+    motion = flow.prepare(problem, w0)
+    how: Any = {"saveat": ts, "metrics": metrics} | keywords
     options = make_options(flow, motion, jnp.dtype(float), jnp.asarray(t1), how, diffrax.ForwardMode())
     tolerance = None if steady is None else jnp.asarray(steady)
     lane, count = begin_alone(motion, options), 0
