@@ -1,4 +1,4 @@
-"""What compatible_regularizers names, check confirms; the commutant has the dimension that its eigenspaces give."""
+"""Regularizers named by compatible_regularizers pass check; the commutant has the dimension that its eigenspaces give."""
 
 import jax.numpy as jnp
 import numpy as np
