@@ -1,4 +1,4 @@
-"""Regularizers named by compatible_regularizers pass check; the commutant has the dimension that its eigenspaces give."""
+"""compatible_regularizers() against check(), and the dimension of the commutant against its eigenspaces."""
 
 import jax.numpy as jnp
 import numpy as np
