@@ -378,23 +378,6 @@ def test_weights_that_a_family_does_not_admit(g, w0, message):
         closed_form(g, mj.Compatible(g), w0)
 
 
-@pytest.mark.parametrize(
-    ("g", "h", "w0"),
-    [
-        (mj.Hadamard(3), mj.WeightDecay(), (U, V, V)),
-        (mj.Linear(), mj.WeightDecay(), U),
-        (mj.PowerDifference(2), mj.WeightDecay(), (U, V)),
-        (mj.PowerDifference(2), mj.Compatible(mj.PowerDifference(3)), (U, V)),
-        (mj.LogDifference(), mj.WeightDecay(), (U, V)),
-        (mj.Hadamard(), mj.L1(), (U, V)),
-        (mj.Separable(jnp.exp, jnp.exp), mj.Compatible(mj.Separable(jnp.exp, jnp.exp)), (U, V)),
-        (mj.Gram(), mj.WeightDecay(), jnp.eye(2)),
-    ],
-)
-def test_pairs_without_a_closed_form(g, h, w0):
-    assert closed_form(g, h, w0) is None
-
-
 def test_known_weights_are_checked_inside_an_outer_jit():
     """Where jax would stage the comparison: known weights are read, and the good ones pass."""
     g, h, w0 = mj.Hadamard(), mj.WeightDecay(), (jnp.ones(2), jnp.array([0.0, 0.5]))

@@ -1,4 +1,4 @@
-"""What compatible_regularizers names, check confirms; the commutant has the dimension that its eigenspaces give."""
+"""compatible_regularizers() against check(), and the dimension of the commutant against its eigenspaces."""
 
 import jax.numpy as jnp
 import numpy as np

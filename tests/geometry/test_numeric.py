@@ -100,10 +100,7 @@ def test_primal_is_the_closed_form_and_dual_inverts_it(name):
         assert_exact(R.mirror_map(jnp.asarray(x), a), mu)
 
 
-@pytest.mark.parametrize(
-    ("name", "formula"),
-    [("Hadamard", hadamard_value), ("Square", square_value)],
-)
+@pytest.mark.parametrize(("name", "formula"), [("Hadamard", hadamard_value), ("Square", square_value)])
 def test_values_differ_from_the_closed_form_by_one_constant(name, formula):
     R, _, x = WITH_DUAL[name]
     x, z = jnp.asarray(x), jnp.asarray([0.5, 0.6, 0.7])

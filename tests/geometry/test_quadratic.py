@@ -1,4 +1,4 @@
-"""What only the quadratic family does: refusals, ties, far points. Its identities are in test_closed_form.py."""
+"""The quadratic family alone: refusals, ties, far points. Its identities are in test_closed_form.py."""
 
 import jax
 import jax.numpy as jnp

@@ -16,6 +16,7 @@ from mirrorjax.results import status_name
 
 W0 = jnp.array([0.7, 1.2, 1.0])
 C, A = 0.7, -0.3
+U, V = jnp.array([1.3, 0.9, 1.1, 0.8]), jnp.array([0.8, 1.2, 1.1, 0.95])
 
 
 class Halved(mj.AbstractReparameterization):
@@ -127,3 +128,20 @@ def test_registering_refuses_what_makes_no_sense():
         register_legendre(mj.L1, mj.L1, build)
     with pytest.raises(ValueError, match="H must be a subclass of AbstractRegularizer"):
         register_legendre(Halved, Halved, build)
+
+
+@pytest.mark.parametrize(
+    ("g", "h", "w0"),
+    [
+        (mj.Hadamard(3), mj.WeightDecay(), (U, V, V)),
+        (mj.Linear(), mj.WeightDecay(), U),
+        (mj.PowerDifference(2), mj.WeightDecay(), (U, V)),
+        (mj.PowerDifference(2), mj.Compatible(mj.PowerDifference(3)), (U, V)),
+        (mj.LogDifference(), mj.WeightDecay(), (U, V)),
+        (mj.Hadamard(), mj.L1(), (U, V)),
+        (mj.Separable(jnp.exp, jnp.exp), mj.Compatible(mj.Separable(jnp.exp, jnp.exp)), (U, V)),
+        (mj.Gram(), mj.WeightDecay(), jnp.eye(2)),
+    ],
+)
+def test_pairs_without_a_closed_form(g, h, w0):
+    assert closed_form(g, h, w0) is None
