@@ -94,8 +94,8 @@ def brackets(
     sizes = jax.lax.map(lambda p: _operator_size(fields, lambda w: fields.grad(p, w), point, key), duals)
 
     def one(pair: tuple[Int[Array, ""], Int[Array, ""]]) -> Float[Array, ""]:
-        (X, size_X), (Y, size_Y) = ((lambda w, i=i: fields.grad(duals[i], w), sizes[i]) for i in pair)
-        return _bracket(fields, X, Y, size_X, size_Y, point)
+        X, Y = ((lambda w, i=i: fields.grad(duals[i], w), sizes[i]) for i in pair)
+        return _bracket(fields, X, Y, point)
 
     first, second = jnp.triu_indices(count + 1, 1)
     ratios = jax.lax.map(one, (first, second))
@@ -103,15 +103,13 @@ def brackets(
     return jnp.max(jnp.where(with_h, 0.0, ratios)), jnp.max(jnp.where(with_h, ratios, 0.0))
 
 
-def _bracket(
-    fields: Fields,
-    X: Callable,
-    Y: Callable,
-    size_X: Float[Array, " groups"],
-    size_Y: Float[Array, " groups"],
-    point: Float[Array, " D"],
-) -> Float[Array, ""]:
+# A vector field, and the size of its derivative in each group.
+_Sized = tuple[Callable, Float[Array, " groups"]]
+
+
+def _bracket(fields: Fields, first: _Sized, second: _Sized, point: Float[Array, " D"]) -> Float[Array, ""]:
     """`|DX.Y - DY.X| / (|DX| |Y| + |DY| |X|)`, the largest over groups; 0 where both terms vanish."""
+    (X, size_X), (Y, size_Y) = first, second
     x, y = X(point), Y(point)
     DX_y, DY_x = jax.jvp(X, (point,), (y,))[1], jax.jvp(Y, (point,), (x,))[1]
     scale = size_X * fields.norm(y) + size_Y * fields.norm(x)

@@ -17,6 +17,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..checks import freeze
 from ..results import RESULTS, select
+from .tied import tied
 
 
 class Minimum(eqx.Module):
@@ -153,7 +154,7 @@ def convex_minimum(
     merit = _ConvexValue(value, gradient, hessian, freeze(args), rtol, atol)
     end, step, steps = _search(merit, z0, max_steps)
     ok = merit.converged(end, step)
-    z = _implicit_minimum(gradient, hessian, jnp.where(ok, end.z, jnp.nan), z0, ok, args)
+    z = _implicit_minimum(jnp.where(ok, end.z, jnp.nan), gradient, hessian, z0, ok, args)
     result = select(ok, RESULTS.successful, RESULTS.not_converged)
     return Minimum(z, result, steps, jnp.max(jnp.abs(end.residual), initial=0.0))
 
@@ -263,18 +264,12 @@ def first_good(
     return jax.lax.while_loop(unfinished, shorten, start)[1:]
 
 
-@eqx.filter_custom_jvp
-def _implicit_minimum(gradient: Callable, hessian: Callable, z: Array, start: Array, ok: Array, args: Any) -> Array:
-    """The minimum as a function of args; `start` replaces it where the search failed."""
-    return z
-
-
-@_implicit_minimum.def_jvp
-def _implicit_minimum_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    gradient, hessian, _, start, ok, args = primals
-    z = _implicit_minimum(*primals)
+@tied
+def _implicit_minimum(z: Array, args: tuple, tangents: tuple) -> Array:
+    """The minimum z as a function of the last argument; `start` replaces z where the search failed."""
+    gradient, hessian, start, ok, numbers = args
     point = jnp.where(ok, z, start)
-    _, drift = eqx.filter_jvp(lambda args: gradient(point, args), (args,), (tangents[-1],))
-    matrix = jnp.where(ok, hessian(point, args), jnp.eye(z.size, dtype=z.dtype))
+    _, drift = eqx.filter_jvp(lambda numbers: gradient(point, numbers), (numbers,), (tangents[-1],))
+    matrix = jnp.where(ok, hessian(point, numbers), jnp.eye(z.size, dtype=z.dtype))
     drift = jnp.zeros_like(z) if drift is None else drift
-    return z, jnp.where(ok, -solve_spd(matrix, drift), jnp.nan)
+    return jnp.where(ok, -solve_spd(matrix, drift), jnp.nan)

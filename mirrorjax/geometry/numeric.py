@@ -26,6 +26,7 @@ from ..problem.reparam import Weights
 from ..results import RESULTS, select
 from .base import AbstractLegendre, Recovered, Scalar
 from .newton import damped_newton, solve_spd
+from .tied import tied
 
 
 class _End(eqx.Module):
@@ -86,7 +87,7 @@ class NumericLegendre(AbstractLegendre):
         """`Q_a(mu)`, with `Q_0(0) = 0`; NaN outside the dual interval."""
         a = jnp.asarray(a, self.rtol.dtype)
         w, q, _ = self._psi(mu, a)
-        return _tie_potential(self, q, w, mu, a)
+        return _tie_potential(q, self, w, mu, a)
 
     def primal(self, mu: Float[Array, "..."], a: Scalar) -> Recovered:
         w, _, result = self._psi(mu, a)
@@ -97,7 +98,7 @@ class NumericLegendre(AbstractLegendre):
         a = jnp.asarray(a, self.rtol.dtype)
         mu, w, result = _recover(*freeze((self, x, a)))
         ok = result == RESULTS.successful
-        return Recovered(_tie_dual(self, mu, w, ok, x, a), result)
+        return Recovered(_tie_dual(mu, self, w, ok, x, a), result)
 
     def metric_vector(self, mu: Float[Array, "..."], v: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
         w, _, result = self._psi(mu, a)
@@ -136,7 +137,7 @@ class NumericLegendre(AbstractLegendre):
         """`psi(mu, a)` and `Q_a(mu)`, NaN where they do not exist, and a status a cell; only psi has derivatives."""
         a = jnp.asarray(a, self.rtol.dtype)
         w, q, result = _advance(*freeze((self, mu, a)))
-        return _tie_weights(self, w, result == RESULTS.successful, mu, a), q, result
+        return _tie_weights(w, self, result == RESULTS.successful, mu, a), q, result
 
     def _cells(self, x: Float[Array, "..."]) -> Float[Array, "cells ..."]:
         return x.reshape(-1) if self.g.elementwise else x[None]
@@ -334,19 +335,13 @@ def _filled(tangents: tuple, *like: Array) -> tuple[Array, ...]:
     return tuple(jnp.zeros_like(zero) if t is None else t for t, zero in zip(given, like, strict=True))
 
 
-@eqx.filter_custom_jvp
-def _tie_weights(legendre: NumericLegendre, w: Weights, ok: Array, mu: Array, a: Array) -> Weights:
+@tied
+def _tie_weights(w: Weights, args: tuple, tangents: tuple) -> Weights:
     """`psi(mu, a)`, known to be w, with its derivatives: `dw = J^T dmu + grad h da`."""
-    return w
-
-
-@_tie_weights.def_jvp
-def _tie_weights_jvp(primals: tuple, tangents: tuple) -> tuple[Weights, Weights]:
-    legendre, _, ok, mu, a = primals
+    legendre, ok, mu, a = args
     t_mu, t_a = _filled(tangents, mu, a)
-    w = _tie_weights(*primals)
     change = _change_of_weights(legendre, _where(ok, w, legendre.w0), t_mu, t_a)
-    return w, _where(ok, change, jnp.nan)
+    return _where(ok, change, jnp.nan)
 
 
 # The two rules are compiled whole: outside jit, each of their hundred operations would be compiled by itself.
@@ -365,33 +360,21 @@ def _change_of_mu(legendre: NumericLegendre, w: Weights, t_x: Array, t_a: Array)
     return solve(legendre._split(w), legendre._cells(change)).reshape(t_x.shape)
 
 
-@eqx.filter_custom_jvp
-def _tie_potential(legendre: NumericLegendre, q: Array, w: Weights, mu: Array, a: Array) -> Array:
+@tied
+def _tie_potential(q: Array, args: tuple, tangents: tuple) -> Array:
     """`Q_a(mu)`, known to be q, with its derivatives: `dQ = <g(w), dmu> + h(w) da`."""
-    return q
-
-
-@_tie_potential.def_jvp
-def _tie_potential_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    legendre, q, w, mu, a = primals
+    legendre, w, mu, a = args
     t_mu, t_a = _filled(tangents, mu, a)
     ok = jnp.isfinite(q)
     point = _where(ok, w, legendre.w0)
     change = jnp.sum(legendre.g(point) * t_mu) + legendre.h(point) * t_a
-    return _tie_potential(*primals), jnp.where(ok, change, jnp.nan)
+    return jnp.where(ok, change, jnp.nan)
 
 
-@eqx.filter_custom_jvp
-def _tie_dual(legendre: NumericLegendre, mu: Array, w: Weights, ok: Array, x: Array, a: Array) -> Array:
+@tied
+def _tie_dual(mu: Array, args: tuple, tangents: tuple) -> Array:
     """`grad R_a(x)`, known to be mu, with its derivatives: `dmu = (J J^T)^{-1} (dx - J grad h da)`."""
-    return mu
-
-
-@_tie_dual.def_jvp
-def _tie_dual_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    legendre, _, w, ok, x, a = primals
+    legendre, w, ok, x, a = args
     t_x, t_a = _filled(tangents, x, a)
-    mu = _tie_dual(*primals)
-    point = _where(ok, _tie_weights(legendre, w, ok, mu, a), legendre.w0)
-    change = _change_of_mu(legendre, point, t_x, t_a)
-    return mu, jnp.where(ok, change, jnp.nan)
+    point = _where(ok, _tie_weights(w, legendre, ok, mu, a), legendre.w0)
+    return jnp.where(ok, _change_of_mu(legendre, point, t_x, t_a), jnp.nan)

@@ -16,6 +16,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 from ..checks import freeze
 from ..results import RESULTS, select
 from .base import Recovered
+from .tied import tied
 
 _STEPS = 256  # two bisections a bit of a 64-bit float, and as many Newton steps: never reached by a monotone function
 
@@ -73,7 +74,7 @@ def monotone_root(
         raise ValueError(f"fn must act elementwise: for s of shape {y.shape} and dtype {y.dtype} it returns {shape}")
     root, result, start = _search(freeze(fn), freeze(y), freeze(lower), freeze(upper), freeze(args), max_steps)
     ok = result == RESULTS.successful
-    return Recovered(_implicit_root(fn, root, jnp.where(ok, root, start), ok, y, args), result)
+    return Recovered(_implicit_root(root, fn, jnp.where(ok, root, start), ok, y, args), result)
 
 
 @eqx.filter_jit
@@ -173,19 +174,13 @@ def _ordinal(value: Float[Array, "..."]) -> Int[Array, "..."]:
     return jnp.where(bits < 0, -(bits & jnp.iinfo(integer).max), bits)
 
 
-@eqx.filter_custom_jvp
-def _implicit_root(fn: Callable, root: Array, point: Array, ok: Array, y: Array, args: Any) -> Array:
-    """The root as a function of y, args and fn; `point` is the root, or where that failed any point that is finite."""
-    return root
-
-
-@_implicit_root.def_jvp
-def _implicit_root_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    fn, _, point, ok, _, args = primals
-    t_fn, _, _, _, t_y, t_args = tangents
-    root = _implicit_root(*primals)
+@tied
+def _implicit_root(root: Array, args: tuple, tangents: tuple) -> Array:
+    """The root as a function of fn, y and the numbers of fn; `point` is the root, or any finite point if it failed."""
+    fn, point, ok, _, numbers = args
+    t_fn, _, _, t_y, t_numbers = tangents
     s = jnp.where(ok, root, point)
-    _, slope = jax.jvp(lambda s: fn(s, args), (s,), (jnp.ones_like(s),))
-    _, drift = eqx.filter_jvp(lambda fn, args: fn(s, args), (fn, args), (t_fn, t_args))
+    _, slope = jax.jvp(lambda s: fn(s, numbers), (s,), (jnp.ones_like(s),))
+    _, drift = eqx.filter_jvp(lambda fn, numbers: fn(s, numbers), (fn, numbers), (t_fn, t_numbers))
     change = (jnp.zeros_like(s) if t_y is None else t_y) - (jnp.zeros_like(s) if drift is None else drift)
-    return root, jnp.where(ok, change / jnp.where(ok, slope, 1), jnp.nan)
+    return jnp.where(ok, change / jnp.where(ok, slope, 1), jnp.nan)

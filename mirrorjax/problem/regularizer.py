@@ -10,8 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..checks import as_scalar, is_concrete, require_finite
-from ..reprs import readable
 from .matrix import as_symmetric
+from .of_weights import AbstractOfWeights
 from .reparam import AbstractReparameterization, Weights, check_degree
 
 
@@ -25,7 +25,7 @@ def _is_zero(scale: Float[Array, ""]) -> bool:
     return is_concrete(scale) and float(scale) == 0.0
 
 
-class AbstractRegularizer(eqx.Module):
+class AbstractRegularizer(AbstractOfWeights):
     """`h(w)`, a scalar function of the weights.
 
     A subclass gives `__call__`, `degree` and `elementwise`; one that is not differentiable everywhere sets
@@ -37,22 +37,9 @@ class AbstractRegularizer(eqx.Module):
 
     smooth: eqx.AbstractClassVar[bool]
 
-    def __repr__(self) -> str:
-        return readable(self)
-
     @abc.abstractmethod
     def __call__(self, w: Weights) -> Float[Array, ""]:
         """`h(w)`."""
-
-    @property
-    @abc.abstractmethod
-    def degree(self) -> int | None:
-        """Degree q of positive homogeneity, `h(r w) = r^q h(w)` for r > 0; `None` where h has none."""
-
-    @property
-    @abc.abstractmethod
-    def elementwise(self) -> bool:
-        """True if h is a sum over coordinates of functions of that coordinate of each factor."""
 
     def check(self, w: PyTree) -> None:
         """Raises `ValueError` when h does not accept these weights."""

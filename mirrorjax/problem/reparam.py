@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from typing_extensions import TypeAliasType
 
 from ..checks import refuted
-from ..reprs import readable
+from .of_weights import AbstractOfWeights
 
 Weights = TypeAliasType("Weights", PyTree[Float[Array, "..."]])
 """Weights w: a pytree of floating-point arrays, such as a tuple of factors or a lone array."""
@@ -30,7 +30,7 @@ class Admission(NamedTuple):
     source: str
 
 
-class AbstractReparameterization(eqx.Module):
+class AbstractReparameterization(AbstractOfWeights):
     """`x = g(w)`, a smooth map from weights (a pytree) to parameters (one array).
 
     A subclass must give `__call__`, `degree`, `elementwise` and `check`. The other methods are facts that a family may
@@ -42,22 +42,9 @@ class AbstractReparameterization(eqx.Module):
     command_line: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
     """Names of this family for `mirrorjax explain`, each with the arguments that build it."""
 
-    def __repr__(self) -> str:
-        return readable(self)
-
     @abc.abstractmethod
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         """`g(w)`."""
-
-    @property
-    @abc.abstractmethod
-    def degree(self) -> int | None:
-        """Degree p of positive homogeneity, `g(r w) = r^p g(w)` for r > 0; `None` where g has none."""
-
-    @property
-    @abc.abstractmethod
-    def elementwise(self) -> bool:
-        """True if coordinate i of x depends on coordinate i of each factor only."""
 
     @abc.abstractmethod
     def check(self, w: PyTree) -> None:

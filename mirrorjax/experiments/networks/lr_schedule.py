@@ -7,7 +7,7 @@ the ratio without decay after the switch-off.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -22,26 +22,14 @@ from ..core.curves import mean_curve
 from ..core.experiment import Setting
 from ..core.run import RunFolder
 from ..core.statistics import OverSeeds, mean_text
-from .vision import (
-    KERNELS,
-    SMALL,
-    TINY,
-    Training,
-    Vision,
-    end_columns,
-    falls_with_decay,
-    on_cifar10,
-    seeds_from,
-    warm_up_cosine,
-)
+from . import vision
 
 CYCLES = 3  # of the cosine that restarts
 MOMENTUM = 0.9
 SCHEDULES = ("constant", "warm restarts", "warm-up cosine")
 
 
-@dataclass(frozen=True)
-class Method:
+class Method(NamedTuple):
     """An optimizer: its name, its largest learning rate, and a strength of decay that matters, as optax counts it."""
 
     name: str
@@ -53,7 +41,7 @@ class Method:
 class Size:
     """The size of a preset: the training, the epoch after which decay is switched off, the two optimizers."""
 
-    training: Training
+    training: vision.Training
     end: float
     methods: tuple[Method, ...]
 
@@ -65,27 +53,35 @@ class Size:
 
 SIZES = {
     "paper": Size(
-        Training(TINY, 300, 128, 3, padding=4, chunk=9), 150.0, (Method("AdamW", 1e-3, 0.2), Method("SGD", 0.05, 5e-4))
+        vision.Training(vision.TINY, 300, 128, 3, padding=4, chunk=9),
+        150.0,
+        (Method("AdamW", 1e-3, 0.2), Method("SGD", 0.05, 5e-4)),
     ),
     "gpu": Size(
-        Training(TINY, 30, 128, 3, padding=4, chunk=9), 15.0, (Method("AdamW", 1e-3, 0.4), Method("SGD", 0.05, 1e-3))
+        vision.Training(vision.TINY, 30, 128, 3, padding=4, chunk=9),
+        15.0,
+        (Method("AdamW", 1e-3, 0.4), Method("SGD", 0.05, 1e-3)),
     ),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
-    "quick": Size(Training(SMALL, 2, 32, 3, records=4), 1.0, (Method("AdamW", 3e-3, 3.0), Method("SGD", 0.05, 0.015))),
+    "quick": Size(
+        vision.Training(vision.SMALL, 2, 32, 3, records=4),
+        1.0,
+        (Method("AdamW", 3e-3, 3.0), Method("SGD", 0.05, 0.015)),
+    ),
 }
 
 
 def run(folder: RunFolder, setting: Setting) -> None:
     """Each optimizer in one training of all schedules, decays and seeds, written as soon as it is finished."""
     size = SIZES[setting.preset]
-    reproduce(folder, size, on_cifar10(folder, size.training), setting.seed)
+    reproduce(folder, size, vision.on_cifar10(folder, size.training), setting.seed)
 
 
-def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int) -> None:
+def reproduce(folder: RunFolder, size: Size, task: vision.Vision, seed: int) -> None:
     """Runs the experiment on a given task's images."""
     solved, rows = {}, []
     for method in size.methods:
-        dataset = solve(size, method, task, seeds_from(seed, size.training.seeds))
+        dataset = solve(size, method, task, vision.seeds_from(seed, size.training.seeds))
         folder.save_dataset(method.name.lower(), dataset)
         rows += final_rows(dataset, method, labels(size, method))
         folder.save_table("lr_schedule", rows)
@@ -98,7 +94,7 @@ def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int) -> None:
         _claim(folder, solved[method.name], method)
 
 
-def solve(size: Size, method: Method, task: Vision, seeds: Sequence[int]) -> Dataset:
+def solve(size: Size, method: Method, task: vision.Vision, seeds: Sequence[int]) -> Dataset:
     """One optimizer: dimensions schedule, decay, seed, time (in epochs), and layer.
 
     Schedules are lanes, chosen by a number; each lane computes the rates of all schedules and uses one.
@@ -111,7 +107,7 @@ def solve(size: Size, method: Method, task: Vision, seeds: Sequence[int]) -> Dat
         def rate(count: Int[Array, ""]) -> Float[Array, ""]:
             return jnp.stack([jnp.asarray(each(count), jnp.float32) for each in rates])[schedule]
 
-        options: Mapping[str, Any] = {"weight_decay": weight_decay, "mask": KERNELS, "off_at": off_at}
+        options: Mapping[str, Any] = {"weight_decay": weight_decay, "mask": vision.KERNELS, "off_at": off_at}
         is_adam = method.name == "AdamW"
         optimizer = switch_off_adamw(rate, **options) if is_adam else switch_off_sgd(rate, MOMENTUM, **options)
         return optimizer, *task.start(seed)
@@ -127,7 +123,7 @@ def schedules(rate: float, steps: int) -> list[Callable]:
     restarts = optax.join_schedules(
         [optax.cosine_decay_schedule(rate, length)] * CYCLES, [length * cycle for cycle in range(1, CYCLES)]
     )
-    return [optax.constant_schedule(rate), restarts, warm_up_cosine(rate, steps)]
+    return [optax.constant_schedule(rate), restarts, vision.warm_up_cosine(rate, steps)]
 
 
 def labels(size: Size, method: Method) -> list[str]:
@@ -152,7 +148,7 @@ def final_rows(dataset: Dataset, method: Method, names: Sequence[str]) -> list[d
     """One mapping a schedule and decay."""
     return [
         {"optimizer": method.name, "schedule": schedule, "decay": decay}
-        | end_columns(dataset.isel(schedule=i, decay=j))
+        | vision.end_columns(dataset.isel(schedule=i, decay=j))
         for i, schedule in enumerate(SCHEDULES)
         for j, decay in enumerate(names)
     ]
@@ -177,7 +173,7 @@ def _claim(folder: RunFolder, dataset: Dataset, method: Method) -> None:
     """Records the paper's claims on one optimizer."""
     for i, schedule in enumerate(SCHEDULES):
         one, where = dataset.isel(schedule=i), f" ({method.name}, {schedule})"
-        falls_with_decay(folder, one.isel(decay=slice(2)), (0.0, method.strength), where)
+        vision.falls_with_decay(folder, one.isel(decay=slice(2)), (0.0, method.strength), where)
         ends = one.ratio.isel(time=-1).transpose("decay", "seed").values
         gap = ends[0] - ends[2]
         folder.claim(

@@ -8,7 +8,6 @@ of x*. So a enters through the metric J J^T, which decay shrinks in some familie
 also hold pairs outside the theorem, with the condition they fail.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import equinox as eqx
@@ -39,6 +38,7 @@ from ...sweeps import sweep
 from ..core.curves import strength_lines
 from ..core.experiment import Setting
 from ..core.run import RunFolder
+from .families import Family
 
 TARGET = (1.0, 0.6, 0.3, 0.2, 0.1, 0.05, 0.05, 0.05)  # positive, as x = w^2 is
 MEASUREMENTS = 4
@@ -63,29 +63,9 @@ class Case(eqx.Module):
 
     def metrics(self, t, x, w):
         """x; `rate`, twice the smallest eigenvalue of `Z J J^T Z^T / n`; and h."""
-
-        def metric_vector(row):
-            (pull,) = jax.vjp(self.g, w)[1](row)
-            return jax.jvp(self.g, (w,), (pull,))[1]
-
         Z = self.objective.Z
-        eigenvalues = jnp.linalg.eigvalsh(jax.vmap(metric_vector)(Z) @ Z.T / len(Z))
+        eigenvalues = jnp.linalg.eigvalsh(jax.vmap(lambda row: self.g.push(w, row))(Z) @ Z.T / len(Z))
         return {"parameters": x, "rate": 2 * eigenvalues[0], "penalty": self.h(w)}
-
-
-@dataclass(frozen=True)
-class Family:
-    """Describes a case: its name and title, the pair, and the factors of each coordinate at the start."""
-
-    name: str
-    title: str
-    g: AbstractReparameterization
-    h: AbstractRegularizer
-    start: tuple[float, ...]
-
-    def case(self, objective: LeastSquares) -> Case:
-        factors = tuple(jnp.full(len(TARGET), value) for value in self.start)
-        return Case(self.g, self.h, factors[0] if len(factors) == 1 else factors, objective)
 
 
 def _compatible(name: str, title: str, g: AbstractReparameterization, *start: float) -> Family:
@@ -122,7 +102,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     solved = {}
     for family in (*INSIDE[: FAMILIES[setting.preset]], *OUTSIDE):
-        case = family.case(objective)
+        case = Case(family.g, family.h, family.weights(len(TARGET)), objective)
         report = check(case.g, case.h, case.start)
         solved[family.name] = dataset = solve(case)
         folder.save_dataset(family.name, dataset)

@@ -21,8 +21,6 @@ from ... import plot
 from ...dynamics import RKC
 from ...geometry import legendre
 from ...problem import (
-    AbstractRegularizer,
-    AbstractReparameterization,
     Compatible,
     Hadamard,
     Linear,
@@ -32,12 +30,12 @@ from ...problem import (
     SwitchOff,
     WeightDecay,
 )
-from ...problem.reparam import Weights
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
 from ..core.curves import settling_time, strength_lines
 from ..core.experiment import Setting
 from ..core.run import RunFolder
+from .families import Family
 from .max_margin import AbstractHorizon, Euclidean, Polyhedral, separable_horizon
 
 OFF = 1.0
@@ -63,26 +61,11 @@ SIZES = {
 }
 
 
-@dataclass(frozen=True)
-class Family:
-    """A parameterization from one start, the same for all coordinates, and its solver where it is not the usual one."""
-
-    name: str
-    title: str
-    g: AbstractReparameterization
-    h: AbstractRegularizer
-    start: tuple[float, ...]
-    solver: RKC | None = None
-
-    def weights(self, d: int) -> Weights:
-        factors = tuple(jnp.full(d, value) for value in self.start)
-        return factors[0] if len(factors) == 1 else factors
-
-    def horizon(self, d: int, a: float) -> AbstractHorizon:
-        """The norm of R_a at infinity. x = w has R = |x - x_off|^2 / 2 once decay is off, whatever it was."""
-        if isinstance(self.g, Linear):
-            return Euclidean()
-        return separable_horizon(legendre(self.g, self.h, self.weights(d)), a)
+def horizon(family: Family, d: int, a: float) -> AbstractHorizon:
+    """The norm of R_a at infinity. x = w has R = |x - x_off|^2 / 2 once decay is off, whatever it was."""
+    if isinstance(family.g, Linear):
+        return Euclidean()
+    return separable_horizon(legendre(family.g, family.h, family.weights(d)), a)
 
 
 FAMILIES = (
@@ -159,7 +142,7 @@ def with_shares(family: Family, B: Float[np.ndarray, "n d"], dataset: Dataset) -
     """The dataset with `share`, the margin over the largest there is, in the family's own norm, and `l2_share`."""
     spent = dataset.a.values[:, -1]
     x = dataset.parameters.values
-    own = [family.horizon(B.shape[1], a).share(B, lane) for a, lane in zip(spent, x, strict=True)]
+    own = [horizon(family, B.shape[1], a).share(B, lane) for a, lane in zip(spent, x, strict=True)]
     dims = ("alpha", "time")
     return dataset.assign(share=(dims, np.stack(own)), l2_share=(dims, Euclidean().share(B, x)))
 
@@ -170,8 +153,8 @@ def table_rows(family: Family, B: Float[np.ndarray, "n d"], dataset: Dataset) ->
     for alpha in dataset.alpha.values:
         lane = dataset.sel(alpha=alpha)
         a, x = float(lane.a[-1]), lane.x.values
-        horizon = family.horizon(B.shape[1], a)
-        best = horizon.solve(B)
+        norm = horizon(family, B.shape[1], a)
+        best = norm.solve(B)
         cosine = best @ x / (np.linalg.norm(best) * np.linalg.norm(x))
         picked = np.abs(x) > PICKED * np.abs(x).max()
         rows.append(
