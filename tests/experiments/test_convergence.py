@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from mirrorjax.experiments.theory.convergence import INSIDE, TARGET, final_rate, make_objective
+from mirrorjax.experiments.theory.convergence import INSIDE, TARGET, Case, final_rate, make_objective
 from mirrorjax.geometry import legendre
 
 
@@ -18,7 +18,7 @@ def test_the_rate_of_an_exponential_is_found_in_the_window_alone():
 
 @pytest.mark.parametrize("family", INSIDE, ids=lambda family: family.name)
 def test_the_rate_is_that_of_the_hessian_of_the_potential(family):
-    case = family.case(make_objective(3))
+    case = Case(family.g, family.h, family.weights(len(TARGET)), make_objective(3))
     R = legendre(case.g, case.h, case.start)
     x0 = case.g(case.start)
     Z = np.asarray(case.objective.Z)

@@ -166,7 +166,7 @@ def table_rows(family: Family, B: Float[np.ndarray, "n d"], dataset: Dataset) ->
                 "angle": float(np.degrees(np.arccos(np.clip(cosine, -1, 1)))),
                 "reached": settling_time(lane.time.values, 1 - lane.share.values, 1 - REACHED),
                 "picked": int(picked.sum()),
-                "picked_share": _picked_share(horizon, B, picked),
+                "picked_share": _picked_share(norm, B, picked),
                 "status": str(lane.status.values),
             }
         )
