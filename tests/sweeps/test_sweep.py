@@ -166,5 +166,5 @@ def test_a_metric_may_not_hide_a_variable():
 
 @pytest.mark.parametrize("chunk", [0, -3])
 def test_bad_chunk(chunk):
-    with pytest.raises(ValueError, match=f"chunk must be a whole number of at least 1, or None, got {chunk}"):
+    with pytest.raises(ValueError, match=f"chunk must be a whole number of at least 1, got {chunk}"):
         mj.sweep(lane, {"alpha": [1.0], "t_off": [1.0]}, t1=1.0, chunk=chunk)
