@@ -24,16 +24,6 @@ MISSING = "missing"  # the status of a lane that was not solved yet
 # Larger arrays are kept in files, whose entries are read when they are used.
 LARGE = 2**30
 # Long name and units of what a sweep of flows gives.
-OF_FLOWS = {
-    "time": ("time (one step of descent takes step_size)", "units of the flow"),
-    "loss": ("f(x), without the regularizer", "1"),
-    "a": ("accumulated regularization, minus the integral of alpha", "1"),
-    "x": ("parameters at the end; missing where the lane failed", "1"),
-    "status": ("how the lane ended", "1"),
-    "steps": ("solver steps, accepted and rejected", "1"),
-    "rejected_steps": ("rejected solver steps", "1"),
-    "t_end": ("the time reached; below t1 where the lane failed or was steady", "units of the flow"),
-}
 
 
 def versions() -> dict[str, str]:

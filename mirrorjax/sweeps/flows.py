@@ -18,7 +18,7 @@ from ..dynamics.motion import AbstractMotion, state_dtype
 from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
 from ..results import status_name
 from ..runs.configuration import configuration, trace
-from ..runs.dataset import EXECUTED, OF_FLOWS, USEFUL, Arrays, Dataset, flatten
+from ..runs.dataset import EXECUTED, USEFUL, Arrays, Dataset, flatten
 from ..runs.devices import Device, choose_devices
 from ..runs.engine import About, AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.grid import Grid, OneLane, Zip
@@ -27,6 +27,17 @@ from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, shapes
 
+# Long names and units of the variables.
+TEXTS = {
+    "time": ("time (one step of descent takes step_size)", "units of the flow"),
+    "loss": ("f(x), without the regularizer", "1"),
+    "a": ("accumulated regularization, minus the integral of alpha", "1"),
+    "x": ("parameters at the end; missing where the lane failed", "1"),
+    "status": ("how the lane ended", "1"),
+    "steps": ("solver steps, accepted and rejected", "1"),
+    "rejected_steps": ("rejected solver steps", "1"),
+    "t_end": ("the time reached; below t1 where the lane failed or was steady", "units of the flow"),
+}
 # Batches of lanes in a group: enough that filling and emptying the slots costs little.
 BATCHES = 8
 # Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It pays where a thousand
@@ -105,7 +116,7 @@ def sweep(
     return run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
         lanes,
-        about=About(np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), OF_FLOWS),
+        about=About(np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), TEXTS),
         configure=lambda: configuration(
             lanes, traced, slots, chosen, settings | {"flow": start.flow, "steady": program.steady}
         ),

@@ -362,7 +362,7 @@ def test_matrix_sensing_recovers_low_rank(rank):
     f = MatrixSensing(A, np.tensordot(A, truth.astype(np.float32), 2))
     problem = Problem(Gram(), WeightDecay(), SwitchOff(20.0, 0.625), f)
     sol = solve(problem, jnp.eye(10, dtype=jnp.float32), t1=200.0)
-    plain = solve(Problem(Gram(), WeightDecay(), 0.0, f), jnp.eye(10, dtype=jnp.float32), t1=200.0)
+    plain = solve(Problem(Gram(), WeightDecay(), SwitchOff(0.0, 0.625), f), jnp.eye(10, dtype=jnp.float32), t1=200.0)
     assert float(sol.loss[-1]) < 1e-6
     # Recovery to the digits of float32 at rtol 1e-4; without decay the same data are fitted by something else.
     assert float(jnp.linalg.norm(sol.x[-1] - truth.astype(np.float32))) < 1e-2
