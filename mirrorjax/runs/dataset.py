@@ -23,7 +23,6 @@ LANES, USEFUL, EXECUTED = ".lanes", ".useful", ".executed"
 MISSING = "missing"  # the status of a lane that was not solved yet
 # Larger arrays are kept in files, whose entries are read when they are used.
 LARGE = 2**30
-# Long name and units of what a sweep of flows gives.
 
 
 def versions() -> dict[str, str]:
