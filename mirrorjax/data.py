@@ -21,6 +21,8 @@ import pooch
 import scipy.io
 from jaxtyping import Float32, UInt8
 
+from .files import write_text
+
 FOLDER = "MIRRORJAX_DATA"
 
 
@@ -286,9 +288,7 @@ def _kept_hash(path: Path, found: str) -> str:
     if beside.is_file():
         return beside.read_text().strip()
     if path.parent == Path(pooch.os_cache("mirrorjax")):
-        partial = path.with_name(f".{beside.name}.{os.getpid()}")
-        partial.write_text(found + "\n")
-        os.replace(partial, beside)
+        write_text(beside, found + "\n")
     return found
 
 

@@ -14,7 +14,8 @@ def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     **Arguments:** `path`: the final name; `write`: makes the file under the name it is given.
     **Raises:** `OSError` where the file cannot be written; the temporary file is removed then.
     """
-    temporary = path.with_name(f".{path.name}.part{path.suffix}")
+    # The number of the process, because several may write one file of a shared cache at the same time.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part{path.suffix}")
     try:
         write(temporary)
         _flush(temporary)
