@@ -1,7 +1,7 @@
 """One table a kind of part: every entry gets every generic test. A new family is one line in `FAMILIES`."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -405,24 +405,31 @@ def hadamard_problem(schedule: AbstractSchedule | float, d: int = 4, n: int = 3)
 
 
 def reference(
-    problem: Problem, w0: Weights, ts: np.ndarray, kinks: tuple[float, ...] = ()
-) -> tuple[Weights, np.ndarray]:
+    problem: Problem, w0: Weights, ts: np.ndarray, schedules: Sequence[AbstractSchedule]
+) -> list[tuple[Weights, np.ndarray]]:
     """Weights and `mu = -int grad f` at the times `ts` (from 0 on), by scipy on the flow as Eq. (3) writes it.
 
-    One solve for each piece between kinks; nothing is shared with the library but the functions g, h, alpha and f.
+    One entry for each schedule, which takes the place of the problem's: all of one class, for one compiled program. One
+    solve for each piece between breakpoints. Nothing is shared with the library but the functions g, h, alpha and f.
     """
     flat, unravel = ravel_pytree(w0)
     size = flat.size
 
     @jax.jit
-    def rhs(t, state):
+    def rhs(schedule, t, state):
         w = unravel(state[:size])
-        total = jax.grad(lambda w: problem.objective(problem.g(w)) + problem.schedule(t) * problem.h(w))(w)
+        total = jax.grad(lambda w: problem.objective(problem.g(w)) + schedule(t) * problem.h(w))(w)
         return -jnp.concatenate([ravel_pytree(total)[0], jax.grad(problem.objective.__call__)(problem.g(w)).ravel()])
 
-    x = problem.g(w0)
+    return [_reference(partial(rhs, schedule), schedule, problem.g(w0), flat, unravel, ts) for schedule in schedules]
+
+
+def _reference(
+    rhs: Callable, schedule: AbstractSchedule, x: Array, flat: Array, unravel: Callable, ts: np.ndarray
+) -> tuple[Weights, np.ndarray]:
+    size = flat.size
     state, rows = np.concatenate([flat, np.zeros(x.size)]), []
-    edges = [0.0, *(k for k in kinks if 0 < k < ts[-1]), float(ts[-1])]
+    edges = [0.0, *(float(k) for k in schedule.breakpoints if 0 < k < ts[-1]), float(ts[-1])]
     for start, end in itertools.pairwise(edges):
         before = np.nextafter(end, start)  # at a jump a schedule gives the value after it
         inside = ts[(ts >= start) & ((ts < end) | (ts == ts[-1]) & (end == ts[-1]))]

@@ -50,9 +50,9 @@ def close(actual, expected, tolerance):
 def test_primal_against_scipy(name):
     g, h, objective, w0 = parts(name)
     sol = trajectories(name, PrimalFlow())
-    for i, (alpha, t_off) in enumerate(zip(ALPHAS, T_OFFS, strict=True)):
-        problem = Problem(g, h, SwitchOff(alpha, t_off), objective)
-        w, mu = reference(problem, w0, TS, kinks=(float(t_off),))
+    schedules = [SwitchOff(alpha, t_off) for alpha, t_off in zip(ALPHAS, T_OFFS, strict=True)]
+    lanes = reference(Problem(g, h, 0.0, objective), w0, TS, schedules)
+    for i, ((w, mu), alpha, t_off) in enumerate(zip(lanes, ALPHAS, T_OFFS, strict=True)):
         lane = jax.tree.map(lambda leaf, i=i: leaf[i], (sol.w, sol.x, sol.mu, sol.loss))
         x = jax.vmap(g)(w)
         # Errors of 1e-9 a step over some hundred steps, contracted or at worst added up.
@@ -67,18 +67,20 @@ def integrated_by_scipy(name, flow):
     """
     g, h, objective, w0 = parts(name)
     first = flow.prepare(Problem(g, h, SwitchOff(0.0, 0.0), objective), w0)
-    velocity = eqx.filter_jit(lambda motion, t, state: motion.velocity(t, state))
+    _, static = eqx.partition(first, eqx.is_array)
+    # jax's own jit: scipy calls it thousands of times, and filter_jit would spend longer on its arguments.
+    velocity = jax.jit(lambda arrays, t, state: eqx.combine(arrays, static).velocity(t, state))
     read = eqx.filter_jit(lambda motion, states: jax.vmap(motion.read)(jnp.asarray(TS), states))
 
     def lane(alpha, t_off):
         motion = eqx.tree_at(lambda motion: motion.problem.schedule, first, SwitchOff(alpha, t_off))
-        start = motion.initial()
+        start, arrays = motion.initial(), eqx.filter(motion, eqx.is_array)
         edges, states = sorted({*TS.tolist(), min(float(t_off), float(TS[-1]))}), [np.ravel(start)]
         for left, right in itertools.pairwise(edges):
             before = np.nextafter(right, left)  # at a jump a schedule gives the value after it
 
             def rate(t, y, before=before):
-                return np.ravel(velocity(motion, jnp.asarray(min(t, before)), jnp.asarray(y).reshape(start.shape)))
+                return np.ravel(velocity(arrays, min(t, before), y.reshape(start.shape)))
 
             piece = solve_ivp(rate, (left, right), states[-1], method="DOP853", rtol=1e-10, atol=1e-13)
             assert piece.success

@@ -350,14 +350,12 @@ def test_tiny_weights_in_single_precision_keep_their_digits():
     np.testing.assert_allclose(sol.w[0][-1], grown, rtol=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("rank", [1, 2])
-def test_matrix_sensing_recovers_low_rank(rank):
-    """Strong decay switched off early makes the nuclear norm decide: 28 and 40 of 55 numbers measured, float32."""
-    rng = np.random.default_rng(rank)
-    factor = np.linalg.qr(rng.normal(size=(10, rank)))[0]
+def test_matrix_sensing_recovers_low_rank():
+    """Strong decay switched off early makes the nuclear norm decide: 28 of 55 numbers measured, float32."""
+    rng = np.random.default_rng(1)
+    factor = np.linalg.qr(rng.normal(size=(10, 1)))[0]
     truth = factor @ factor.T
-    A = rng.normal(size=(28 if rank == 1 else 40, 10, 10))
+    A = rng.normal(size=(28, 10, 10))
     A = ((A + A.transpose(0, 2, 1)) / 2).astype(np.float32)
     f = MatrixSensing(A, np.tensordot(A, truth.astype(np.float32), 2))
     problem = Problem(Gram(), WeightDecay(), SwitchOff(20.0, 0.625), f)
