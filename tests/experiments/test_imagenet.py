@@ -16,7 +16,6 @@ from mirrorjax.experiments.networks.imagenet import DrawnFiles, Reader, find_ima
 from mirrorjax.nn.vit import ViT
 from mirrorjax.nn.weights import save_vit
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
 SIDE = 32
 
 

@@ -21,8 +21,6 @@ from mirrorjax.experiments.networks import lora
 from mirrorjax.experiments.networks.lora import Corpus, assemble
 from mirrorjax.nn.gpt2 import GPT2, GPT2Config
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
-
 
 @pytest.fixture(autouse=True)
 def loose_dtypes():

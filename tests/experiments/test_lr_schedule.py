@@ -11,8 +11,6 @@ from mirrorjax.experiments.networks import lr_schedule
 from mirrorjax.experiments.networks.vision import vision
 from mirrorjax.optim import switch_off_sgd
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
-
 
 @pytest.fixture(autouse=True)
 def loose_dtypes():

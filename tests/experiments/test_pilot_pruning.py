@@ -21,8 +21,6 @@ from mirrorjax.experiments.networks import pilot, pruning
 from mirrorjax.nn.tasks import CrossEntropy
 from mirrorjax.nn.train import KEPT
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
-
 SIZE = pruning.Size(
     lambda rngs: pruning.Perceptron((12, 16, 10), rngs=rngs),
     side=2,

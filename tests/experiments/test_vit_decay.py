@@ -16,8 +16,6 @@ from mirrorjax.experiments.networks.vision import OF_CIFAR10, Augmented, vision,
 from mirrorjax.nn.tasks import Rows
 from mirrorjax.optim import switch_off_adamw
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # raised inside orbax
-
 SIZE = vit.Size(small_training(4), 0.01, (0.0, 1.0, 3.0), (1.0, 2.0))
 
 
