@@ -50,16 +50,58 @@ def as_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
 
 
 def as_float(value: ArrayLike, name: str) -> Float[Array, "..."]:
-    """Converts `value` to a floating-point array. Raises `ValueError`, with the name, for anything not real numbers."""
-    try:
-        array = jnp.asarray(value)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}") from error
+    """Converts `value` to a floating-point array. Raises `ValueError`, with the name, for anything not real numbers.
+
+    A finite number that the default precision cannot hold is refused too: it would silently become infinite.
+    """
+    array = as_array(value, name)
     if not jnp.issubdtype(array.dtype, jnp.floating):
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"{name} must be real and floating point, got dtype {array.dtype}")
         array = array.astype(float)
     return jnp.asarray(array, dtype=array.dtype)  # drops weak types, which would retrace
+
+
+def as_array(value: Any, name: str) -> Array:
+    """Converts `value` to an array of numbers. Raises `ValueError`, with the name, where its numbers would change.
+
+    Strings, objects and ragged lists are refused, and finite numbers that the default precision, float32 unless x64 is
+    enabled, turns into infinities; an integer that is too large for its dtype there becomes a float.
+    """
+    if isinstance(value, jax.Array) or not is_concrete(value):
+        array = jnp.asarray(value)
+        if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+            raise ValueError(f"{name} must be a number or an array of numbers, got a random key")
+        return array
+    try:
+        known = np.asarray(value)
+    except (TypeError, ValueError):
+        known = np.asarray(None)  # a ragged list, or an object without numbers
+    if not (jnp.issubdtype(known.dtype, np.number) or known.dtype == bool):
+        raise ValueError(f"{name} must be a number or an array of numbers, got {value!r}")
+    narrow = jax.dtypes.canonicalize_dtype(known.dtype)
+    with np.errstate(over="ignore"):
+        kept = known.astype(narrow)
+    if jnp.issubdtype(known.dtype, np.integer):
+        # As a float an integer that is too large is off by a rounding; as a shorter integer it would be another one.
+        return jnp.asarray(kept if np.array_equal(kept, known) else known.astype(float))
+    if np.any(lost := np.isfinite(known) & ~np.isfinite(kept)):
+        raise ValueError(f"{name} = {known[lost][0]} exceeds {narrow}; enable jax_enable_x64, or rescale it")
+    return jnp.asarray(kept)
+
+
+def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
+    """Raises `ValueError` unless `value` is an instance of `kind`; a class in place of its instance is told apart.
+
+    **Arguments:** `wanted`: ends the sentence "NAME must be ..", for example `"a flow such as PrimalFlow()"`.
+    """
+    if isinstance(value, kind):
+        return
+    if isinstance(value, type) and issubclass(value, kind):
+        raise ValueError(
+            f"{name} must be {wanted}, got the class {value.__name__} itself; call it: {value.__name__}(..)"
+        )
+    raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
 def as_time(value: ArrayLike, name: str) -> Float[Array, "..."]:

@@ -1,10 +1,14 @@
 """Statuses of computations, with advice. Below every room, because geometry and dynamics both return them."""
 
+from typing import TypeVar
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool
+
+from .checks import is_concrete
 
 
 class RESULTS(eqx.Enumeration):
@@ -77,6 +81,23 @@ def select(condition: Bool[ArrayLike, "..."], result: RESULTS, otherwise: RESULT
     for _ in range(condition.ndim):
         choose = jax.vmap(choose)
     return choose(condition, *broadcast)
+
+
+Value = TypeVar("Value")
+
+
+def require_success(value: Value, result: RESULTS) -> Value:
+    """Returns the value, and raises `RuntimeError` with the advice of the first status that is not successful.
+
+    Inside jit and vmap the error is raised at run time, by equinox, whose `EquinoxRuntimeError` is a `RuntimeError`.
+    """
+    failure = first_failure(result)
+    failed = failure != RESULTS.successful
+    if not is_concrete(failed):
+        return failure.error_if(value, failed)
+    if bool(failed):
+        raise RuntimeError(str(RESULTS[failure]))
+    return value
 
 
 def status_name(result: RESULTS) -> np.ndarray:

@@ -14,7 +14,7 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras", "reprs"}
+BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls"}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -22,7 +22,8 @@ EVERY = BASE | {
 # Which rooms a room may look into, besides itself.
 BELOW = {
     "checks": set(),
-    "results": set(),
+    "results": {"checks"},
+    "calls": {"paths"},
     "paths": set(),
     "files": set(),
     "extras": set(),

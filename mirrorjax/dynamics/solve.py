@@ -9,7 +9,7 @@ from jaxtyping import PyTree
 from ..checks import Number, as_time_scalar
 from ..problem import Problem
 from ..problem.problem import as_weights
-from ..results import RESULTS
+from ..results import require_success
 from .integrate import integrate
 from .motion import state_dtype
 from .options import Integration, choose_flow, make_options, refuse_unknown, with_integration
@@ -53,8 +53,8 @@ def solve(
 
     **Returns:** a `Solution`.
 
-    **Raises:** `ValueError` for arguments that do not fit, with the value and the remedy; `EquinoxRuntimeError` with
-    the advice of `RESULTS` when the flow fails and `throw` is set.
+    **Raises:** `ValueError` for arguments that do not fit, with the value and the remedy; `RuntimeError` with the
+    advice of `RESULTS` when the flow fails and `throw` is set.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
     """
@@ -65,6 +65,4 @@ def solve(
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
     options = make_options(flow, motion, dtype, t1, how, adjoint)
     solution = eqx.filter_jit(integrate)(motion, options)
-    if throw:
-        return solution.result.error_if(solution, solution.result != RESULTS.successful)
-    return solution
+    return require_success(solution, solution.result) if throw else solution

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ..problem.reparam import Weights
-from ..results import RESULTS, first_failure
+from ..results import RESULTS, require_success
 
 Scalar = Float[ArrayLike, ""]
 
@@ -110,5 +110,4 @@ class AbstractLegendre(eqx.Module):
 
 def raise_unless_ok(recovered: Recovered) -> Float[Array, "..."]:
     """Returns the value, and raises at run time, naming the first failure, where a point was not successful."""
-    failure = first_failure(recovered.result)
-    return failure.error_if(recovered.value, failure != RESULTS.successful)
+    return require_success(recovered.value, recovered.result)

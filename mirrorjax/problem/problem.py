@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
+from ..checks import as_array
 from ..reprs import readable
 from .objective import AbstractObjective
 from .regularizer import AbstractRegularizer
@@ -15,8 +16,11 @@ from .schedule import AbstractSchedule, Constant
 
 
 def as_weights(w: PyTree) -> PyTree:
-    """Converts every leaf to an array: Python floats and numpy arrays are taken as they are, nothing is cast."""
-    return jax.tree.map(jnp.asarray, w)
+    """Converts every leaf to an array: Python floats and numpy arrays are taken as they are, nothing is cast.
+
+    Raises `ValueError`, with the path of the leaf, for a leaf that is not an array of numbers.
+    """
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: as_array(leaf, "w0" + jax.tree_util.keystr(path)), w)
 
 
 class Problem(eqx.Module):

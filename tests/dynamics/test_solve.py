@@ -232,7 +232,7 @@ def test_blow_up_is_found_quickly():
     np.testing.assert_allclose(sol.x[0], 2.0, rtol=1e-5)
     assert jnp.all(jnp.isnan(sol.x[1:]))
     assert jnp.all(jnp.isnan(sol.loss[1:]))
-    with pytest.raises(eqx.EquinoxRuntimeError, match=r"blows up in finite time|infinite or NaN"):
+    with pytest.raises(RuntimeError, match=r"blows up in finite time|infinite or NaN"):
         solve(explosive(), jnp.ones(1), t1=2.0, saveat=jnp.array([0.5, 1.5, 2.0]))
 
 
@@ -244,7 +244,7 @@ def test_out_of_steps():
     assert 0 < float(sol.t_end) < 100.0
     assert jnp.all(jnp.isfinite(sol.last.x))
     assert jnp.all(jnp.isnan(sol.x[-1]))
-    with pytest.raises(eqx.EquinoxRuntimeError, match="ran out of steps"):
+    with pytest.raises(RuntimeError, match="ran out of steps"):
         solve(problem, w0, t1=100.0, saveat=jnp.array([0.1, 100.0]), max_steps=5)
 
 
@@ -267,7 +267,7 @@ def test_weights_that_are_not_finite():
         assert sol.result == RESULTS.invalid_weights
         assert jnp.all(jnp.isnan(sol.x))
         assert float(sol.t_end) == 0.0
-    with pytest.raises(eqx.EquinoxRuntimeError, match="initial weights hold NaN"):
+    with pytest.raises(RuntimeError, match="initial weights hold NaN"):
         solve(problem, (w0[0].at[1].set(jnp.nan), w0[1]), t1=1.0)
 
 

@@ -318,7 +318,7 @@ def test_a_bad_mu_gets_a_status_and_spoils_no_neighbour(name, mu, status):
     gradient = jax.grad(lambda mu: jnp.sum(R.primal(mu, A).value[good]))(points)
     assert jnp.all(jnp.isfinite(gradient))
     assert not jnp.isfinite(R.potential(points, A))
-    with pytest.raises(eqx.EquinoxRuntimeError):
+    with pytest.raises(RuntimeError):
         R.inverse_mirror_map(points, A)
 
 
@@ -331,7 +331,7 @@ def test_x_outside_the_range(bad):
     gradient = jax.grad(lambda x: R.dual(x, A).value[0])(x)
     np.testing.assert_allclose(gradient, jnp.array([0.25, 0, 0, 0]))
     for method in (R.mirror_map, R.value, R.hessian, eqx.filter_jit(R.value)):
-        with pytest.raises(eqx.EquinoxRuntimeError):
+        with pytest.raises(RuntimeError):
             method(x, A)
 
 
