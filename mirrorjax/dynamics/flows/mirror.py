@@ -35,7 +35,7 @@ class MirrorFlow(AbstractFlow):
     R: AbstractLegendre | None = None
 
     def prepare(self, problem: Problem, w0: Weights) -> "MirrorMotion":
-        return MirrorMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+        return MirrorMotion(problem, legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class RiemannianFlow(AbstractFlow):
@@ -53,7 +53,7 @@ class RiemannianFlow(AbstractFlow):
     R: AbstractLegendre | None = None
 
     def prepare(self, problem: Problem, w0: Weights) -> "RiemannianMotion":
-        return RiemannianMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+        return RiemannianMotion(problem, legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class _AbstractGeometricMotion(AbstractMotion):
@@ -129,7 +129,7 @@ class RiemannianMotion(_AbstractGeometricMotion):
         return diffrax.Tsit5()
 
 
-def _legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> AbstractLegendre:
+def legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> AbstractLegendre:
     """R_a of the problem: the given one, which must start at w0, or the one of the theory."""
     refuse_nonsmooth(problem)
     if R is None:
