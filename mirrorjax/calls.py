@@ -28,10 +28,11 @@ LIBRARIES = frozenset({"jax", "jaxlib", "numpy", "equinox", "diffrax", "optax", 
 
 
 @contextmanager
-def calling(name: str) -> Iterator[None]:
+def calling(name: str, advice: str = "") -> Iterator[None]:
     """Turns errors of tracing inside the `with` into one `TypeError` that names the function and the remedy.
 
-    **Arguments:** `name`: the function as the user knows it, for example `"the lane"` or `"metrics"`.
+    **Arguments:** `name`: the function as the user knows it, for example `"the lane"` or `"metrics"`; `advice`: ends
+    the message about a number that is traced.
     """
     try:
         yield
@@ -39,7 +40,7 @@ def calling(name: str) -> Iterator[None]:
         raise TypeError(
             f"{name} needs the value of a number that is traced{_place(error.__traceback__)}; under jit and vmap write "
             "jnp.where or jax.lax.cond instead of `if`, jnp functions instead of numpy or float(), and pass what "
-            "decides shapes outside the traced arguments"
+            f"decides shapes outside the traced arguments{advice}"
         ) from None
     except jax.errors.UnexpectedTracerError as error:
         raise TypeError(

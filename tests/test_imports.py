@@ -14,7 +14,7 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls"}
+BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls", "signals"}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -26,6 +26,7 @@ BELOW = {
     "calls": {"paths"},
     "paths": set(),
     "files": set(),
+    "signals": set(),
     "extras": set(),
     "reprs": set(),
     "problem": BASE,

@@ -18,14 +18,16 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..checks import Numbers, as_count
 from ..paths import leaf_names, named_leaves, variable_name
-from ..runs.configuration import configuration, trace
-from ..runs.dataset import Arrays, Dataset, flatten
+from ..runs.archive import TEXT, Arrays, Shape
+from ..runs.configuration import configuration, require_callable, trace
+from ..runs.dataset import About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, Devices, choose_devices, on_devices, spread
-from ..runs.engine import About, AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
+from ..signals import stoppable
 
 KEPT = "weights."  # prefix of the names of the trained weights
 TEXTS = {
@@ -38,6 +40,7 @@ History = dict[str, np.ndarray]
 State = tuple[Carry, History, np.ndarray]  # the carry, what was recorded, and the count of steps
 
 
+@stoppable()
 def train(
     lane: Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]],
     grid: Mapping[str, Numbers | Zip] | Zip,
@@ -85,6 +88,7 @@ def train(
     **Raises:** `ValueError` for `steps` that `every` does not divide, metrics named like variables of every run, or a
     store that holds another run.
     """
+    require_callable(lane, "lane")
     lanes, chosen = Grid(grid), choose_devices(devices)
     steps, every = as_count(steps, "steps"), as_count(every, "every")
     accumulate = as_count(accumulate, "accumulate")
@@ -108,7 +112,7 @@ def train(
             lane_bytes=lane_bytes,
         ),
         lanes,
-        about=About(np.arange(records) * every, ("loss", *flatten(measured, "metric")), TEXTS),
+        about=_about(measured, carry[0] if keep else {}, np.arange(records) * every),
         configure=lambda: configuration(
             lanes,
             trace(lambda values: _once(task, values), one),
@@ -122,6 +126,15 @@ def train(
         progress=progress,
         callback=callback,
     )
+
+
+def _about(measured: PyTree, kept: PyTree, ts: np.ndarray) -> About:
+    """Describes the dataset: loss and metrics over time, the status, and the weights that are kept."""
+    number = np.dtype(float)
+    metrics = {name: Shape(number, (len(ts), *leaf.shape)) for name, leaf in flatten(measured, "metric").items()}
+    named = joined({"loss": Shape(number, (len(ts),)), "status": Shape(TEXT)}, metrics)
+    weights = joined(named, {_kept(name): leaf for name, leaf in named_leaves(kept)}, "weights")
+    return About(results_like(weights), ts, ("loss", *metrics), TEXTS)
 
 
 def weights_of(dataset: Dataset, like: PyTree, **lane: Any) -> PyTree:
@@ -220,11 +233,11 @@ def _measure(task: Task, weights: PyTree) -> PyTree:
     return jax.vmap(task.metrics)(weights)
 
 
-def _once(task: Task, values: OneLane) -> Carry:
+def _once(task: Task, values: OneLane) -> PyTree:
     """Computes one lane up to its first record; the checksum of this program identifies a stored run."""
     lanes = jax.tree.map(lambda value: value[None], values)
-    carry, _ = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
-    return jax.tree.map(lambda leaf: leaf[0], carry)
+    carry, losses = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
+    return carry, losses, _measure(task, carry[0])
 
 
 def _shapes(task: Task, values: OneLane) -> PyTree:
@@ -248,16 +261,11 @@ class _Job(AbstractJob):
         fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
         found: Any = None if checkpoint is None else checkpoint.find(fresh)
         state: State = fresh if found is None else found
-        try:
-            while state[-1] < self.steps:
-                state = self._step(values, state)
-                if checkpoint is not None:
-                    checkpoint.offer(state)
-                reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
-        except KeyboardInterrupt:
+        while state[-1] < self.steps:
+            state = self._step(values, state)
             if checkpoint is not None:
-                checkpoint.offer(state, now=True)
-            raise
+                checkpoint.offer(state)
+            reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
         carry, history, _ = state
         results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
@@ -277,8 +285,6 @@ class _Job(AbstractJob):
         """Returns the history with one more record; an empty history becomes one with the first record."""
         measured = flatten(self._call(_measure, self.task, carry[0]), "metric")
         now = {name: np.asarray(value, float) for name, value in measured.items()}
-        if clash := {"loss", "status"} & set(now):
-            raise ValueError(f"the metrics {sorted(clash)} have the names of variables of every run; rename them")
         now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
         length = 1 + self.steps // self.task.every
         changed = {}

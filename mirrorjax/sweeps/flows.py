@@ -17,15 +17,17 @@ from ..dynamics.lanes import FORWARD, Outcome
 from ..dynamics.motion import AbstractMotion, state_dtype
 from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
 from ..results import status_name
-from ..runs.configuration import configuration, trace
-from ..runs.dataset import EXECUTED, USEFUL, Arrays, Dataset, flatten
+from ..runs.archive import TEXT, Arrays, Shape
+from ..runs.configuration import configuration, require_callable, trace, trace_pure
+from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, choose_devices
-from ..runs.engine import About, AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.grid import Grid, OneLane, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
-from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, shapes
+from ..signals import stoppable
+from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation, shapes
 
 # Long names and units of the variables.
 TEXTS = {
@@ -46,6 +48,7 @@ WORTH = {"cpu": 3e12}
 WORTH_ELSEWHERE = 1e13
 
 
+@stoppable()
 @with_integration
 def sweep(
     lane: LaneFunction,
@@ -98,6 +101,7 @@ def sweep(
     status.
     """
     refuse_unknown(how, "sweep")
+    require_callable(lane, "lane")
     lanes, chosen, t1 = Grid(grid), choose_devices(devices), as_time_scalar(t1, "t1")
     start = Start(lane, choose_flow(how).without_dual(), t1)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
@@ -109,16 +113,22 @@ def sweep(
     like = carried, outcome = shapes(program, one)
     named = _named(outcome)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen)
-    traced = trace(lambda values: _probe(program, values), one)
+    traced = trace_pure(lambda values: _probe(program, values), one, "the lane or the metrics")
     shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
         lanes,
-        about=About(np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), TEXTS),
+        about=About(
+            results_like(named), np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), TEXTS
+        ),
         configure=lambda: configuration(
-            lanes, traced, slots, chosen, settings | {"flow": start.flow, "steady": program.steady}
+            lanes,
+            trace(lambda values: computation(program, values), one, "the lane or the metrics"),
+            slots,
+            chosen,
+            settings | {"flow": start.flow, "steady": program.steady},
         ),
         store=store,
         resume=resume,
@@ -153,16 +163,11 @@ class _Job(AbstractJob):
         found = None if checkpoint is None else checkpoint.find(fresh)
         batch = fresh if found is None else found
         self._tell(group, reporter, fresh, batch)
-        try:
-            while not np.all(batch.ended):
-                before, batch = batch, self.scheduler.step(group, batch)
-                self._tell(group, reporter, before, batch)
-                if checkpoint is not None:
-                    checkpoint.offer(batch)
-        except KeyboardInterrupt:
+        while not np.all(batch.ended):
+            before, batch = batch, self.scheduler.step(group, batch)
             if checkpoint is not None:
-                checkpoint.offer(batch, now=True)
-            raise
+                checkpoint.offer(batch)
+            self._tell(group, reporter, before, batch)
         return _named(batch.outcomes) | {USEFUL: batch.useful, EXECUTED: batch.executed}
 
     def _tell(self, group: Lanes, reporter: Reporter, before: Batch, after: Batch) -> None:
@@ -183,14 +188,12 @@ def _named(outcome: Outcome) -> dict[str, Any]:
         "loss": outcome.loss,
         "a": outcome.a,
         "x": outcome.x,
-        "status": status_name(outcome.result) if isinstance(outcome.x, np.ndarray) else None,
+        "status": status_name(outcome.result) if isinstance(outcome.x, np.ndarray) else Shape(TEXT),
         "steps": outcome.steps,
         "rejected_steps": outcome.rejected_steps,
         "t_end": outcome.t_end,
     }
-    if clash := sorted(set(metrics) & set(named)):
-        raise ValueError(f"the metrics {clash} have the names of variables every dataset holds; rename them")
-    return named | metrics
+    return joined(named, metrics)
 
 
 def _no_metrics(t: Any, x: Any, w: Any) -> PyTree:
@@ -206,7 +209,7 @@ def _tolerance(steady: Number | None) -> Float[Array, ""] | None:
 
 
 def _probe(program: Program, values: OneLane) -> PyTree:
-    """Everything that the numbers of a lane are computed from: initial state, one velocity, and the saved values."""
+    """The initial state of a lane, one velocity, and the saved values: what a step costs, for `_operations`."""
     motion, options = program.start(values), program.options
     state = motion.initial()
     tick, field = jnp.zeros((), state_dtype(state)), Field(motion, state)

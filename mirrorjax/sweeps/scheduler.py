@@ -200,6 +200,12 @@ def shapes(program: Program, values: OneLane) -> tuple[Lane, Outcome]:
     return eqx.filter_eval_shape(one, program, values)
 
 
+def computation(program: Program, values: OneLane) -> tuple:
+    """The whole computation of one lane, by the very functions that move batches: it identifies a stored sweep."""
+    lanes = jax.tree.map(lambda value: value[None], values)
+    return _advance(program, (lanes, _begin(program, lanes), jnp.zeros(1, int)))
+
+
 def _zeros(like: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape), leaf.dtype), like)
 
