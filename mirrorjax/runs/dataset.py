@@ -54,7 +54,7 @@ def flatten(values: PyTree, default: str) -> dict[str, Any]:
 def joined(fixed: Mapping[str, Any], named: Mapping[str, Any], what: str = "metrics") -> dict[str, Any]:
     """Joins the variables of every dataset of a kind with those that the user names. Raises `ValueError` on a clash."""
     if clash := sorted(set(fixed) & set(named)):
-        raise ValueError(f"the {what} {clash} have the names of variables that every dataset holds; rename them")
+        raise ValueError(f"the {what} {clash} have the names of variables of every run; rename them")
     return {**fixed, **named}
 
 
