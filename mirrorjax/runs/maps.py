@@ -23,6 +23,7 @@ from .store import recorded_slots
 Function = Callable[..., PyTree]
 
 
+@jax.transfer_guard("allow")  # all transfers here are meant: grid values to the devices, results to the host
 def map_grid(
     fn: Function,
     grid: Mapping[str, Numbers | Zip] | Zip,

@@ -47,6 +47,7 @@ WORTH_ELSEWHERE = 1e13
 
 
 @with_integration
+@jax.transfer_guard("allow")  # all transfers here are meant: grid values to the devices, results to the host
 def sweep(
     lane: LaneFunction,
     grid: Mapping[str, Numbers | Zip] | Zip,

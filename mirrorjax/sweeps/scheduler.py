@@ -16,7 +16,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from typing_extensions import TypeAliasType
 
-from ..dynamics.lanes import Outcome, advance, begin, read
+from ..dynamics.lanes import Outcome, advance, begin, mark_missing, read
 from ..dynamics.motion import AbstractFlow, AbstractMotion
 from ..dynamics.options import Options
 from ..dynamics.steppers import Lane, over_lanes
@@ -148,10 +148,12 @@ class Scheduler(eqx.Module):
             lanes = entering[first : first + size]
             padded = group[np.pad(lanes, (0, size - lanes.size), mode="edge")]
             started = on_devices(_begin, self.program, self.grid.take(padded), self.devices)
-            into = empty[first : first + size][: lanes.size]
-            slots[into] = lanes
+            into = empty[first : first + size]
+            slots[into[: lanes.size]] = lanes
+            # Slots beyond the lanes get a copy of the last one, at rest: a state of zeros need not be one of the flow.
             for leaf, new in zip(jax.tree.leaves(progress), jax.tree.leaves(started), strict=True):
-                leaf[into] = np.asarray(new)[: lanes.size]
+                leaf[into] = np.asarray(new)[: into.size]
+        progress = eqx.tree_at(lambda lane: lane.running, progress, progress.running & (slots >= 0))
         started_now = batch.started.copy()
         started_now[entering] = True
         new = (slots, progress, started_now)
@@ -238,8 +240,9 @@ def _collect(batch: Batch, outcomes: Outcome) -> Batch:
         return batch
     lanes = batch.slots[through]
     kept = jax.tree.map(np.array, batch.outcomes)
-    for leaf, new in zip(jax.tree.leaves(kept), jax.tree.leaves(outcomes), strict=True):
-        leaf[lanes] = np.asarray(new)[through]
+    ended_now = mark_missing(jax.tree.map(lambda leaf: np.asarray(leaf)[through], outcomes))
+    for leaf, new in zip(jax.tree.leaves(kept), jax.tree.leaves(ended_now), strict=True):
+        leaf[lanes] = new
     ended = batch.ended.copy()
     ended[lanes] = True
     slots = np.where(through, -1, batch.slots)
