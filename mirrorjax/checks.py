@@ -154,6 +154,11 @@ def require_finite(value: Float[Array, "..."], name: str) -> None:
 
 def as_count(value: Any, name: str, *, least: int = 1) -> int:
     """Converts a whole number of Python or NumPy to `int`. Raises `ValueError`, with the name, below `least`."""
+    if not is_concrete(value):
+        raise ValueError(
+            f"{name} must be a whole number, got one that is traced: a structure cannot be swept, vmapped or jitted; "
+            "loop over its values in Python"
+        )
     if not is_count(value) or operator.index(value) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return operator.index(value)

@@ -14,7 +14,7 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls"}
+BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls", "signals"}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -23,11 +23,12 @@ EVERY = BASE | {
 BELOW = {
     "checks": set(),
     "results": {"checks"},
-    "calls": {"paths"},
+    "calls": {"checks", "paths"},
     "paths": set(),
     "files": set(),
     "extras": set(),
     "reprs": set(),
+    "signals": set(),
     "problem": BASE,
     "geometry": BASE | {"problem"},
     "dynamics": BASE | {"problem", "geometry"},

@@ -57,9 +57,7 @@ def test_complex_and_whole_metrics_can_be_missing():
     def metrics(t, x, w):
         return {"count": jnp.sum(x > 0), "phase": jax.lax.complex(jnp.sum(x), jnp.sum(x)), "table": jnp.ones((2, 3))}
 
-    dataset = mj.sweep(
-        lane, {"alpha": [0.1, np.nan], "t_off": [1.0]}, t1=2.0, saveat=[0.0, 1.0, 2.0], metrics=metrics
-    )
+    dataset = mj.sweep(lane, {"alpha": [0.1, np.nan], "t_off": [1.0]}, t1=2.0, saveat=[0.0, 1.0, 2.0], metrics=metrics)
     for name in ("count", "phase", "table"):
         assert not np.any(np.isnan(dataset[name].isel(alpha=0))), name
         assert np.all(np.isnan(dataset[name].isel(alpha=1))), name
