@@ -4,7 +4,9 @@ A user writes a lane, metrics, a regularizer or a schedule as ordinary Python; J
 that JAX raises there name neither the function nor the remedy, and come with its own frames.
 """
 
-from collections.abc import Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -14,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from .checks import is_concrete
 from .paths import path_name
 
 # Errors of a function that wants the number behind a tracer, or keeps a tracer.
@@ -22,6 +25,17 @@ WANTS_VALUES = (
     jax.errors.TracerArrayConversionError,
     jax.errors.TracerIntegerConversionError,
     jax.errors.NonConcreteBooleanIndexError,
+)
+# Errors about a structure that depends on a traced number, a shape, a slice, or the number of rounds of a loop: those
+# that JAX and NumPy raise as plain TypeError, ValueError or IndexError, and all of them.
+PLAIN = re.compile(
+    "Shapes must be 1D sequences of concrete values|Slice entries must be static|must have static start/stop/step"
+    "|expected a sequence of integers or a single integer|parameters to jaxpr equations must have __hash__"
+    "|Non-hashable static arguments"
+)
+STRUCTURE = re.compile(
+    rf"{PLAIN.pattern}|The __index__\(\) method|Array boolean indices must be concrete|the `int` function"
+    r"|in the jnp\.\w+ argument|argument of jnp\.|argument to `scan`|jnp\.repeat|in jax\.nn\.\w+ argument"
 )
 # Packages whose frames do not show where the user's mistake is.
 LIBRARIES = frozenset({"jax", "jaxlib", "numpy", "equinox", "diffrax", "optax", "flax", "contextlib", "mirrorjax"})
@@ -37,6 +51,8 @@ def calling(name: str, advice: str = "") -> Iterator[None]:
     try:
         yield
     except WANTS_VALUES as error:
+        if STRUCTURE.search(str(error)):
+            raise _structural(name, error) from None
         raise TypeError(
             f"{name} needs the value of a number that is traced{_place(error.__traceback__)}; under jit and vmap write "
             "jnp.where or jax.lax.cond instead of `if`, jnp functions instead of numpy or float(), and pass what "
@@ -47,6 +63,46 @@ def calling(name: str, advice: str = "") -> Iterator[None]:
             f"{name} uses a traced value that an earlier call kept{_place(error.__traceback__)}; it must be a pure "
             "function: compute everything from its arguments, and store nothing outside"
         ) from None
+    except (TypeError, ValueError, IndexError) as error:
+        if not PLAIN.search(str(error)):
+            raise
+        raise _structural(name, error) from None
+
+
+def _structural(name: str, error: Exception) -> TypeError:
+    return TypeError(
+        f"{name} makes a structure of a number that is traced{_place(error.__traceback__)}: a shape, a depth or the "
+        "number of rounds of a loop cannot be swept, vmapped or jitted; loop over its values in Python, for example "
+        "`for depth in depths: mirrorjax.sweep(functools.partial(lane, depth=depth), ..)`"
+    )
+
+
+def require_parameters(function: Callable, names: Iterable[str], name: str) -> None:
+    """Raises `ValueError`, naming both sides, unless a user's function takes the parameters of a grid by name.
+
+    **Arguments:** `names`: of the grid's parameters; `name`: the function as the user knows it.
+    """
+    if not callable(function):
+        raise ValueError(f"{name} must be a function of the grid's parameters, got {function!r}")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some functions that are written in C do not tell
+        return
+    try:
+        signature.bind(**dict.fromkeys(names))
+    except TypeError as error:
+        raise ValueError(
+            f"{name} takes {signature}, but the parameters of the grid are {', '.join(names)}: {error}"
+        ) from None
+
+
+def refuse_traced(values: Any, caller: str) -> None:
+    """Raises `ValueError` if a leaf is traced, for functions that schedule work on the host."""
+    if not is_concrete(values):
+        raise ValueError(
+            f"{caller} got a number that is traced: it schedules its lanes on the host and cannot run inside jax.grad, "
+            "jit or vmap; differentiate within it instead, by map_grid of jax.grad of a function that calls solve"
+        )
 
 
 def require_numbers(tree: Any, name: str) -> None:

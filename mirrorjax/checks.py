@@ -34,7 +34,7 @@ def refuted(condition: Callable[[], Bool[Array, ""]], *values: Any) -> bool:
     """
     if not is_concrete(*values):
         return False
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
         return not bool(condition())
 
 
@@ -84,10 +84,16 @@ def as_array(value: Any, name: str) -> Array:
         kept = known.astype(narrow)
     if jnp.issubdtype(known.dtype, np.integer):
         # As a float an integer that is too large is off by a rounding; as a shorter integer it would be another one.
-        return jnp.asarray(kept if np.array_equal(kept, known) else known.astype(float))
+        return _to_device(kept if np.array_equal(kept, known) else known.astype(float))
     if np.any(lost := np.isfinite(known) & ~np.isfinite(kept)):
         raise ValueError(f"{name} = {known[lost][0]} exceeds {narrow}; enable jax_enable_x64, or rescale it")
-    return jnp.asarray(kept)
+    return _to_device(kept)
+
+
+def _to_device(array: np.ndarray) -> Array:
+    """Transfers an array, which is meant: `jax.transfer_guard` is there to find transfers that are not."""
+    with jax.transfer_guard("allow"):
+        return jnp.asarray(array)
 
 
 def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
@@ -148,6 +154,11 @@ def require_finite(value: Float[Array, "..."], name: str) -> None:
 
 def as_count(value: Any, name: str, *, least: int = 1) -> int:
     """Converts a whole number of Python or NumPy to `int`. Raises `ValueError`, with the name, below `least`."""
+    if not is_concrete(value):
+        raise ValueError(
+            f"{name} must be a whole number, got one that is traced: a structure cannot be swept, vmapped or jitted; "
+            "loop over its values in Python"
+        )
     if not is_count(value) or operator.index(value) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return operator.index(value)

@@ -4,6 +4,7 @@ from typing import Unpack
 
 import diffrax
 import equinox as eqx
+import jax
 from jaxtyping import PyTree
 
 from ..checks import Number, as_time_scalar
@@ -17,6 +18,7 @@ from .solution import Solution
 
 
 @with_integration
+@jax.transfer_guard("allow")  # the transfers here are meant: arguments to the device, a status back
 def solve(
     problem: Problem,
     w0: PyTree,

@@ -16,10 +16,11 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
+from ..calls import require_parameters
 from ..checks import Numbers, as_count
 from ..paths import leaf_names, named_leaves, variable_name
 from ..runs.archive import TEXT, Arrays, Shape
-from ..runs.configuration import configuration, require_callable, trace
+from ..runs.configuration import configuration, trace
 from ..runs.dataset import About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, Devices, choose_devices, on_devices, spread
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
@@ -88,8 +89,8 @@ def train(
     **Raises:** `ValueError` for `steps` that `every` does not divide, metrics named like variables of every run, or a
     store that holds another run.
     """
-    require_callable(lane, "lane")
     lanes, chosen = Grid(grid), choose_devices(devices)
+    require_parameters(lane, lanes.labels.parameters(), "the lane")
     steps, every = as_count(steps, "steps"), as_count(every, "every")
     accumulate = as_count(accumulate, "accumulate")
     if steps % every:

@@ -11,13 +11,10 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
-from ..calls import calling
-from ..checks import is_concrete
+from ..calls import calling, refuse_traced
 from .dataset import versions
 from .devices import Devices
 from .grid import Grid, Labels, OneLane
-
-STRUCTURE = "; structure (a depth, a shape) cannot be an axis of a grid: loop over it in Python, one grid for each"
 
 
 def configuration(
@@ -56,12 +53,6 @@ def describe(value: Any) -> Any:
     return {"text": _without_addresses(eqx.tree_pformat(value)), "sha256": _sum(jax.tree.leaves(value))}
 
 
-def require_callable(fn: Any, name: str) -> None:
-    """Raises `ValueError` unless `fn` can be called with the parameters of a grid."""
-    if not callable(fn):
-        raise ValueError(f"{name} must be a function of the grid's parameters, got {fn!r}")
-
-
 def trace(fn: Callable[[OneLane], PyTree], values: OneLane, name: str = "the lane function") -> jax.stages.Traced:
     """Traces the program of a lane to the arrays that it returns.
 
@@ -69,10 +60,9 @@ def trace(fn: Callable[[OneLane], PyTree], values: OneLane, name: str = "the lan
     **Raises:** `TypeError` if the program depends on the value of a parameter; `ValueError` for numbers that are traced
     outside of the function.
     """
-    with calling(name, STRUCTURE):
+    with calling(name):
         traced = jax.jit(lambda values: eqx.filter(fn(values), eqx.is_array)).trace(values)
-    if not is_concrete(traced.jaxpr.consts):
-        raise ValueError(f"{name} uses numbers that are traced outside of it; call it outside jit, vmap and grad")
+    refuse_traced(traced.jaxpr.consts, name)
     return traced
 
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Shaped
 
-from ..checks import Numbers, as_array, is_concrete
+from ..calls import refuse_traced
+from ..checks import Numbers, as_array
 
 Values = dict[str, Shaped[Array, "lanes ..."]]
 OneLane = dict[str, Shaped[Array, "..."]]
@@ -147,11 +148,7 @@ def _require_name(name: Any, kind: str) -> None:
 
 def _as_labels(name: str, value: Any) -> Shaped[np.ndarray, "lanes ..."]:
     """Converts the values of a parameter to an array that holds the very numbers that were given."""
-    if not is_concrete(value):
-        raise ValueError(
-            f"the values of {name} are traced, but a grid compiles its own program: call it outside jit, vmap and "
-            "grad, and differentiate inside the lane function"
-        )
+    refuse_traced(value, f"the parameter {name} of a grid")
     try:
         known = np.asarray(value)
     except (TypeError, ValueError):  # a ragged list, or random keys

@@ -9,11 +9,12 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..calls import refuse_traced, require_parameters
 from ..checks import Numbers
 from ..results import RESULTS, status_name
 from ..signals import stoppable
 from .archive import TEXT, Arrays, Shape, shape_of
-from .configuration import configuration, require_callable, trace_pure
+from .configuration import configuration, trace_pure
 from .dataset import About, Dataset, flatten, results_like
 from .devices import Device, Devices, choose_devices, on_devices, spread
 from .engine import AbstractJob, Checkpoint, Lanes, failures, run
@@ -26,6 +27,7 @@ Function = Callable[..., PyTree]
 
 
 @stoppable()
+@jax.transfer_guard("allow")  # all transfers here are meant: grid values to the devices, results to the host
 def map_grid(
     fn: Function,
     grid: Mapping[str, Numbers | Zip] | Zip,
@@ -60,8 +62,9 @@ def map_grid(
     run; `TypeError` for a function that needs the value of a parameter while it is traced; `OSError` where the store
     cannot be written.
     """
-    require_callable(fn, "fn")
+    refuse_traced((fn, grid), "map_grid")
     lanes, chosen = Grid(grid), choose_devices(devices)
+    require_parameters(fn, lanes.labels.parameters(), "the function")
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
     traced = trace_pure(lambda values: fn(**values), one, "the function")
     outputs = eqx.filter_eval_shape(lambda: fn(**one))

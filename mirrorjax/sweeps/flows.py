@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Number, Numbers, as_time_scalar, require_positive
 from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
@@ -18,7 +19,7 @@ from ..dynamics.motion import AbstractMotion, state_dtype
 from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
 from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
-from ..runs.configuration import configuration, require_callable, trace, trace_pure
+from ..runs.configuration import configuration, trace, trace_pure
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, choose_devices
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
@@ -50,6 +51,7 @@ WORTH_ELSEWHERE = 1e13
 
 @stoppable()
 @with_integration
+@jax.transfer_guard("allow")  # all transfers here are meant: grid values to the devices, results to the host
 def sweep(
     lane: LaneFunction,
     grid: Mapping[str, Numbers | Zip] | Zip,
@@ -95,25 +97,30 @@ def sweep(
     `RKC` their evaluations of the velocity; `attrs["efficiency"]`: this work divided by the work of all slots of the
     batch, empty ones included.
 
-    **Raises:** `ValueError` for an empty grid, a lane that does not return `(Problem, w0)` or is not pure, arguments
-    that `solve` would refuse, results that fit neither memory nor disk, or a store that holds another run. `OSError`
-    where the store cannot be written; what was finished is safe. Bad *values* of a lane do not raise: they are its
-    status.
+    **Raises:** `ValueError` for an empty grid, a lane that does not take its parameters or does not return
+    `(Problem, w0)`, arguments that `solve` would refuse, results that fit neither memory nor disk, a store that holds
+    another run, or a call inside `jax.grad`, `jit` or `vmap`. `TypeError` for a lane that needs the value of a
+    parameter, or keeps one. `OSError` where the store cannot be written; what was finished is safe. Bad *values* of a
+    lane do not raise: they are its status.
     """
     refuse_unknown(how, "sweep")
-    require_callable(lane, "lane")
+    refuse_traced((lane, grid, t1, steady, how), "sweep")
     lanes, chosen, t1 = Grid(grid), choose_devices(devices), as_time_scalar(t1, "t1")
+    require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
     start = Start(lane, choose_flow(how).without_dual(), t1)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    motion, state = _shapes_of_motion(start, one)
+    with calling("the lane"):
+        motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
     options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD)
+    refuse_traced((one, options), "sweep")
     program = Program(start, options, _tolerance(steady))
-    like = carried, outcome = shapes(program, one)
+    with calling("the lane or metrics"):
+        like = carried, outcome = shapes(program, one)
+    traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
     named = _named(outcome)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen)
-    traced = trace_pure(lambda values: _probe(program, values), one, "the lane or the metrics")
     shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
@@ -125,7 +132,7 @@ def sweep(
         ),
         configure=lambda: configuration(
             lanes,
-            trace(lambda values: computation(program, values), one, "the lane or the metrics"),
+            trace(lambda values: computation(program, values), one, "the lane or metrics"),
             slots,
             chosen,
             settings | {"flow": start.flow, "steady": program.steady},
