@@ -16,7 +16,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
-from ..calls import require_parameters
+from ..calls import refuse_traced, require_parameters
 from ..checks import Numbers, as_count
 from ..paths import leaf_names, named_leaves, variable_name
 from ..runs.archive import TEXT, Arrays, Shape
@@ -280,7 +280,9 @@ class _Job(AbstractJob):
         return carry, self._record(history, int(count) // self.task.every, loss, carry), np.asarray(count)
 
     def _call(self, fn: Callable, shared: PyTree, lanes: PyTree) -> Any:
-        return eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
+        results = eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
+        refuse_traced(results, "train")  # functions may have closed over a number of an outer transformation
+        return results
 
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
         """Returns the history with one more record; an empty history becomes one with the first record."""

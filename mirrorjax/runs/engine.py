@@ -47,6 +47,7 @@ from .store import (
     fingerprint,
     manifest,
     process_folder,
+    processes_in,
     read_configuration,
     read_entry,
 )
@@ -163,7 +164,9 @@ def run(
         raise_if_stopped()
         kept = Folder(folder, settings, process=jax.process_index(), resume=resume)
         try:
-            if kept.read(ABOUT, from_record(settings).layout) is None:
+            record = from_record(settings)
+            found = kept.read(ABOUT, record.layout)
+            if found is None or record.read(found) is None:
                 kept.write(ABOUT, to_arrays(grid.labels, about))
             for _ in _solve(job, grid, about, kept, checkpoint_every, progress, callback):
                 pass
@@ -266,11 +269,12 @@ def open_sweep(path: str | Path) -> Dataset:
     except ValueError as error:
         raise ValueError(f"{folder} is not the folder of a run: {error}") from None
     mark = fingerprint(settings)
-    found = next(filter(None, (_read_about(folder, record, mark, p) for p in range(record.processes))), None)
+    processes = [process for process in processes_in(folder) if process < record.processes]
+    found = next(filter(None, (_read_about(folder, record, mark, process) for process in processes)), None)
     if found is None:
         raise ValueError(f"the run in {folder} has not begun, or is damaged: go on with it by resume=True")
     labels, about = found
-    groups = (group for p in range(record.processes) for group in _read_groups(folder, labels, about, record, mark, p))
+    groups = (group for process in processes for group in _read_groups(folder, labels, about, record, mark, process))
     attributes = {key: value for key, value in settings.items() if key != RECORD}
     return _label(labels, about, groups, attributes, folder / "arrays")
 

@@ -58,8 +58,7 @@ class Zip:
     names the dimension.
 
     **Arguments:** equally long arrays by parameter name; the first axis counts lanes.
-    **Raises:** `ValueError` if there are none, one is empty, or their lengths differ; if a value is not a number or is
-    none that the default precision can hold; if two lanes that differ would become one by rounding.
+    **Raises:** `ValueError` if there are none, one is empty, their lengths differ, or a value is not a number.
     """
 
     def __init__(self, **values: Numbers):
@@ -71,8 +70,6 @@ class Zip:
         lengths = {name: len(value) for name, value in self.labels.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"parameters of one Zip need one length, got {lengths}")
-        self.values = {name: _as_values(name, label) for name, label in self.labels.items()}
-        _refuse_merged(self.labels, {name: np.asarray(value) for name, value in self.values.items()})
 
     def __len__(self) -> int:
         return len(next(iter(self.labels.values())))
@@ -82,8 +79,8 @@ class Grid:
     """All lanes of a run: the product of the entries of a dict, or the lanes of one `Zip`.
 
     **Arguments:** `axes`: a mapping from parameter name to values (or from dimension name to a `Zip`), or one `Zip`.
-    **Raises:** `ValueError` for an empty grid, a name used twice, reserved or not a name of Python, or values as in
-    `Zip`.
+    **Raises:** `ValueError` for an empty grid; a name used twice, reserved or not a name of Python; values that are not
+    numbers, that the default precision cannot hold, or of which rounding makes one lane of two.
     """
 
     def __init__(self, axes: "Mapping[str, Numbers | Zip] | Zip | Grid"):
@@ -108,6 +105,8 @@ class Grid:
             raise ValueError(f"{foreign} are dimensions of the grid and parameters along another; rename one")
         if "time" in names:
             raise ValueError("the name time is taken by the dataset, rename the parameter")
+        # Converted here and not in Zip, which may be older than the choice of the precision.
+        self._values = [_as_values(axis.labels) for axis in self.axes.values()]
 
     @property
     def labels(self) -> Labels:
@@ -127,8 +126,8 @@ class Grid:
         positions = np.unravel_index(lanes, tuple(self.shape.values()))
         return {
             name: value[position]
-            for axis, position in zip(self.axes.values(), positions, strict=True)
-            for name, value in axis.values.items()
+            for values, position in zip(self._values, positions, strict=True)
+            for name, value in values.items()
         }
 
     def places(self, lanes: Int[np.ndarray, " lanes"]) -> Float[np.ndarray, "lanes axes"]:
@@ -169,8 +168,18 @@ def _as_labels(name: str, value: Any) -> Shaped[np.ndarray, "lanes ..."]:
     return known
 
 
-def _as_values(name: str, labels: Shaped[np.ndarray, "lanes ..."]) -> Shaped[Array, "lanes ..."]:
-    """Converts labels to the default precision. Raises `ValueError` where a number would change beyond rounding."""
+def _as_values(labels: Mapping[str, np.ndarray]) -> Values:
+    """Converts the labels of one dimension to the default precision.
+
+    **Raises:** `ValueError` where a number would change beyond rounding, or two lanes that differ would become one.
+    """
+    with jax.ensure_compile_time_eval():  # known numbers stay known under an outer jit, which is refused later
+        values = {name: _converted(name, label) for name, label in labels.items()}
+    _refuse_merged(labels, {name: np.asarray(value) for name, value in values.items()})
+    return values
+
+
+def _converted(name: str, labels: Shaped[np.ndarray, "lanes ..."]) -> Shaped[Array, "lanes ..."]:
     whole = np.issubdtype(labels.dtype, np.integer)
     wide = whole and jax.dtypes.canonicalize_dtype(np.int64) == np.int32
     if wide and labels.min() >= 0 and np.iinfo(np.int32).max < labels.max() <= np.iinfo(np.uint32).max:

@@ -114,6 +114,7 @@ class _Job(AbstractJob):
     def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
         padded = np.pad(group, (0, self.group_size - len(group)), mode="edge")
         outputs = on_devices(_map, self.fn, self.grid.take(padded), self.devices)
+        refuse_traced(outputs, "map_grid")  # the function may have closed over a number of an outer transformation
         named = {name: value[: len(group)] for name, value in flatten(_plain(outputs), "value").items()}
         reporter.moved(named | {"lanes": group}, failures(named), 0.0, 0, 0)
         return named

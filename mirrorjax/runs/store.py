@@ -29,7 +29,7 @@ from .archive import Arrays, Layout, read_archive, write_archive
 CONFIG, MANIFEST, LOCK = "config.json", "manifest.json", "lock"
 ABOUT, CHECKPOINT = "about", "checkpoint"
 NAME = re.compile(rf"{ABOUT}|{CHECKPOINT}|group-\d{{5,12}}")
-PROCESS = re.compile(r"process-\d{3,}")
+PROCESS = re.compile(r"process-(\d{3,9})")
 # Files of a run besides those of its processes; hidden files belong to the system.
 OURS = re.compile(rf"{re.escape(CONFIG)}|recipe\.json|arrays|{PROCESS.pattern}|\..*")
 # A manifest has about 130 bytes a group, so this is more than any run writes.
@@ -160,7 +160,8 @@ class Folder(AbstractStore):
             write_text(self.path / MANIFEST, json.dumps({"configuration": self._mark, "files": listed}, indent=1))
         self._files = files
         for file in stale:
-            (self.path / file).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # a file that stays does not count
+                (self.path / file).unlink()
 
 
 def as_folder(store: Any, name: str = "store") -> Path:
@@ -183,6 +184,12 @@ def as_folder(store: Any, name: str = "store") -> Path:
 def process_folder(root: Path, process: int) -> Path:
     """Returns the folder of a process inside a run folder."""
     return root / f"process-{process:03d}"
+
+
+def processes_in(root: Path) -> list[int]:
+    """Returns the numbers of the processes that have a folder in a run folder, in order."""
+    found = (PROCESS.fullmatch(name) for name in _names(root))
+    return sorted(int(name[1]) for name in found if name is not None)
 
 
 def read_configuration(root: Path) -> dict[str, Any]:
