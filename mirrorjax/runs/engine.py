@@ -74,7 +74,7 @@ class Checkpoint:
         Its arrays have the dtypes and shapes of the template, except that a batch may have become smaller.
         """
         leaves, treedef = jax.tree.flatten(template)
-        layout = {str(i): shape_of(_encode(leaf)) for i, leaf in enumerate(leaves)}
+        layout = {str(i): shape_of(jax.eval_shape(_data, leaf)) for i, leaf in enumerate(leaves)}
         kept = self._store.read(CHECKPOINT, layout | {"group": Shape(TEXT)}, shorter=True)
         if kept is None or str(kept["group"]) != self._group:
             return None
@@ -101,8 +101,12 @@ class Checkpoint:
 
 def _encode(leaf: Any) -> np.ndarray:
     """Returns a leaf as an array that an npz file can hold: the data of a random key, numbers in other cases."""
+    return np.asarray(_data(leaf))
+
+
+def _data(leaf: Any) -> Any:
     is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return jax.random.key_data(leaf) if is_key else leaf
 
 
 def _decode(array: np.ndarray, like: Any) -> Any:

@@ -105,10 +105,11 @@ class Folder(AbstractStore):
             )
         self._lock = FileLock(self.path / LOCK)
         try:
-            with advised(self.path / LOCK, GO_ON):
-                self._lock.acquire(timeout=0)
+            self._lock.acquire(timeout=0)
         except Timeout:
             raise ValueError(f"{root} is in use by another process; wait for it, or choose another folder") from None
+        except OSError as error:
+            raise OSError(error.errno, f"the run folder {root} cannot be locked: {error.strerror or error}") from error
         self._begun = _configuration(root) is None
         if self._begun:
             with advised(root / CONFIG, GO_ON):

@@ -6,6 +6,7 @@ import random
 import tempfile
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -168,7 +169,7 @@ CPU = jax.devices()[0]
 ARGUMENTS = [
     Refusal("lane=None", lambda: swept(function=None), "must be a function of the grid's parameters, got None"),
     Refusal("a lane that is a word", lambda: swept(function="lane"), "must be a function .* got 'lane'"),
-    Refusal("fn=None", lambda: mj.map_grid(None, A), "the function must be a function .* got None"),
+    Refusal("fn=None", lambda: mj.map_grid(cast(Any, None), A), "the function must be a function .* got None"),
     Refusal("other parameters", lambda: mj.map_grid(number, {"b": [1.0]}), r"takes \(a\), .* grid are b"),
     Refusal("numpy on a parameter", lambda: over(A, lambda a: np.sin(a)), "the function needs the value"),
     Refusal("a random constant", lambda: over(A, lambda a: a * random.random()), "is not pure: two traces"),
@@ -215,7 +216,9 @@ ARGUMENTS = [
         lambda: with_files(lambda path: over(A, store=path), config__json='{"name": "toy"}'),
         r"holds a config\.json that is not that of a run",
     ),
-    Refusal("open_sweep(None)", lambda: mj.open_sweep(None), "path must be the path of a folder, .* got None"),
+    Refusal(
+        "open_sweep(None)", lambda: mj.open_sweep(cast(Any, None)), "path must be the path of a folder, .* got None"
+    ),
     Refusal("open_sweep of a file", lambda: mj.open_sweep(__file__), "is a file"),
     Refusal("open_sweep of nothing", lambda: mj.open_sweep("/nowhere"), "is not the folder of a run: no readable"),
 ]

@@ -130,6 +130,12 @@ class Dropping:
         signal.raise_signal(self.number)
 
 
+def raise_after(call):
+    call()
+    raise_if_stopped()
+    pytest.fail("nothing was raised")
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_that_python_drops_is_raised_again(number):
@@ -137,7 +143,7 @@ def test_a_signal_that_python_drops_is_raised_again(number):
         Dropping(number)
 
     with pytest.raises(SIGNALS[number]), stoppable():
-        (drop(), raise_if_stopped(), pytest.fail("nothing was raised"))
+        raise_after(drop)
     with pytest.raises(SIGNALS[number]), stoppable(), stoppable():
         drop()
 
