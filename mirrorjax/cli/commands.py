@@ -17,7 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from ..experiments.core.experiment import LARGEST_SEED, Experiment
-from ..experiments.core.folders import new_folder
+from ..experiments.core.folders import exists, new_folder
 from ..experiments.table import EXPERIMENTS
 from ..files import write_text
 from ..signals import raise_if_stopped
@@ -116,7 +116,7 @@ def reproduce(
     path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
     terminal, failed = console(), []
     raise_if_stopped()
-    with stopping(lambda: f"Interrupted. What was finished is in {path}" if path.exists() else "Interrupted."):
+    with stopping(lambda: f"Interrupted. What was finished is in {path}" if exists(path) else "Interrupted."):
         if name == ALL:
             failed = reproduce_all(chosen, path, str(preset), seed, bits, terminal)
             print_summary(path, terminal)
@@ -168,7 +168,7 @@ def explain_schedule(
     from .explain import explain_bias
 
     _set_precision(False)
-    if out is not None and out.exists():
+    if out is not None and exists(out):
         fail(f"the file {out} exists and is not overwritten; choose another with --out")
     if out is not None and not out.parent.is_dir():
         fail(f"the folder {out.parent} of --out does not exist; make it, or choose another")
@@ -234,7 +234,7 @@ def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
 
     _set_precision(single_precision(file))
     recipe = read_recipe(file)
-    if not resume and run.exists():
+    if not resume and exists(run):
         fail(f"the folder {run} exists and is not overwritten; choose another with --out, or `mirrorjax resume {run}`")
     raise_if_stopped()
     with nullcontext() if resume else new_folder(run, marker=RECIPE):

@@ -108,6 +108,8 @@ def _number(path: Path, name: str, entry: Any, kind: type) -> int | float:
     wanted = "a whole number" if kind is int else "a number"
     if isinstance(entry, bool) or not isinstance(entry, int | kind):
         raise ValueError(f"{path}: {name} must be {wanted}, got {entry!r}")
+    if not entry >= 0:
+        raise ValueError(f"{path}: {name} must be {wanted} that is not negative, got {entry!r}")
     try:
         return kind(entry)
     except OverflowError:

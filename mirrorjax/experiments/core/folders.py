@@ -10,11 +10,11 @@ def make_folder(path: Path) -> list[Path]:
 
     **Raises:** `FileExistsError` when it exists, `OSError` where it cannot be made.
     """
-    if _exists(path):
+    if exists(path):
         raise FileExistsError(
             f"the folder {path} exists and is not overwritten; choose another with --out, or remove it"
         )
-    made = [folder for folder in (path, *path.parents) if not _exists(folder)]
+    made = [folder for folder in (path, *path.parents) if not exists(folder)]
     try:
         path.mkdir(parents=True, exist_ok=False)
     except OSError as error:
@@ -36,10 +36,11 @@ def new_folder(path: Path, *, marker: str) -> Iterator[None]:
         raise
 
 
-def _exists(path: Path) -> bool:
+def exists(path: Path) -> bool:
+    """True if something is there; False also where that cannot be known, which making it will tell."""
     try:
         return path.exists()
-    except OSError:  # a name that is too long, or a folder that may not be read
+    except OSError:  # such as a name that is too long
         return False
 
 
