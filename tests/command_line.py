@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from mirrorjax.cli import main
+from mirrorjax.cli import ending, main
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Done:
     with redirect_stdout(out), redirect_stderr(err), monkeypatch.context() as patch:
         patch.setenv("COLUMNS", "100")
         patch.setattr(sys, "argv", ["mirrorjax", *arguments])
+        patch.setattr(ending, "end_process", sys.exit)
         try:
             main()
         except SystemExit as ended:

@@ -20,7 +20,6 @@ from ..experiments.core.experiment import LARGEST_SEED, Experiment
 from ..experiments.core.folders import exists, new_folder
 from ..experiments.table import EXPERIMENTS
 from ..files import write_text
-from ..signals import raise_if_stopped
 from .ending import FAILED, console, fail, stopping, tell
 
 app = typer.Typer(
@@ -53,7 +52,6 @@ def options(
     ] = False,
 ) -> None:
     """Adds the names that need jax to the help of `explain`, and handles `--version`."""
-    raise_if_stopped()
     if context.invoked_subcommand == "explain":
         _complete_help(context)
 
@@ -115,7 +113,6 @@ def reproduce(
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
     terminal, failed = console(), []
-    raise_if_stopped()
     with stopping(lambda: f"Interrupted. What was finished is in {path}" if exists(path) else "Interrupted."):
         if name == ALL:
             failed = reproduce_all(chosen, path, str(preset), seed, bits, terminal)
@@ -139,7 +136,8 @@ def report(
     """
     from ..experiments.core.report import write_report
 
-    tell(f"The report is {write_report(folder)}")
+    with stopping(lambda: "Interrupted."):
+        tell(f"The report is {write_report(folder)}")
 
 
 @app.command("explain")
@@ -172,19 +170,9 @@ def explain_schedule(
         fail(f"the file {out} exists and is not overwritten; choose another with --out")
     if out is not None and not out.parent.is_dir():
         fail(f"the folder {out.parent} of --out does not exist; make it, or choose another")
-    raise_if_stopped()
-    explain_bias(
-        family,
-        init,
-        schedule,
-        alpha,
-        t_off,
-        t1=2 * t_off if t1 is None else t1,
-        scale=scale,
-        times=times,
-        out=out,
-        console=console(),
-    )
+    end = 2 * t_off if t1 is None else t1
+    with stopping(lambda: "Interrupted."):
+        explain_bias(family, init, schedule, alpha, t_off, t1=end, scale=scale, times=times, out=out, console=console())
 
 
 @app.command("sweep")
@@ -225,7 +213,6 @@ def status(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", sh
     from ..runs import open_sweep
 
     _set_precision(False)
-    raise_if_stopped()
     _summarise(open_sweep(run), run)
 
 
@@ -236,18 +223,16 @@ def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
     recipe = read_recipe(file)
     if not resume and exists(run):
         fail(f"the folder {run} exists and is not overwritten; choose another with --out, or `mirrorjax resume {run}`")
-    raise_if_stopped()
-    with nullcontext() if resume else new_folder(run, marker=RECIPE):
+    with stopping(lambda: _where_it_was(run)), nullcontext() if resume else new_folder(run, marker=RECIPE):
         if not resume:
             write_text(run / RECIPE, json.dumps({"file": str(file)}) + "\n")
-        with stopping(lambda: f"Interrupted. {_way_on(run)}"):
-            dataset = recipe.sweep(run, resume)
+        dataset = recipe.sweep(run, resume)
     _summarise(dataset, run)
 
 
-def _way_on(run: Path) -> str:
-    begun = any(entry.name != RECIPE for entry in run.iterdir())
-    return f"Go on with: mirrorjax resume {run}" if begun else "Nothing was computed yet."
+def _where_it_was(run: Path) -> str:
+    begun = exists(run)  # a run that computed nothing has left no folder
+    return f"Interrupted. Go on with: mirrorjax resume {run}" if begun else "Interrupted. Nothing was computed yet."
 
 
 def _summarise(dataset: Any, run: Path) -> None:

@@ -8,14 +8,18 @@
 | 130, 143, 129 | was stopped, by Ctrl-C, SIGTERM or SIGHUP: one line says what was finished |
 """
 
+import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 from typing import Any, NoReturn
 
 from ..places import is_deliberate, is_users, user_place
-from ..signals import Terminated, stoppable
+from ..signals import DEFAULTS, Terminated, stoppable
 
 FAILED, REFUSED, INTERRUPTED = 1, 2, 130
 BUG = "This is a bug of mirrorjax. Please report it, with the lines above and the command."
@@ -26,9 +30,8 @@ OURS = (ValueError, TypeError, RuntimeError, ArithmeticError)
 class Stopped(SystemExit):
     """Raised where a command was stopped by a signal: the exit status, and the line that says what was finished."""
 
-    def __init__(self, code: Any, line: str):
-        super().__init__(code)
-        self.line = line
+    def __init__(self, code: int, line: str):
+        self.code, self.line, self.args = code, line, (code,)
 
 
 @contextmanager
@@ -38,18 +41,11 @@ def ending() -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding still shows every message
     try:
-        with stoppable(), _quiet_when_stopped():
+        with _leaving_at_once():
             yield
     except Stopped as stopped:
         tell(stopped.line, stderr=True)
-        raise SystemExit(stopped.code) from None
-    except SystemExit as end:
-        if isinstance(end, Terminated) or end.code == INTERRUPTED:  # typer turns KeyboardInterrupt into this status
-            tell("Interrupted.", stderr=True)
-        raise SystemExit(end.code) from None
-    except KeyboardInterrupt:
-        tell("Interrupted.", stderr=True)
-        raise SystemExit(INTERRUPTED) from None
+        end_process(stopped.code)
     except Exception as error:
         line = foreseen(error)
         if line is not None:
@@ -61,13 +57,18 @@ def ending() -> Iterator[None]:
 
 @contextmanager
 def stopping(line: Callable[[], str]) -> Iterator[None]:
-    """Ends a command that is stopped inside the block with the line that says what was finished."""
+    """Lets a block that writes files come to an orderly end when it is stopped, with the line that `line` makes then.
+
+    Outside of such a block a signal ends the process at once. There is nothing to finish, and the exception of a signal
+    may be lost in an import, or crash the library that is imported.
+    """
     try:
-        yield
+        with _defaults_restored(), _quiet(), stoppable():
+            yield
     except KeyboardInterrupt:
         raise Stopped(INTERRUPTED, line()) from None
     except Terminated as stop:
-        raise Stopped(stop.code, line()) from None
+        raise Stopped(128 + stop.signal, line()) from None
 
 
 def foreseen(error: Exception) -> str | None:
@@ -86,6 +87,14 @@ def foreseen(error: Exception) -> str | None:
     if isinstance(error, OURS) and (is_deliberate(error) or is_status):
         return f"{error}{_place_unless_told(error)}"
     return None
+
+
+def end_process(code: int) -> NoReturn:
+    """Ends the process at once. Python's own shutdown may crash while a computation still runs in a thread of XLA."""
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
 
 
 def fail(message: str) -> NoReturn:
@@ -111,7 +120,44 @@ def console(stderr: bool = False) -> Any:
 
 
 @contextmanager
-def _quiet_when_stopped() -> Iterator[None]:
+def _leaving_at_once() -> Iterator[None]:
+    """Replaces the handlers of signals that stop a program, where they are the default ones, by `_leave`."""
+    with _handlers({number: _leave for number, default in _defaults().items() if signal.getsignal(number) == default}):
+        yield
+
+
+@contextmanager
+def _defaults_restored() -> Iterator[None]:
+    """Puts the default handlers, which `stoppable` replaces by its own, in the place of `_leave`."""
+    with _handlers({n: default for n, default in _defaults().items() if signal.getsignal(n) == _leave}):
+        yield
+
+
+@contextmanager
+def _handlers(wanted: dict[int, Any]) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        wanted = {}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _defaults() -> dict[int, Any]:
+    named = {getattr(signal, name, None): handler for name, handler in DEFAULTS.items()}
+    return {number: handler for number, handler in named.items() if number is not None}  # Windows has no SIGHUP
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    with suppress(OSError):
+        os.write(2, b"Interrupted.\n")
+    os._exit(128 + number)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
     """Keeps Python from printing that it drops the exception of a signal, which `stoppable` raises again."""
     before = sys.unraisablehook
 

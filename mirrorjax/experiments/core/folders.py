@@ -12,7 +12,7 @@ def make_folder(path: Path) -> list[Path]:
     """
     if exists(path):
         raise FileExistsError(
-            f"the folder {path} exists and is not overwritten; choose another with --out, or remove it"
+            f"the folder {path} exists and results are never overwritten; choose another with --out, or remove it"
         )
     made = [folder for folder in (path, *path.parents) if not exists(folder)]
     try:
