@@ -8,7 +8,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 import equinox as eqx
@@ -18,6 +17,7 @@ import numpy as np
 
 from .checks import is_concrete
 from .paths import path_name
+from .places import user_place
 
 # Errors of a function that wants the number behind a tracer, or keeps a tracer.
 WANTS_VALUES = (
@@ -37,8 +37,6 @@ STRUCTURE = re.compile(
     rf"{PLAIN.pattern}|The __index__\(\) method|Array boolean indices must be concrete|the `int` function"
     r"|in the jnp\.\w+ argument|argument of jnp\.|argument to `scan`|jnp\.repeat|in jax\.nn\.\w+ argument"
 )
-# Packages whose frames do not show where the user's mistake is.
-LIBRARIES = frozenset({"jax", "jaxlib", "numpy", "equinox", "diffrax", "optax", "flax", "contextlib", "mirrorjax"})
 
 
 @contextmanager
@@ -54,13 +52,13 @@ def calling(name: str, advice: str = "") -> Iterator[None]:
         if STRUCTURE.search(str(error)):
             raise _structural(name, error) from None
         raise TypeError(
-            f"{name} needs the value of a number that is traced{_place(error.__traceback__)}; under jit and vmap write "
+            f"{name} needs the value of a number that is traced{user_place(error)}; under jit and vmap write "
             "jnp.where or jax.lax.cond instead of `if`, jnp functions instead of numpy or float(), and pass what "
             f"decides shapes outside the traced arguments{advice}"
         ) from None
     except jax.errors.UnexpectedTracerError as error:
         raise TypeError(
-            f"{name} uses a traced value that an earlier call kept{_place(error.__traceback__)}; it must be a pure "
+            f"{name} uses a traced value that an earlier call kept{user_place(error)}; it must be a pure "
             "function: compute everything from its arguments, and store nothing outside"
         ) from None
     except (TypeError, ValueError, IndexError) as error:
@@ -71,7 +69,7 @@ def calling(name: str, advice: str = "") -> Iterator[None]:
 
 def _structural(name: str, error: Exception) -> TypeError:
     return TypeError(
-        f"{name} makes a structure of a number that is traced{_place(error.__traceback__)}: a shape, a depth or the "
+        f"{name} makes a structure of a number that is traced{user_place(error)}: a shape, a depth or the "
         "number of rounds of a loop cannot be swept, vmapped or jitted; loop over its values in Python, for example "
         "`for depth in depths: mirrorjax.sweep(functools.partial(lane, depth=depth), ..)`"
     )
@@ -121,14 +119,3 @@ def _is_numeric(leaf: Any) -> bool:
     if dtype is None or not (eqx.is_array_like(leaf) or isinstance(leaf, jax.ShapeDtypeStruct)):
         return False
     return jnp.issubdtype(dtype, np.number) or dtype == np.bool_
-
-
-def _place(traceback: TracebackType | None) -> str:
-    """`" (file, line n)"` of the innermost frame that belongs to no library, or nothing."""
-    place = ""
-    while traceback is not None:
-        frame = traceback.tb_frame
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in LIBRARIES:
-            place = f" ({frame.f_code.co_filename}, line {traceback.tb_lineno})"
-        traceback = traceback.tb_next
-    return place

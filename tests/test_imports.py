@@ -14,7 +14,7 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls", "signals"}
+BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls", "signals", "places"}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -23,12 +23,13 @@ EVERY = BASE | {
 BELOW = {
     "checks": set(),
     "results": {"checks"},
-    "calls": {"checks", "paths"},
+    "calls": {"checks", "paths", "places"},
     "paths": set(),
     "files": set(),
     "extras": set(),
     "reprs": set(),
     "signals": set(),
+    "places": set(),
     "problem": BASE,
     "geometry": BASE | {"problem"},
     "dynamics": BASE | {"problem", "geometry"},

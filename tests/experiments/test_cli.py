@@ -4,7 +4,6 @@ Most commands run in this process, where jax is loaded. A process of its own tak
 that stop it by a signal or look at its exit status.
 """
 
-import io
 import json
 import os
 import signal
@@ -12,16 +11,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from command_line import Done, run_main
 
-from mirrorjax.cli import commands, main
+from mirrorjax.cli import commands
 from mirrorjax.experiments import EXPERIMENTS, Experiment
 
 COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
@@ -29,34 +27,11 @@ COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"} | {"COLUMNS": "100"}
 
 
-@dataclass(frozen=True)
-class Done:
-    """The exit status of a command and its printed texts."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def mirrorjax(tmp_path, monkeypatch) -> Callable[..., Done]:
     """Runs `main` in this process, in an empty folder, on a terminal of 100 columns."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: str) -> Done:
-        out, err = io.StringIO(), io.StringIO()
-        status = 0
-        with redirect_stdout(out), redirect_stderr(err), monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["mirrorjax", *arguments])
-            try:
-                main()
-            except SystemExit as ended:
-                status = ended.code or 0
-        assert isinstance(status, int)
-        return Done(status, out.getvalue(), err.getvalue())
-
-    return run
+    return lambda *arguments: run_main(monkeypatch, *arguments)
 
 
 def in_a_process(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
