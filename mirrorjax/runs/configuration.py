@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
 from ..calls import calling, refuse_traced
+from ..signals import raise_if_stopped
 from .dataset import versions
 from .devices import Devices
 from .grid import Grid, Labels, OneLane
@@ -62,6 +63,7 @@ def trace(fn: Callable[[OneLane], PyTree], values: OneLane, name: str = "the lan
     """
     with calling(name):
         traced = jax.jit(lambda values: eqx.filter(fn(values), eqx.is_array)).trace(values)
+    raise_if_stopped()  # tracing is where Python drops the exceptions of signals most often
     refuse_traced(traced.jaxpr.consts, name)
     return traced
 

@@ -74,7 +74,7 @@ class Checkpoint:
         Its arrays have the dtypes and shapes of the template, except that a batch may have become smaller.
         """
         leaves, treedef = jax.tree.flatten(template)
-        layout = {str(i): shape_of(jax.eval_shape(_data, leaf)) for i, leaf in enumerate(leaves)}
+        layout = {str(i): _encoded_shape(leaf) for i, leaf in enumerate(leaves)}
         kept = self._store.read(CHECKPOINT, layout | {"group": Shape(TEXT)}, shorter=True)
         if kept is None or str(kept["group"]) != self._group:
             return None
@@ -101,17 +101,21 @@ class Checkpoint:
 
 def _encode(leaf: Any) -> np.ndarray:
     """Returns a leaf as an array that an npz file can hold: the data of a random key, numbers in other cases."""
-    return np.asarray(_data(leaf))
+    return np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf)
 
 
-def _data(leaf: Any) -> Any:
-    is_key = isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return jax.random.key_data(leaf) if is_key else leaf
+def _encoded_shape(leaf: Any) -> Shape:
+    """Returns dtype and shape of what `_encode` returns, without copying the leaf from its device."""
+    return shape_of(jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _decode(array: np.ndarray, like: Any) -> Any:
     """The inverse of `_encode`, for a leaf of the dtype of `like`."""
-    if isinstance(like, jax.Array) and jnp.issubdtype(like.dtype, jax.dtypes.prng_key):
+    if _is_key(like):
         return jax.random.wrap_key_data(jnp.asarray(array), impl=jax.random.key_impl(like))
     # NumPy's files know neither bfloat16 nor float8, and return their bits as raw bytes.
     return array.view(like.dtype) if array.dtype.kind == "V" else array

@@ -178,7 +178,7 @@ def as_folder(store: Any, name: str = "store") -> Path:
     except OSError as error:  # a name that is too long, a folder that may not be looked into
         raise OSError(error.errno, f"{name}={text[:60]!r} is no path that can be used: {error.strerror}") from error
     if (found and not path.is_dir()) or (not found and path.is_symlink()):
-        raise ValueError(f"{name}={text!r} is {'a file' if found else 'a link to nothing'}; choose another folder")
+        raise ValueError(f"{text} is not the folder of a run: it is {'a file' if found else 'a link to nothing'}")
     return path
 
 

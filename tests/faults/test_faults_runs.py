@@ -198,8 +198,10 @@ ARGUMENTS = [
     Refusal("an empty store", lambda: over(A, store=""), "store must be the path of a folder, got ''"),
     Refusal("store with a NUL", lambda: over(A, store="a\0b"), "store must be the path of a folder"),
     Refusal("store of 300 characters", lambda: over(A, store=300 * "a"), "File name too long"),
-    Refusal("store is a link to nothing", lambda: in_folder(link), "is a link to nothing; choose another folder"),
-    Refusal("store is a file", lambda: over(A, store=__file__), "is a file; choose another folder"),
+    Refusal(
+        "store is a link to nothing", lambda: in_folder(link), "is not the folder of a run: it is a link to nothing"
+    ),
+    Refusal("store is a file", lambda: over(A, store=__file__), "is not the folder of a run: it is a file"),
     Refusal("store below a file", lambda: over(A, store=f"{__file__}/run"), "Not a directory|cannot be made"),
     Refusal(
         "foreign files in the store",
@@ -219,7 +221,7 @@ ARGUMENTS = [
     Refusal(
         "open_sweep(None)", lambda: mj.open_sweep(cast(Any, None)), "path must be the path of a folder, .* got None"
     ),
-    Refusal("open_sweep of a file", lambda: mj.open_sweep(__file__), "is a file"),
+    Refusal("open_sweep of a file", lambda: mj.open_sweep(__file__), "is not the folder of a run: it is a file"),
     Refusal("open_sweep of nothing", lambda: mj.open_sweep("/nowhere"), "is not the folder of a run: no readable"),
 ]
 CONFIGURATIONS = ["[]", "3", "null", "NaN", '"x"', "{", "", "{}", '{"processes": 1}', "[" * 100_000]

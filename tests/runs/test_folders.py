@@ -324,3 +324,15 @@ def test_a_run_without_its_configuration_goes_on_as_itself_alone(tmp_path):
     assert not (tmp_path / "run" / "config.json").exists()
     again = mj.map_grid(triple, A, chunk=2, store=tmp_path / "run", resume=True)
     xr.testing.assert_identical(again, whole)
+
+
+def test_a_checkpoint_counts_without_x64(tmp_path):
+    """The state of a sweep has whole numbers of 64 bits also there, kept by NumPy."""
+    with jax.enable_x64(False):
+        folder = Folder(tmp_path / "run", {}, process=0, resume=False)
+        checkpoint = Checkpoint(folder, "group-00000", 0.0)
+        checkpoint.offer(STATE | {"on_device": jnp.ones(3)})
+        found = checkpoint.find(STATE | {"on_device": jnp.ones(3)})
+        folder.close()
+    assert found is not None
+    np.testing.assert_array_equal(found["slots"], STATE["slots"])
