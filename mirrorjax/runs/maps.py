@@ -18,7 +18,7 @@ from .configuration import configuration, trace_pure
 from .dataset import About, Dataset, flatten, results_like
 from .devices import Device, Devices, choose_devices, on_devices, spread
 from .engine import AbstractJob, Checkpoint, Lanes, failures, run
-from .grid import Grid, Values, Zip
+from .grid import Grid, OneLane, Values, Zip
 from .memory import choose_slots, size_of
 from .progress import Callback, Reporter
 from .store import recorded_slots
@@ -66,8 +66,7 @@ def map_grid(
     lanes, chosen = Grid(grid), choose_devices(devices)
     require_parameters(fn, lanes.labels.parameters(), "the function")
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    traced = trace_pure(lambda values: fn(**values), one, "the function")
-    outputs = eqx.filter_eval_shape(lambda: fn(**one))
+    traced, outputs = _trace(fn, one)
     results = _shapes(outputs)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen)
     size = spread(min(slots, len(lanes)), chosen)
@@ -82,6 +81,19 @@ def map_grid(
         progress=progress,
         callback=callback,
     )
+
+
+def _trace(fn: Function, one: OneLane) -> tuple[jax.stages.Traced, PyTree]:
+    """Returns the traced function, and the shapes of its outputs; what is no array among them is returned as it is."""
+    rest = []
+
+    def arrays(values: OneLane) -> PyTree:
+        outputs = fn(**values)
+        rest.append(eqx.filter(outputs, eqx.is_array, inverse=True))
+        return outputs
+
+    traced = trace_pure(arrays, one, "the function")
+    return traced, eqx.combine(traced.out_info, rest[0])
 
 
 def _shapes(outputs: PyTree) -> dict[str, Shape]:

@@ -76,6 +76,13 @@ def resumed(change):
     return in_folder(call)
 
 
+def layered(depth):
+    x = START[0]
+    for _ in range(depth):
+        x = x * x
+    return lane(jnp.sum(x))
+
+
 # Grids: values, names, structure.
 TRACED = "schedules its lanes on the host"
 GRIDS = [
@@ -113,6 +120,11 @@ GRIDS = [
         "a grid over depth",
         lambda: over({"depth": [2, 3]}, lambda depth: jnp.zeros(depth)),
         r"(?s)a number that is traced.*(loop|outside the traced)",
+    ),
+    Refusal(
+        "a sweep over depth",
+        lambda: swept(function=layered, grid={"depth": [2, 3]}),
+        "the lane makes a structure of a number that is traced .*, line .*loop over its values in Python",
     ),
 ]
 # Names of results, refused before the work.
@@ -198,9 +210,7 @@ ARGUMENTS = [
     Refusal("an empty store", lambda: over(A, store=""), "store must be the path of a folder, got ''"),
     Refusal("store with a NUL", lambda: over(A, store="a\0b"), "store must be the path of a folder"),
     Refusal("store of 300 characters", lambda: over(A, store=300 * "a"), "File name too long"),
-    Refusal(
-        "store is a link to nothing", lambda: in_folder(link), "is not the folder of a run: it is a link to nothing"
-    ),
+    Refusal("store is a link to nothing", lambda: in_folder(link), "the folder of a run: it is a link to nothing"),
     Refusal("store is a file", lambda: over(A, store=__file__), "is not the folder of a run: it is a file"),
     Refusal("store below a file", lambda: over(A, store=f"{__file__}/run"), "Not a directory|cannot be made"),
     Refusal(
