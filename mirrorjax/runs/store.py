@@ -112,8 +112,12 @@ class Folder(AbstractStore):
             raise OSError(error.errno, f"the run folder {root} cannot be locked: {error.strerror or error}") from error
         self._begun = _configuration(root) is None
         if self._begun:
-            with advised(root / CONFIG, GO_ON):
-                write_text(root / CONFIG, json.dumps(wanted, indent=1))
+            try:
+                with advised(root / CONFIG, GO_ON):
+                    write_text(root / CONFIG, json.dumps(wanted, indent=1))
+            except BaseException:
+                self.abandon()
+                raise
         self._files = manifest(self.path, self._mark)
 
     def close(self) -> None:

@@ -65,6 +65,16 @@ def test_a_failed_start_leaves_no_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_start_on_a_full_disk_leaves_no_folder(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=r"config\.json could not be written: No space left on device\."):
+        mj.map_grid(number, A, store=tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_failure_after_the_first_group_keeps_it(tmp_path):
     reports = []
 
