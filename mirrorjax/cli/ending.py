@@ -8,6 +8,7 @@
 | 130, 143, 129 | was stopped, by Ctrl-C, SIGTERM or SIGHUP: one line says what was finished |
 """
 
+import io
 import os
 import signal
 import sys
@@ -30,22 +31,23 @@ OURS = (ValueError, TypeError, RuntimeError, ArithmeticError)
 class Stopped(SystemExit):
     """Raised where a command was stopped by a signal: the exit status, and the line that says what was finished."""
 
-    def __init__(self, code: int, line: str):
-        self.code, self.line, self.args = code, line, (code,)
+    def __init__(self, status: int, line: str):
+        self.code = self.status = status
+        self.line, self.args = line, (status,)
 
 
 @contextmanager
 def ending() -> Iterator[None]:
     """Runs a command, prints one line if it was stopped or failed, and exits with the status of the table above."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal of another encoding still shows every message
     try:
         with _leaving_at_once():
             yield
     except Stopped as stopped:
         tell(stopped.line, stderr=True)
-        end_process(stopped.code)
+        end_process(stopped.status)
     except Exception as error:
         line = foreseen(error)
         if line is not None:

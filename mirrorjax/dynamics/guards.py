@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from typing_extensions import TypeAliasType
 
+from ..calls import calling, require_numbers
 from .motion import AbstractMotion
 from .solution import Point
 
@@ -43,7 +44,11 @@ class Field(eqx.Module):
         arrays, static = eqx.partition((self.motion, self.motion.clock.time(tick), y), eqx.is_array)
         motion, t, y = eqx.combine(_identity_where_finite(arrays, static), static)
         point = motion.read(t, y)
-        kept = point if metrics is None else metrics(t, point.x, point.w)
+        if metrics is None:
+            return point, point.loss
+        with calling("metrics"):
+            kept = metrics(t, point.x, point.w)
+        require_numbers(kept, "metrics")
         return jax.tree.map(_as_float, kept), point.loss
 
 

@@ -128,7 +128,7 @@ def mark_missing(outcomes: Outcome) -> Outcome:
     """Replaces the numbers that lanes never reached by NaN, on the host: outcomes (lanes, ..) as NumPy arrays."""
     failed = status_name(outcomes.result) != "successful"
 
-    def over_time(leaf: np.ndarray) -> np.ndarray:
+    def over_time(leaf: Any) -> np.ndarray:
         unreached = np.arange(leaf.shape[1]) >= outcomes.reached[:, None]
         return np.where(unreached.reshape(*unreached.shape, *[1] * (leaf.ndim - 2)), np.nan, leaf).astype(leaf.dtype)
 

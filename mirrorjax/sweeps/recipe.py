@@ -77,7 +77,9 @@ def read_recipe(path: Path) -> Recipe:
             raise ValueError(f"{path}: the entry {name!r} is missing")
     if ("grid" in entries) == ("zip" in entries):
         raise ValueError(f"{path}: give either [grid], a product of parameters, or [zip], parameters in step")
-    arguments = {name: _number(path, name, entries[name], kind) for name, kind in NUMBERS.items() if name in entries}
+    arguments: dict[str, Any] = {
+        name: _number(path, name, entries[name], kind) for name, kind in NUMBERS.items() if name in entries
+    }
     if "metrics" in entries:
         arguments["metrics"] = _function(path, "metrics", entries["metrics"])
     if "saveat" in entries:
