@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import mirrorjax as mj
-from mirrorjax.dynamics.lanes import advance, begin, read
+from mirrorjax.dynamics.lanes import advance, begin, mark_missing, read
 from mirrorjax.dynamics.options import make_options
 
 Z = jax.random.normal(jax.random.key(3), (6, 10))
@@ -59,7 +59,7 @@ def walk(values, work=16, **keywords):
     lanes = _begin(options, values)
     while bool(jnp.any(lanes.running)):
         lanes = _advance(options, values, lanes, work)
-    return _read(options, values, lanes), lanes
+    return mark_missing(jax.tree.map(np.asarray, _read(options, values, lanes))), lanes
 
 
 @cache
