@@ -135,7 +135,7 @@ def _evaluate(motion: AbstractMotion, lane: Lane) -> PyTree:
     tick = jnp.where(position.phase == STAGE, within, lane.tick)
     reach = jnp.where(position.phase == PRODUCT, _reach(lane), 0)
     y = jax.tree.map(lambda y, d, v: y + d + reach.astype(v.dtype) * v, lane.state, stages.newer, position.power.vector)
-    return Field(motion, lane.state).velocity(tick, y)
+    return Field(motion, lane.state).during(lane.tick, position.until).velocity(tick, y)
 
 
 def _reach(lane: Lane) -> Scalar:
