@@ -47,7 +47,7 @@ def solve(
       takes stiff flows in long steps, where rtol >= 1e-4 (so in float32) and the flow is stiff: t1 times the spectral
       radius of its Jacobian, measured at w0, is 350 or more. Inside `jit` and `vmap` the numbers of the flow are not
       known when the solver is chosen, and it is Tsit5: pass `RKC()` for a stiff flow there. Chosen so, the relative
-      error of x at t1 is 1e-8 to 4e-4 at rtol 1e-4 (`python benchmarks/default_solver.py`). Just after a switch-off
+      error of x at t1 is 1e-8 to 3e-4 at rtol 1e-4 (`python benchmarks/default_solver.py`). Just after a switch-off
       that of RKC is 1e-4 to 3e-3: for the transient itself ask for a tighter rtol. Descents have a solver of their own.
     - `rtol`, `atol`: error per step, relative and absolute, in the flow's coordinates, which are of order one. Unless
       told otherwise 1e-6 in float64 and 1e-4 in float32, and a hundredth of that.
