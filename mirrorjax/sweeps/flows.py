@@ -79,7 +79,7 @@ def sweep(
     - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` pairs its values, and a `Zip`
       may be an entry of a product.
     - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`; `max_steps` is compared
-      after every few steps.
+      after every few steps. The default solver is `RKC` where four lanes, spread over the grid, are all stiff.
     - `steady`: end a lane once `|dx/dt| <= steady |x|`, after its last breakpoint before t1; in 1/time. Its values stay
       as they are up to t1. A saddle looks steady too, and errors of size `rtol` do not look steady, so this is off
       (`None`) unless asked for.
