@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any
 
 import diffrax
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -60,7 +59,7 @@ def main() -> None:
     print("| problem | t1 rho | default | Tsit5: steps, error | RKC: steps, error |\n|---|---|---|---|---|")
     for name in sys.argv[1:] or ALL:
         problem, w0, t1, flow = ALL[name]()
-        rho = float(eqx.filter_jit(stiffness)(flow.prepare(problem, w0), jnp.asarray(t1)))
+        rho = float(stiffness(flow.prepare(problem, w0), jnp.asarray(t1)))
 
         def end(solver: Any, rtol: float, problem=problem, w0=w0, t1=t1, flow=flow) -> mj.Solution:
             return mj.solve(problem, w0, t1=t1, flow=flow, solver=solver, rtol=rtol, throw=False)

@@ -19,6 +19,7 @@ from .solvers.rkc import RKC
 STIFF_FROM = 350.0
 
 
+@eqx.filter_jit
 def stiffness(motion: AbstractMotion, t1: Time) -> Float[Array, ""]:
     """`t1 rho`, rho the spectral radius of the velocity's Jacobian at t = 0, by power iteration; NaN if undefined."""
     state = motion.initial()
@@ -36,6 +37,6 @@ def motion_is_stiff(motion: AbstractMotion, t1: Time) -> bool:
     frozen = freeze((motion, t1))
     if not is_concrete(frozen):
         return False
-    measured = eqx.filter_jit(stiffness)(*frozen)
+    measured = stiffness(*frozen)
     # A function in the problem may hold traced numbers that no leaf shows.
     return is_concrete(measured) and bool(measured >= STIFF_FROM)

@@ -109,8 +109,8 @@ def sweep(
     motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
-    measure = partial(_is_stiff, start, lanes)
-    options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, measure)
+    is_stiff = partial(_is_stiff, start, lanes)
+    options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, is_stiff)
     program = Program(start, options, _tolerance(steady))
     like = carried, outcome = shapes(program, one)
     named = _named(outcome)
@@ -150,14 +150,14 @@ def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, Py
 def _is_stiff(start: Start, lanes: Grid) -> bool:
     """True if all of a few lanes, spread over the grid, are stiff, so that RKC loses accuracy for none of them."""
     chosen = np.unique(np.linspace(0, len(lanes) - 1, MEASURED).astype(int))
-
-    @eqx.filter_jit
-    def measure(start: Start, values: Values) -> Float[Array, " lanes"]:
-        return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
-
-    measured = np.asarray(measure(start, lanes.take(chosen)))
+    measured = np.asarray(_stiffness(start, lanes.take(chosen)))
     finite = measured[np.isfinite(measured)]
     return finite.size > 0 and bool(np.all(finite >= STIFF_FROM))
+
+
+@eqx.filter_jit
+def _stiffness(start: Start, values: Values) -> Float[Array, " lanes"]:
+    return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
 
 
 class _Job(AbstractJob):
