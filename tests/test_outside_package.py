@@ -130,7 +130,7 @@ class SignMotion(mj.AbstractMotion):
     def status(self, t, t1, state):
         return mj.RESULTS.successful
 
-    def default_solver(self, *, loose):
+    def default_solver(self, *, is_stiff):
         return diffrax.Tsit5()
 
 

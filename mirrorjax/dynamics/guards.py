@@ -16,6 +16,7 @@ from typing_extensions import TypeAliasType
 
 from ..calls import calling, require_numbers
 from .motion import AbstractMotion
+from .pieces import OnPiece, Piece
 from .solution import Point
 
 Tick = Float[Array, ""]
@@ -26,11 +27,20 @@ Metrics = TypeAliasType("Metrics", Callable[[Float[Array, ""], Float[Array, "...
 class Field(eqx.Module):
     """The right-hand side of a solve: a motion and an `anchor`, a state at which its velocity is defined.
 
-    An instance is the `args` of the diffrax solve.
+    An instance is the `args` of the diffrax solve. `piece` is the piece of the schedule on which the velocity is
+    evaluated; `None`: that of each time.
     """
 
     motion: AbstractMotion
     anchor: PyTree
+    piece: Piece | None = None
+
+    def during(self, start: Tick, end: Tick) -> "Field":
+        """This field in a step between two ticks: it sees the piece of the schedule that the step lies in."""
+        schedule = self.motion.problem.schedule
+        if not schedule.breakpoints.size:
+            return self
+        return Field(self.motion, self.anchor, Piece(schedule, self.motion.clock.time(start + (end - start) / 2)))
 
     def velocity(self, tick: Tick, y: PyTree) -> PyTree:
         """The velocity at a tick; huge where it overflows or is undefined, with derivative 0 there.
@@ -58,7 +68,10 @@ def vector_field(tick: Any, y: PyTree, args: Any) -> PyTree:
 
 
 def _raw_velocity(tick: Tick, y: PyTree, field: Field) -> PyTree:
-    return field.motion.velocity(field.motion.clock.time(tick), y)
+    motion, piece = field.motion, field.piece
+    if piece is not None:
+        motion = eqx.tree_at(lambda motion: motion.problem.schedule, motion, replace_fn=lambda old: OnPiece(old, piece))
+    return motion.velocity(motion.clock.time(tick), y)
 
 
 @eqx.filter_custom_jvp

@@ -14,6 +14,7 @@ from ..results import RESULTS
 from .guards import Field, vector_field
 from .motion import AbstractMotion, state_dtype
 from .options import Options
+from .pieces import OnPieces
 from .solution import Point, Solution
 
 
@@ -65,7 +66,7 @@ def run(
 
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
-        options.solver,
+        OnPieces(options.solver),
         t0=start,
         t1=end,
         dt0=step,
@@ -92,6 +93,7 @@ def first_step(
 ) -> tuple[Float[Array, ""], PyTree]:
     """The size of the first step, in ticks, and the state of the controller at tick 0.
 
+    A step clipped to a breakpoint or to the end moves with it; the size that the controller plans is a constant.
     Chosen here because diffrax's own choice is 0.01 whatever the units of time: inside a solve it does not recognise
     its wrapped term.
     """
@@ -99,7 +101,7 @@ def first_step(
     controller = motion.controller(options.rtol, options.atol, end.dtype)
     fixed, args, order = motion.clock.fixed_step(end.dtype), Field(motion, state), solver.error_order(terms)
     tick, controller_state = controller.init(terms, start, end, state, fixed, args, solver.func, order)
-    return jax.lax.stop_gradient(jnp.minimum(tick, end)), controller_state
+    return jnp.minimum(tick, end), controller_state
 
 
 def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, valid: RESULTS) -> Solution:

@@ -4,6 +4,7 @@ Solvers, steppers and sweeps ask a motion and never ask which flow it belongs to
 """
 
 import abc
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -52,12 +53,16 @@ class AbstractMotion(eqx.Module):
         """`successful` if the flow is defined at the state reached at time t, else why the flow ended before t1."""
 
     @abc.abstractmethod
-    def default_solver(self, *, loose: bool) -> Solver:
-        """The solver used unless the caller names one; `loose`: the tolerance is 1e-4 or looser."""
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
+        """The solver used unless the caller names one.
 
-    def choose_solver(self, solver: Solver | None, *, loose: bool) -> Solver:
+        `is_stiff()` measures the flow when it is called. It is True if stability limits the steps of an explicit solver
+        and the tolerance is 1e-4 or looser, which a stabilized solver of second order can meet.
+        """
+
+    def choose_solver(self, solver: Solver | None, *, is_stiff: Callable[[], bool]) -> Solver:
         """The solver that the caller named, or the default one. Raises `ValueError` where none can be chosen."""
-        return self.default_solver(loose=loose) if solver is None else solver
+        return self.default_solver(is_stiff=is_stiff) if solver is None else solver
 
     def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
         """Error control that steps exactly to every breakpoint of the schedule."""

@@ -14,6 +14,7 @@ from ..checks import Number, Numbers, as_count, as_float, as_time_scalar, is_con
 from .flows.primal import PrimalFlow
 from .guards import Metrics
 from .motion import AbstractFlow, AbstractMotion, Solver
+from .stiffness import motion_is_stiff
 
 # The default rtol of float32 is 1e-4, which rounds to a little less there.
 STABILIZED_FROM = 0.99e-4
@@ -83,11 +84,13 @@ def make_options(
     t1: Float[Array, ""],
     how: Integration,
     adjoint: diffrax.AbstractAdjoint | None = None,
+    is_stiff: Callable[[], bool] | None = None,
 ) -> Options:
     """Checks the keywords and fills in the defaults of this motion.
 
     **Arguments:** `flow`; `motion`: of that flow, or its shapes; `dtype`: of the state; `t1`: the last time; `how`: the
-    keywords; `adjoint`: a diffrax adjoint, reverse mode where it is `None`.
+    keywords; `adjoint`: a diffrax adjoint, reverse mode where it is `None`; `is_stiff`: measures whether the flow is
+    stiff, where the given motion is only its shapes.
     **Raises:** `ValueError` for an argument that does not fit, with its value.
     """
     require_positive(t1, "t1")
@@ -98,12 +101,14 @@ def make_options(
     single = jnp.finfo(dtype).bits < 64
     rtol = _tolerance(how.get("rtol"), "rtol", 1e-4 if single else 1e-6)
     max_steps = how.get("max_steps")
+    loose = _is_loose(rtol, single, adjoint)
+    measure = (lambda: motion_is_stiff(motion, t1)) if is_stiff is None else is_stiff
     return Options(
         ts=_save_times(how.get("saveat"), t1),
         t1=t1,
         rtol=rtol,
         atol=_tolerance(how.get("atol"), "atol", rtol / 100),
-        solver=motion.choose_solver(how.get("solver"), loose=_is_loose(rtol, single, adjoint)),
+        solver=motion.choose_solver(how.get("solver"), is_stiff=lambda: loose and measure()),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         metrics=metrics,
         max_steps=100_000 if max_steps is None else as_count(max_steps, "max_steps"),
@@ -117,7 +122,8 @@ def _tolerance(value: Number | None, name: str, default: Any) -> Float[Array, ""
 
 
 def _is_loose(rtol: Float[Array, ""], single: bool, adjoint: diffrax.AbstractAdjoint | None) -> bool:
-    """True if the tolerance is 1e-4 or looser and the adjoint differentiates steps, as the stabilized solver needs."""
+    """True if the tolerance is 1e-4 or looser, all that a solver of second order can meet, and the adjoint one that
+    differentiates steps, as the stabilized solver needs."""
     loose = float(rtol) >= STABILIZED_FROM if is_concrete(rtol) else single
     return loose and (adjoint is None or isinstance(adjoint, DIFFERENTIATES_STEPS))
 

@@ -45,10 +45,12 @@ def solve(
     - `metrics`: a function of `(t, x, w)`, saved at those times instead of the whole state.
     - `flow`: `PrimalFlow()` unless told otherwise; also `MirrorFlow()`, `RiemannianFlow()`, `Descent(..)`,
       `ProximalDescent(..)`.
-    - `solver`: an explicit or implicit diffrax solver. Unless told otherwise `RKC()`, which takes stiff flows in long
-      steps, where rtol >= 1e-4 (so in float32), and `diffrax.Tsit5()` where it is tighter (so in float64). Just after a
-      switch-off the error of RKC is 1e-4 to 3e-3 at rtol 1e-4, and 1e-6 to 1e-4 at the end: for the transient itself
-      ask for a tighter rtol. Descents have a solver of their own.
+    - `solver`: an explicit or implicit diffrax solver. Unless told otherwise `diffrax.Tsit5()`; but `RKC()`, which
+      takes stiff flows in long steps, where rtol >= 1e-4 (so in float32) and the flow is stiff: t1 times the spectral
+      radius of its Jacobian, measured at w0, is 350 or more. Inside `jit` and `vmap` the numbers of the flow are not
+      known when the solver is chosen, and it is Tsit5: pass `RKC()` for a stiff flow there. Chosen so, the relative
+      error of x at t1 is 1e-8 to 3e-4 at rtol 1e-4 (`python benchmarks/default_solver.py`). Just after a switch-off
+      that of RKC is 1e-4 to 3e-3: for the transient itself ask for a tighter rtol. Descents have a solver of their own.
     - `rtol`, `atol`: error per step, relative and absolute, in the flow's coordinates, which are of order one. Unless
       told otherwise 1e-6 in float64 and 1e-4 in float32, and a hundredth of that.
     - `max_steps`: give up after so many steps, accepted or not; 100,000 unless told otherwise.

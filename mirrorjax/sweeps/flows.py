@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -17,13 +18,15 @@ from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
 from ..dynamics.motion import AbstractMotion, state_dtype
 from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
+from ..dynamics.steppers import over_lanes
+from ..dynamics.stiffness import STIFF_FROM, stiffness
 from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace, trace_pure
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, choose_devices
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
-from ..runs.grid import Grid, OneLane, Zip
+from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
@@ -47,6 +50,8 @@ BATCHES = 8
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
 WORTH_ELSEWHERE = 1e13
+# Lanes whose stiffness is measured for the choice of a solver. They start together, as lanes of a batch do.
+MEASURED = 4
 
 
 @stoppable()
@@ -79,7 +84,7 @@ def sweep(
     - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` pairs its values, and a `Zip`
       may be an entry of a product.
     - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`; `max_steps` is compared
-      after every few steps.
+      after every few steps. The default solver is `RKC` where four lanes, spread over the grid, are all stiff.
     - `steady`: end a lane once `|dx/dt| <= steady |x|`, after its last breakpoint before t1; in 1/time. Its values stay
       as they are up to t1. A saddle looks steady too, and errors of size `rtol` do not look steady, so this is off
       (`None`) unless asked for.
@@ -113,7 +118,8 @@ def sweep(
         motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
-    options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD)
+    is_stiff = partial(_is_stiff, start, lanes)
+    options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, is_stiff)
     refuse_traced((one, options), "sweep")
     program = Program(start, options, _tolerance(steady))
     with calling("the lane or metrics"):
@@ -156,6 +162,19 @@ def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, Py
         return arrays
 
     return eqx.combine(trace(one, values).out_info, structure[0])
+
+
+def _is_stiff(start: Start, lanes: Grid) -> bool:
+    """True if all of a few lanes, spread over the grid, are stiff, so that RKC loses accuracy for none of them."""
+    chosen = np.unique(np.linspace(0, len(lanes) - 1, MEASURED).astype(int))
+    measured = np.asarray(_stiffness(start, lanes.take(chosen)))
+    finite = measured[np.isfinite(measured)]
+    return finite.size > 0 and bool(np.all(finite >= STIFF_FROM))
+
+
+@eqx.filter_jit
+def _stiffness(start: Start, values: Values) -> Float[Array, " lanes"]:
+    return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
 
 
 class _Job(AbstractJob):

@@ -56,7 +56,7 @@ def move_alone(motion, options, lane, steps, steady):
 
 METHODS = {
     "tsit5": {},
-    "rkc": {"rtol": 1e-4},
+    "rkc": {"rtol": 1e-4, "solver": mj.RKC()},
     "implicit": {"solver": diffrax.Kvaerno3()},
     "mirror": {"flow": mj.MirrorFlow()},
     "descent": {"flow": mj.Descent(optax.sgd(1.0, momentum=0.5), 0.02)},

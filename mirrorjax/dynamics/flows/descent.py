@@ -134,13 +134,13 @@ class AbstractDescentMotion(AbstractMotion):
     def status(self, t: Time, t1: Time, state: DescentState) -> RESULTS:
         return finite_status(state)
 
-    def default_solver(self, *, loose: bool) -> Solver:
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return DescentSolver()
 
-    def choose_solver(self, solver: Solver | None, *, loose: bool) -> Solver:
+    def choose_solver(self, solver: Solver | None, *, is_stiff: Callable[[], bool]) -> Solver:
         if solver is not None:
             raise ValueError(f"{type(self.descent).__name__} makes its own steps; leave out solver={solver!r}")
-        return self.default_solver(loose=loose)
+        return self.default_solver(is_stiff=is_stiff)
 
     def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
         return diffrax.ConstantStepSize()

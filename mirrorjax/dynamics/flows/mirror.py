@@ -1,6 +1,7 @@
 """The same flow as gradient flow on the weights, in the dual variable mu and in the parameters x, where R_a exists."""
 
 import abc
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -16,7 +17,7 @@ from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
 from ..solution import Point
-from .primal import stabilized_where
+from ..solvers.rkc import RKC
 
 State = Float[Array, "..."]
 
@@ -97,8 +98,8 @@ class MirrorMotion(_AbstractGeometricMotion):
         x = self.recover(state, a).value
         return Point(x, self.R.weights(state, a), state, self.problem.objective(x))
 
-    def default_solver(self, *, loose: bool) -> Solver:
-        return stabilized_where(loose)
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
+        return RKC() if is_stiff() else diffrax.Tsit5()
 
 
 class RiemannianMotion(_AbstractGeometricMotion):
@@ -125,7 +126,7 @@ class RiemannianMotion(_AbstractGeometricMotion):
         mu = self.recover(state, a).value
         return Point(state, self.R.weights(mu, a), mu, self.problem.objective(state))
 
-    def default_solver(self, *, loose: bool) -> Solver:
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()
 
 
