@@ -36,6 +36,10 @@ class AbstractClock(eqx.Module):
         """Ticks that every step takes; `None` where a controller chooses the step size."""
 
     @abc.abstractmethod
+    def valid(self) -> Bool[Array, ""]:
+        """True if the numbers of the clock itself can be used; works under tracing."""
+
+    @abc.abstractmethod
     def admits(self, t1: Times) -> Bool[Array, ""]:
         """True if the flow can end at time t1; works under tracing."""
 
@@ -56,6 +60,9 @@ class ContinuousClock(AbstractClock):
 
     def fixed_step(self, dtype: jnp.dtype) -> None:
         return None
+
+    def valid(self) -> Bool[Array, ""]:
+        return jnp.array(True)
 
     def admits(self, t1: Times) -> Bool[Array, ""]:
         return jnp.array(True)
@@ -96,8 +103,11 @@ class StepClock(AbstractClock):
     def fixed_step(self, dtype: jnp.dtype) -> Float[Array, ""]:
         return jnp.ones((), dtype)
 
+    def valid(self) -> Bool[Array, ""]:
+        return positive(self.step_size)
+
     def admits(self, t1: Times) -> Bool[Array, ""]:
-        return positive(self.step_size) & is_whole(t1 / self.step_size)
+        return is_whole(t1 / self.step_size)
 
     def check(self, t1: Float[Array, ""], owner: str) -> None:
         if refuted(lambda: is_whole(t1 / self.step_size), t1, self.step_size):

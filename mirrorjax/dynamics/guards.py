@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from typing_extensions import TypeAliasType
 
+from ..calls import calling, require_numbers
 from .motion import AbstractMotion
 from .solution import Point
 
@@ -43,7 +44,11 @@ class Field(eqx.Module):
         arrays, static = eqx.partition((self.motion, self.motion.clock.time(tick), y), eqx.is_array)
         motion, t, y = eqx.combine(_identity_where_finite(arrays, static), static)
         point = motion.read(t, y)
-        kept = point if metrics is None else metrics(t, point.x, point.w)
+        if metrics is None:
+            return point, point.loss
+        with calling("metrics"):
+            kept = metrics(t, point.x, point.w)
+        require_numbers(kept, "metrics")
         return jax.tree.map(_as_float, kept), point.loss
 
 
@@ -95,6 +100,28 @@ def _identity_where_finite_jvp(primals: tuple, tangents: tuple) -> tuple[PyTree,
     point: Point = motion.read(t, y)
     ok = point.is_finite()
     return arrays, jax.tree.map(lambda slope: jnp.where(ok, slope, jnp.zeros_like(slope)), tangents[0])
+
+
+@eqx.filter_custom_jvp
+def never_reached(inputs: PyTree) -> Float[Array, ""]:
+    """NaN, for a value that a solve never reached. Its derivative in each of the inputs is NaN too.
+
+    Without it the derivative of a failed solve would be 0, which an optimizer takes for a stationary point. A value
+    that nothing depends on, such as a failed lane masked by `jnp.where`, adds no NaN to the derivatives of others.
+    """
+    return jnp.array(jnp.nan)
+
+
+@never_reached.def_jvp
+def _never_reached_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    def nan_unless_zero(_: Any, slope: Array) -> Array:
+        return jnp.where(slope == 0, 0.0, jnp.nan).astype(slope.dtype)
+
+    moved = [jnp.sum(leaf).astype(float) for leaf in jax.tree.leaves(tangents)]
+    slope = sum(moved, jnp.zeros(()))
+    # NaN times a slope would be NaN also where the slope is 0, and a rule that looks at the slope is not linear to JAX,
+    # which could not transpose it. It does not look into this solve: the transpose is the same function.
+    return jnp.array(jnp.nan), jax.lax.custom_linear_solve(lambda v: v, slope, nan_unless_zero, symmetric=True)
 
 
 def _as_float(leaf: ArrayLike) -> Array:

@@ -47,7 +47,7 @@ def begin(motion: AbstractMotion, options: Options) -> Lane:
     """The lane of a motion at t = 0, its solver and controller started; bad input ends the lane there with a status."""
     with jax.default_matmul_precision("highest"):
         state = motion.initial()
-        valid = motion.input_status(state, options.t1)
+        valid = options.input_status(motion, state)
         start = jnp.zeros((), state_dtype(state))
         metrics, loss = eqx.filter_eval_shape(Field(motion, state).save, options.metrics, start, state)
         lane = Lane(

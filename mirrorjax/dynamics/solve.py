@@ -6,7 +6,7 @@ import diffrax
 import equinox as eqx
 from jaxtyping import PyTree
 
-from ..checks import Number, as_time_scalar
+from ..checks import Number, as_time_scalar, require_kind
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
@@ -59,6 +59,7 @@ def solve(
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
     """
     refuse_unknown(how, "solve")
+    require_kind(problem, Problem, "problem", "a Problem(g, h, alpha, objective), the first argument before w0")
     w0, t1, flow = as_weights(w0), as_time_scalar(t1, "t1"), choose_flow(how)
     problem.check(w0, t1)
     motion = flow.prepare(problem, w0)
