@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ..checks import freeze
 from ..results import RESULTS, first_of
 from .guards import Field, never_reached, vector_field
 from .motion import AbstractMotion, state_dtype
@@ -116,8 +117,8 @@ def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, v
     reached = (ticks[:-1] <= tick) & (valid == RESULTS.successful)
     saved = loss if options.metrics is not None else (kept.x, kept.w, loss)
     on_the_way = RESULTS.where(_is_finite_where(reached, saved), RESULTS.successful, RESULTS.diverged)
-    flow_status = first_of(motion.status(t_end, options.t1, state), on_the_way)
-    result = combine(valid, solver_status(raw.result), flow_status)
+    result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, state))
+    result = first_of(result, on_the_way, end_status(motion, t_end, state))
     absent = never_reached((motion, options))
     kept, loss = jax.tree.map(lambda leaf: _where_reached(reached, leaf, absent), (kept, loss))
     point: Point = kept if options.metrics is None else jax.tree.map(lambda leaf: leaf[None], last)
@@ -135,6 +136,12 @@ def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, v
         stats=stats,
         result=result,
     )
+
+
+def end_status(motion: AbstractMotion, t: Float[Array, ""], state: PyTree) -> RESULTS:
+    """`AbstractMotion.end_status`, which is a yes or no and needs no derivative."""
+    motion, t, state = freeze((motion, t, state))
+    return motion.end_status(t, state)
 
 
 def solver_status(raw: diffrax.RESULTS) -> RESULTS:

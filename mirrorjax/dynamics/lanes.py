@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from ..results import RESULTS
+from ..results import RESULTS, first_of
 from .guards import Field
 from .integrate import combine
 from .motion import AbstractMotion, state_dtype
@@ -95,7 +95,8 @@ def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:
         t = motion.clock.time(lane.tick)
         end = motion.clock.ticks(options.t1, lane.tick.dtype)
         kept, loss = Field(motion, lane.state).save(options.metrics, lane.tick, lane.state)
-        okay = lane.result == RESULTS.successful
+        result = first_of(lane.result, motion.end_status(t, lane.state))
+        okay = result == RESULTS.successful
         ahead = okay & (jnp.arange(options.ts.size) >= lane.saved)
 
         def fill(buffer: Array, now: Array) -> Array:
@@ -109,7 +110,7 @@ def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:
             t_end=jnp.where(lane.tick == end, options.t1, t),
             steps=lane.steps,
             rejected_steps=lane.rejected_steps,
-            result=lane.result,
+            result=result,
         )
 
 

@@ -49,10 +49,7 @@ class AbstractMotion(eqx.Module):
 
     @abc.abstractmethod
     def status(self, t: Time, t1: Time, state: PyTree) -> RESULTS:
-        """`successful` if the flow is defined at the state reached at time t, else why the flow ended before t1.
-
-        The state is judged by the numbers that are read from it, see `finite_status`.
-        """
+        """`successful` if the flow is defined at the state reached at time t, else why the flow ended before t1."""
 
     @abc.abstractmethod
     def default_solver(self, *, loose: bool) -> Solver:
@@ -66,16 +63,22 @@ class AbstractMotion(eqx.Module):
         """Error control that steps exactly to every breakpoint of the schedule."""
         return error_control(self.problem.schedule.breakpoints.astype(dtype), rtol.astype(dtype), atol.astype(dtype))
 
+    def end_status(self, t: Time, state: PyTree) -> RESULTS:
+        """`diverged` if x, w or the loss read from a state, or its velocity, is not finite, else `successful`.
+
+        The state alone does not tell: weights that overflow have finite logarithms, and a velocity that overflows is
+        replaced by a huge one, see `Field.velocity`, which no error estimate sees where it is the same at all points.
+        """
+        finite = self.read(t, state).is_finite() & is_finite(self.velocity(t, state))
+        return RESULTS.where(finite, RESULTS.successful, RESULTS.diverged)
+
     def own_status(self) -> RESULTS:
         """`successful` if the numbers that this motion has beside the problem and its weights can be used."""
         return RESULTS.successful
 
     def input_status(self, state: PyTree, t1: Time) -> RESULTS:
         """`successful` if the numbers of this motion can be integrated from the initial state to t1."""
-        start = jnp.zeros_like(t1)
-        # A velocity that overflows at the start would be replaced by a huge one that no error estimate sees, since it
-        # is the same at all points.
-        usable = self.read(start, state).is_finite() & is_finite(self.velocity(start, state))
+        usable = self.end_status(jnp.zeros_like(t1), state) == RESULTS.successful
         status = RESULTS.where(usable, RESULTS.successful, RESULTS.invalid_weights)
         status = first_of(self.own_status(), status)
         status = RESULTS.where(self.clock.admits(t1), status, RESULTS.partial_step)
@@ -114,12 +117,9 @@ def refuse_nonsmooth(problem: Problem) -> None:
         )
 
 
-def finite_status(state: PyTree, point: Point) -> RESULTS:
-    """`diverged` if a number in the state, or x, w or the loss read from it, is not finite, else `successful`.
-
-    The state alone does not tell: weights that overflow have finite logarithms.
-    """
-    return RESULTS.where(is_finite(state) & point.is_finite(), RESULTS.successful, RESULTS.diverged)
+def finite_status(state: PyTree) -> RESULTS:
+    """`diverged` if a number in the state is not finite, else `successful`."""
+    return RESULTS.where(is_finite(state), RESULTS.successful, RESULTS.diverged)
 
 
 def state_dtype(state: PyTree) -> jnp.dtype:

@@ -139,7 +139,7 @@ class AbstractDescentMotion(AbstractMotion):
         return Point(x, state.w, state.mu, self.problem.objective(x))
 
     def status(self, t: Time, t1: Time, state: DescentState) -> RESULTS:
-        return finite_status(state, self.read(t, state))
+        return finite_status(state)
 
     def default_solver(self, *, loose: bool) -> Solver:
         return DescentSolver()

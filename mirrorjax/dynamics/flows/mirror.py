@@ -6,9 +6,8 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from ...checks import refuted
 from ...geometry.base import AbstractLegendre, Recovered
 from ...geometry.legendre import legendre
 from ...problem import Problem
@@ -16,6 +15,7 @@ from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
 from ..solution import Point
+from .given import require_legendre
 from .primal import stabilized_where
 
 State = Float[Array, "..."]
@@ -27,7 +27,7 @@ class MirrorFlow(AbstractFlow):
     Tiny weights live in the exponents of R_a, so nothing is lost however strong the decay was.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (5), Theorem 3.6.
     """
@@ -35,7 +35,7 @@ class MirrorFlow(AbstractFlow):
     R: AbstractLegendre | None = None
 
     def prepare(self, problem: Problem, w0: Weights) -> "MirrorMotion":
-        return MirrorMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+        return MirrorMotion(problem, *_legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class RiemannianFlow(AbstractFlow):
@@ -45,7 +45,7 @@ class RiemannianFlow(AbstractFlow):
     evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (7).
     """
@@ -53,13 +53,14 @@ class RiemannianFlow(AbstractFlow):
     R: AbstractLegendre | None = None
 
     def prepare(self, problem: Problem, w0: Weights) -> "RiemannianMotion":
-        return RiemannianMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+        return RiemannianMotion(problem, *_legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class _AbstractGeometricMotion(AbstractMotion):
     """A motion in mu or in x. A subclass gives `initial`, `velocity`, `read` and `recover`."""
 
     R: eqx.AbstractVar[AbstractLegendre]
+    belongs: eqx.AbstractVar[Bool[Array, ""]]
     x0: eqx.AbstractVar[State]
 
     @abc.abstractmethod
@@ -69,6 +70,9 @@ class _AbstractGeometricMotion(AbstractMotion):
     def spent(self, t: Time) -> Float[Array, ""]:
         """`a_t`, in the dtype of the state."""
         return self.problem.accumulated(t).astype(self.x0.dtype)
+
+    def own_status(self) -> RESULTS:
+        return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
 
     def status(self, t: Time, t1: Time, state: State) -> RESULTS:
         # At t1's a: when decay has used up the range, that is why the flow ended, not the step size.
@@ -81,6 +85,7 @@ class MirrorMotion(_AbstractGeometricMotion):
 
     problem: Problem
     R: AbstractLegendre
+    belongs: Bool[Array, ""]
     x0: State
 
     def initial(self) -> State:
@@ -106,6 +111,7 @@ class RiemannianMotion(_AbstractGeometricMotion):
 
     problem: Problem
     R: AbstractLegendre
+    belongs: Bool[Array, ""]
     x0: State
 
     def initial(self) -> State:
@@ -129,13 +135,9 @@ class RiemannianMotion(_AbstractGeometricMotion):
         return diffrax.Tsit5()
 
 
-def _legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> AbstractLegendre:
-    """R_a of the problem: the given one, which must start at w0, or the one of the theory."""
+def _legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> tuple[AbstractLegendre, Bool[Array, ""]]:
+    """R_a of the problem: the one of the theory, or the given one; and True if it belongs to the problem."""
     refuse_nonsmooth(problem)
     if R is None:
-        return legendre(problem.g, problem.h, w0)
-    x0 = problem.g(w0)
-    start = R.primal(jnp.zeros_like(x0), jnp.zeros((), x0.dtype)).value
-    if refuted(lambda: jnp.allclose(start, x0, rtol=1e-4, atol=1e-6), start, x0):
-        raise ValueError(f"the given R starts at x = {start}, the weights at g(w0) = {x0}; build R from the same w0")
-    return R
+        return legendre(problem.g, problem.h, w0), jnp.array(True)
+    return R, require_legendre(R, problem, w0)

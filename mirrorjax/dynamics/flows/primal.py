@@ -67,7 +67,7 @@ class WeightMotion(AbstractMotion):
         return Point(x, state.weights(), jnp.full_like(x, jnp.nan), self.problem.objective(x))
 
     def status(self, t: Time, t1: Time, state: AbstractCoordinates) -> RESULTS:
-        return finite_status(state, self.read(t, state))
+        return finite_status(state)
 
     def default_solver(self, *, loose: bool) -> Solver:
         return stabilized_where(loose)
@@ -102,7 +102,7 @@ class PrimalMotion(AbstractMotion):
         return Point(point.x, point.w, state.mu, point.loss)
 
     def status(self, t: Time, t1: Time, state: PrimalState) -> RESULTS:
-        return finite_status(state, self.read(t, state))
+        return finite_status(state)
 
     def default_solver(self, *, loose: bool) -> Solver:
         return stabilized_where(loose)
