@@ -25,14 +25,13 @@ from ..checks import (
     require_positive,
 )
 from ..results import RESULTS
+from .adjoints import DIFFERENTIATES_STEPS, require_adjoint
 from .flows.primal import PrimalFlow
 from .guards import Metrics
 from .motion import AbstractFlow, AbstractMotion, Solver
 
 # The default rtol of float32 is 1e-4, which rounds to a little less there.
 STABILIZED_FROM = 0.99e-4
-# Adjoints that differentiate the steps themselves, as RKC needs.
-DIFFERENTIATES_STEPS = diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -129,7 +128,7 @@ def make_options(
     flow.clock.check(t1, type(flow).__name__)
     metrics = _require_metrics(how.get("metrics"))
     _require_adaptive(how.get("solver"))
-    _require_adjoint(adjoint)
+    require_adjoint(adjoint)
     single = jnp.finfo(dtype).bits < 64
     rtol = _tolerance(how.get("rtol"), "rtol", 1e-4 if single else 1e-6)
     max_steps = how.get("max_steps")
@@ -188,19 +187,6 @@ def _require_adaptive(solver: Any) -> None:
         )
     if solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
         raise ValueError(f"{name} is for equations of several terms, a flow has one; solver must be {wanted}")
-
-
-def _require_adjoint(adjoint: Any) -> None:
-    """Raises `ValueError` unless the adjoint is `None` or one that differentiates the steps themselves."""
-    if adjoint is None:
-        return
-    wanted = "diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint() or diffrax.ForwardMode()"
-    require_kind(adjoint, diffrax.AbstractAdjoint, "adjoint", wanted)
-    if not isinstance(adjoint, DIFFERENTIATES_STEPS):
-        raise ValueError(
-            f"{type(adjoint).__name__} cannot differentiate a solve that saves values on its way; adjoint must be "
-            f"{wanted}"
-        )
 
 
 def _save_times(saveat: Numbers | None, t1: Float[Array, ""]) -> Float[Array, " time"]:
