@@ -15,8 +15,9 @@ Times = Float[Array, "..."]
 class AbstractClock(eqx.Module):
     """The variable that a solver integrates over, its tick, as a function of the flow's time.
 
-    Ticks have the dtype of the state, because diffrax promotes state and time to the longer of the two dtypes; times
-    have the precision of time, float64 where it is enabled.
+    Ticks have the dtype of the state, because diffrax promotes state and time to the longer of the two dtypes: float32
+    at least, which counts 16 million steps exactly (`state_dtype` refuses shorter ones). Times have the precision of
+    time, float64 where it is enabled.
     """
 
     # Solver steps in one segment of a sweep. A finished lane idles for half a segment on average, so a segment is a

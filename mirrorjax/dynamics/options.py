@@ -121,7 +121,7 @@ def make_options(
     """Checks the keywords and fills in the defaults of this motion.
 
     **Arguments:** `flow`; `motion`: of that flow, or its shapes; `dtype`: of the state; `t1`: the last time; `how`: the
-    keywords; `adjoint`: a diffrax adjoint, reverse mode where it is `None`.
+    keywords; `adjoint`: one that differentiates steps, reverse mode where it is `None`.
     **Raises:** `ValueError` for an argument that does not fit, with its value.
     """
     require_positive(t1, "t1")

@@ -10,7 +10,7 @@ import pytest
 from registry import hadamard_problem
 from sklearn.linear_model import Lasso
 
-from mirrorjax.dynamics import Descent, MirrorFlow, solve
+from mirrorjax.dynamics import Descent, MirrorFlow, PrimalFlow, RiemannianFlow, solve
 from mirrorjax.problem import (
     Constant,
     CustomObjective,
@@ -281,6 +281,28 @@ def test_negative_strengths_from_optax_under_vmap():
 
     sol = lanes(jnp.array([1.0, 4.0]))
     assert list(status_name(sol.result)) == ["invalid_schedule", "successful"]
+
+
+def test_a_status_is_readable():
+    assert "Successful: the end was reached" in repr(RESULTS.successful)
+    assert "ran out of steps" in repr(RESULTS.max_steps_reached)
+
+
+def test_out_of_steps_has_no_derivative():
+    def last(t1):
+        return solve(switched()[0], switched()[1], t1=t1, max_steps=5, throw=False).loss[-1]
+
+    value, slope = jax.value_and_grad(last)(100.0)
+    assert jnp.isnan(value)
+    assert jnp.isnan(slope)
+
+
+@pytest.mark.parametrize("flow", [PrimalFlow(), MirrorFlow(), RiemannianFlow()], ids=["primal", "mirror", "riemannian"])
+def test_an_x_that_overflows_is_no_success(flow):
+    """x = w^2 with x' = 4 x: the coordinates of the flows stay finite where x does not."""
+    problem = Problem(Square(), WeightDecay(), 0.0, CustomObjective(lambda x: -jnp.sum(x)))
+    sol = solve(problem, jnp.ones(3, jnp.float32), t1=40.0, flow=flow, throw=False)
+    assert list(np.ravel(status_name(sol.result))) == ["diverged"]
 
 
 # Independent answers
