@@ -80,7 +80,7 @@ class AbstractMotion(eqx.Module):
         """`successful` if the numbers of this motion can be integrated from the initial state to t1."""
         usable = self.end_status(jnp.zeros_like(t1), state) == RESULTS.successful
         status = RESULTS.where(usable, RESULTS.successful, RESULTS.invalid_weights)
-        status = first_of(self.own_status(), status)
+        status = first_of(status, self.own_status())
         status = RESULTS.where(self.clock.admits(t1), status, RESULTS.partial_step)
         return RESULTS.where(self.problem.schedule.valid(t1), status, RESULTS.invalid_schedule)
 

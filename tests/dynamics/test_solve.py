@@ -27,6 +27,7 @@ from mirrorjax.problem import (
     WeightDecay,
 )
 from mirrorjax.results import RESULTS, status_name
+from mirrorjax.sweeps import sweep
 
 TS = jnp.array([0.0, 0.7, 1.5, 3.0])
 
@@ -303,6 +304,15 @@ def test_an_x_that_overflows_is_no_success(flow):
     problem = Problem(Square(), WeightDecay(), 0.0, CustomObjective(lambda x: -jnp.sum(x)))
     sol = solve(problem, jnp.ones(3, jnp.float32), t1=40.0, flow=flow, throw=False)
     assert list(np.ravel(status_name(sol.result))) == ["diverged"]
+
+
+def test_a_lane_of_a_sweep_whose_x_overflows():
+    def lane(alpha):
+        return Problem(Square(), WeightDecay(), alpha, CustomObjective(lambda x: -jnp.sum(x))), jnp.ones(3)
+
+    ds = sweep(lane, {"alpha": [0.9, 0.0]}, t1=300.0, progress=False)
+    assert list(ds["status"].values) == ["successful", "diverged"]
+    assert np.all(np.isnan(ds["x"].values[1]))
 
 
 # Independent answers

@@ -196,8 +196,9 @@ def _running(optimizer: optax.GradientTransformation) -> Iterator[None]:
             yield
     except (AttributeError, TypeError, ValueError) as error:
         name = getattr(optimizer.update, "__qualname__", "optimizer").partition(".")[0]
+        reason = str(error).partition("\n")[0]
         raise ValueError(
-            f"Descent cannot run this {name} ({error}): it gives an optimizer the gradient, the weights w, and value, "
+            f"Descent cannot run this {name} ({reason}): it gives an optimizer the gradient, the weights w, and value, "
             "grad and value_fn; one that keeps weights of its own, such as optax.lookahead, has no place here: use the "
             "optimizer inside it"
         ) from None

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ...checks import freeze, is_concrete, require_kind
+from ...checks import freeze, is_concrete
 from ...geometry.base import AbstractLegendre
 from ...problem import Problem
 from ...problem.objective import AbstractMeasured
@@ -24,7 +24,6 @@ def require_legendre(R: AbstractLegendre, problem: Problem, w0: Weights) -> Bool
 
     **Returns:** False where numbers that are traced show at run time that it is not.
     """
-    require_kind(R, AbstractLegendre, "R", "a Legendre function such as legendre(g, h, w0)")
     x0 = problem.g(w0)
     own = jax.eval_shape(lambda: R.dual_interval(jnp.zeros((), x0.dtype))[0])
     if (own.shape, own.dtype) != (x0.shape, x0.dtype):

@@ -1,6 +1,7 @@
 """The same flow as gradient flow on the weights, in the dual variable mu and in the parameters x, where R_a exists."""
 
 import abc
+from typing import Any
 
 import diffrax
 import equinox as eqx
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from ...checks import require_kind
 from ...geometry.base import AbstractLegendre, Recovered
 from ...geometry.legendre import legendre
 from ...problem import Problem
@@ -27,12 +29,16 @@ class MirrorFlow(AbstractFlow):
     Tiny weights live in the exponents of R_a, so nothing is lost however strong the decay was.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one is that of another problem.
+    **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
+    given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (5), Theorem 3.6.
     """
 
     R: AbstractLegendre | None = None
+
+    def __check_init__(self):
+        _require_legendre(self.R)
 
     def prepare(self, problem: Problem, w0: Weights) -> "MirrorMotion":
         return MirrorMotion(problem, *_legendre_of(problem, w0, self.R), problem.g(w0))
@@ -45,12 +51,16 @@ class RiemannianFlow(AbstractFlow):
     evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one is that of another problem.
+    **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
+    given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (7).
     """
 
     R: AbstractLegendre | None = None
+
+    def __check_init__(self):
+        _require_legendre(self.R)
 
     def prepare(self, problem: Problem, w0: Weights) -> "RiemannianMotion":
         return RiemannianMotion(problem, *_legendre_of(problem, w0, self.R), problem.g(w0))
@@ -133,6 +143,11 @@ class RiemannianMotion(_AbstractGeometricMotion):
 
     def default_solver(self, *, loose: bool) -> Solver:
         return diffrax.Tsit5()
+
+
+def _require_legendre(R: Any) -> None:
+    if R is not None:
+        require_kind(R, AbstractLegendre, "R", "a Legendre function such as legendre(g, h, w0)")
 
 
 def _legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> tuple[AbstractLegendre, Bool[Array, ""]]:
