@@ -107,7 +107,8 @@ def never_reached(inputs: PyTree) -> Float[Array, ""]:
     """NaN, for a value that a solve never reached. Its derivative in each of the inputs is NaN too.
 
     Without it the derivative of a failed solve would be 0, which an optimizer takes for a stationary point. A value
-    that nothing depends on, such as a failed lane masked by `jnp.where`, adds no NaN to the derivatives of others.
+    that nothing depends on, such as the loss of a failed lane that `jnp.where` leaves out of a sum, adds no NaN to the
+    derivatives of others.
     """
     # Made of the inputs, so that under vmap the value has the axes that its derivative has: a constant has none, which
     # JAX takes for a mismatch inside jit.

@@ -30,8 +30,8 @@ def inputs(family):
     return {"alpha": jnp.array(0.4), "t_off": jnp.array(0.8), **(HADAMARD if family == "hadamard" else GRAM)}
 
 
-def end(p, family, schedule, adjoint=None, throw=True):
-    """A smooth number made of the end point, as a function of all inputs."""
+def solved(p, family, schedule, adjoint=None, throw=True):
+    """The solution as a function of all inputs."""
     data = p["data"]
     target = jnp.linspace(-1.0, 1.0, data.shape[0])
     if family == "hadamard":
@@ -39,7 +39,12 @@ def end(p, family, schedule, adjoint=None, throw=True):
     else:
         g, objective = Gram(), MatrixSensing(data, target)
     problem = Problem(g, WeightDecay(), SCHEDULES[schedule](p["alpha"], p["t_off"]), objective)
-    sol = solve(problem, p["w0"], t1=1.7, rtol=1e-10, atol=1e-12, adjoint=adjoint, throw=throw)
+    return solve(problem, p["w0"], t1=1.7, rtol=1e-10, atol=1e-12, adjoint=adjoint, throw=throw)
+
+
+def end(p, family, schedule, adjoint=None):
+    """A smooth number made of the end point, as a function of all inputs."""
+    sol = solved(p, family, schedule, adjoint)
     return jnp.sum(jnp.sin(sol.x[-1])) + sol.loss[-1]
 
 
@@ -107,17 +112,23 @@ def test_failed_lanes_have_no_derivative_and_spoil_no_other():
     p = inputs("hadamard")
 
     @jax.jit
-    def slopes(alphas, masked):
-        def total(alphas):
-            lanes = jax.vmap(lambda alpha: end({**p, "alpha": alpha}, "hadamard", "switched", throw=False))(alphas)
+    def slopes(alphas, data, masked):
+        def total(alphas, data):
+            def lane(alpha):
+                return solved({**p, "alpha": alpha, "data": data}, "hadamard", "switched", throw=False).loss[-1]
+
+            lanes = jax.vmap(lane)(alphas)
             return jnp.sum(jnp.where(masked & jnp.isnan(lanes), 0.0, lanes))
 
-        return jax.grad(total)(alphas)
+        return jax.grad(total, argnums=(0, 1))(alphas, data)
 
-    alphas = jnp.array([0.4, -0.4, jnp.nan])
-    expected = reverse_lanes()["alpha"][1]
-    np.testing.assert_allclose(slopes(alphas, True), [expected, 0.0, 0.0], rtol=1e-8)
-    np.testing.assert_allclose(slopes(alphas, False), [expected, jnp.nan, jnp.nan], rtol=1e-8)
+    alphas = jnp.array([0.4, -0.4, -0.1])
+    good = slopes(jnp.full(3, 0.4), p["data"], True)
+    masked, spoiled = slopes(alphas, p["data"], True), slopes(alphas, p["data"], False)
+    np.testing.assert_allclose(masked[0], [good[0][0], 0.0, 0.0], rtol=1e-8)
+    np.testing.assert_allclose(masked[1], good[1] / 3, rtol=1e-8)
+    np.testing.assert_allclose(spoiled[0], [good[0][0], jnp.nan, jnp.nan], rtol=1e-8)
+    assert jnp.all(jnp.isnan(spoiled[1]))
 
 
 @pytest.mark.slow
