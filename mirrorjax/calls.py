@@ -46,6 +46,13 @@ def calling(name: str) -> Iterator[None]:
             f"{name} uses a traced value that an earlier call kept{_place(error.__traceback__)}; it must be a pure "
             "function: compute everything from its arguments, and store nothing outside"
         ) from None
+    except TypeError as error:
+        if "No constant handler" not in str(error):  # JAX met a tracer inside a function that is compiled
+            raise
+        raise TypeError(
+            f"{name} holds a function that uses a number which is being differentiated, and which is no argument of "
+            "it; make the number a field of a class of your own, such as a subclass of AbstractObjective"
+        ) from None
 
 
 def require_numbers(tree: Any, name: str) -> None:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..checks import (
     Number,
     Numbers,
+    as_array,
     as_count,
     as_time,
     as_time_scalar,
@@ -192,7 +193,7 @@ def _require_adaptive(solver: Any) -> None:
 def _save_times(saveat: Numbers | None, t1: Float[Array, ""]) -> Float[Array, " time"]:
     if saveat is None:
         return t1[None]
-    ts = as_time(saveat, "saveat")  # type: ignore[arg-type]
+    ts = as_time(as_array(saveat, "saveat"), "saveat")
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(f"saveat must be a non-empty one-dimensional array of times, got shape {ts.shape}")
     if refuted(lambda: jnp.all(jnp.diff(ts) > 0), ts):

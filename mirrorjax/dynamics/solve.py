@@ -6,6 +6,7 @@ import diffrax
 import equinox as eqx
 from jaxtyping import PyTree
 
+from ..calls import calling
 from ..checks import Number, as_time_scalar, require_kind
 from ..problem import Problem
 from ..problem.problem import as_weights
@@ -70,5 +71,6 @@ def solve(
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
     adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
     options = make_options(flow, motion, dtype, t1, how, adjoint)
-    solution = eqx.filter_jit(integrate)(motion, options)
+    with calling("the problem"):
+        solution = eqx.filter_jit(integrate)(motion, options)
     return require_success(solution, solution.result) if throw else solution

@@ -10,7 +10,7 @@ from sklearn.linear_model import Lasso
 
 from mirrorjax.dynamics import Descent, ProximalDescent, solve
 from mirrorjax.problem import L1, Hadamard, LeastSquares, Linear, Problem, SwitchOff, WeightDecay
-from mirrorjax.results import RESULTS
+from mirrorjax.results import RESULTS, status_name
 
 STEP, STEPS = 0.1, 25
 OPTIMIZERS = {"sgd": optax.sgd(1.0), "momentum": optax.sgd(1.0, momentum=0.9), "adam": optax.adam(1.0)}
@@ -159,6 +159,19 @@ def test_derivatives_through_descent():
     difference = (end(0.1 + 1e-5, STEP) - end(0.1 - 1e-5, STEP)) / 2e-5
     # Central differences: 1e-10 from the step, 1e-16 / 1e-5 from rounding.
     np.testing.assert_allclose(slope, difference, rtol=1e-6)
+
+
+def test_a_bad_step_size_of_a_lane_has_a_status():
+    problem, _, _ = lasso_problem()
+
+    def lane(step):
+        return solve(problem, jnp.ones(6), t1=2.0, flow=ProximalDescent(step), throw=False)
+
+    sol = jax.jit(jax.vmap(lane))(jnp.array([0.2, -0.2, 0.0, jnp.nan, jnp.inf, 0.3]))
+    assert list(status_name(sol.result)) == ["successful", *["invalid_options"] * 4, "partial_step"]
+    # The same steps; batched products may round differently.
+    np.testing.assert_allclose(sol.x[0], lane(0.2).x, rtol=1e-12)
+    assert jnp.all(jnp.isnan(sol.x[1:]))
 
 
 def test_refusals():

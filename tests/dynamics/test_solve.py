@@ -261,6 +261,33 @@ def test_bad_lanes_spoil_no_others():
     assert jnp.all(jnp.isnan(mixed.x[1:4]))
 
 
+def test_a_strength_at_which_the_velocity_overflows():
+    """The finite velocity that replaces it has no error, so that no step would be rejected."""
+    sol = lanes(jnp.array([1e308, 1e308, 0.1, 0.1, 0.1]), jnp.array([jnp.inf, 1e-300, 1.0, 1.0, 1.0]))
+    assert list(status_name(sol.result)) == ["invalid_weights"] * 2 + ["successful"] * 3
+
+
+def test_bad_options_of_a_lane_spoil_no_others():
+    problem, w0 = switched()
+
+    @jax.jit
+    @jax.vmap
+    def lanes(t1, rtol, atol, last):
+        return solve(problem, w0, t1=t1, rtol=rtol, atol=atol, saveat=jnp.stack([jnp.zeros(()), last]), throw=False)
+
+    good, nan, inf = (2.0, 1e-6, 1e-8, 2.0), jnp.nan, jnp.inf
+    times = [(nan, 1e-6, 1e-8, 2.0), (inf, 1e-6, 1e-8, 2.0), (-2.0, 1e-6, 1e-8, 2.0), (2.0, 1e-6, 1e-8, 2.5)]
+    numbers = [(2.0, bad, 1e-8, 2.0) for bad in (nan, 0.0, -1e-6)] + [(2.0, 1e-6, bad, 2.0) for bad in (nan, inf)]
+    sol = lanes(*map(jnp.asarray, zip(good, *times, *numbers, strict=True)))
+    expected = ["successful"] + ["invalid_times"] * len(times) + ["invalid_options"] * len(numbers)
+    assert list(status_name(sol.result)) == expected
+    # The same steps; batched products may round differently.
+    np.testing.assert_allclose(sol.x[0, -1], solve(problem, w0, t1=2.0).x[-1], rtol=1e-9, atol=1e-12)
+    assert jnp.all(jnp.isnan(sol.x[1:]))
+    # A bad lane holds up no other: a tolerance that is NaN would reject every step.
+    assert jnp.all(sol.stats["steps"][1:] == 1)
+
+
 def test_weights_that_are_not_finite():
     problem, w0 = switched()
     for bad in (jnp.nan, jnp.inf):

@@ -18,6 +18,7 @@ from mirrorjax.geometry.families.spectral import SpectralGram
 from mirrorjax.results import RESULTS, status_name
 
 W0 = (jnp.ones(2), jnp.zeros(2))
+DESCENT = optax.sgd(1.0)
 TARGET = mj.LeastSquares(np.eye(2), np.ones(2))
 PROBLEM = mj.Problem(mj.Hadamard(), mj.WeightDecay(), 0.1, TARGET)
 # x = m^2, f = -sum x: the weights grow like e^{2t}, and x = e^{4t} passes the largest float at t = 178.
@@ -206,9 +207,16 @@ def parts(alpha):
     return PROBLEM.g, PROBLEM.h, alpha, PROBLEM.objective
 
 
+def closed_over(factor):
+    """The loss where f uses a number that is no field of the problem."""
+    objective = mj.CustomObjective(lambda x: factor * jnp.sum((x - 1) ** 2))
+    problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), 0.1, objective)
+    return mj.solve(problem, W0, t1=1.0, flow=mj.Descent(DESCENT, 0.5)).loss[-1]
+
+
 FAILED = [
+    Refusal("a closure", lambda: jax.grad(closed_over)(1.0), "make the number a field of a class of your own"),
     Refusal("x overflows", lambda: mj.solve(GROWING, jnp.ones(3), t1=300.0), "x, w or the loss .* infinite"),
-    Refusal("a huge strength", lambda: mj.solve(mj.Problem(*parts(1e308)), W0, t1=1.0), "velocity of the flow is not"),
 ]
 
 
@@ -245,40 +253,31 @@ def test_failed_flows(row):
 # Numbers that are traced: each lane has a status of its own, and a good lane keeps its numbers beside bad ones.
 
 NAN, INF = jnp.nan, jnp.inf
-GOOD = {"t1": 1.0, "saveat": [0.5, 1.0], "rtol": 1e-6, "atol": 1e-8}
+GOOD = {"t1": 1.0, "saveat": [0.5, 1.0], "rtol": 1e-6, "atol": 1e-8, "step": 0.1}
 BAD = [
     *[({"t1": t1}, "invalid_times") for t1 in (NAN, -1.0, INF, 0.0, 0.75)],
     *[({"saveat": ts}, "invalid_times") for ts in ([1, 0.5], [-1, 0.5], [0.5, 3], [0.5, NAN], [0.5, 0.5])],
-    *[({name: value}, "invalid_options") for name in ("rtol", "atol") for value in (-1e-3, 0.0, NAN, INF)],
+    *[({name: value}, "invalid_options") for name in ("rtol", "atol", "step") for value in (-0.1, 0.0, NAN, INF)],
     ({"t1": NAN, "rtol": -1.0}, "invalid_times"),
+    ({"step": 0.3}, "partial_step"),
 ]
-STEPS = jnp.array([0.1, -0.1, 0.0, NAN, INF, 0.3])
-STEP_STATUSES = ["successful", *["invalid_options"] * 4, "partial_step"]
-
-
-DESCENT, PROXIMAL = optax.sgd(1.0), mj.Problem(mj.Linear(), mj.L1(), 0.1, TARGET)
 
 
 @functools.cache
-def lanes(kind):
-    """Lanes of which the first one is good, and that one solved alone."""
-    if kind == "numbers":
-        rows = [GOOD, *[GOOD | bad for bad, _ in BAD]]
-        values = {name: jnp.asarray([row[name] for row in rows]) for name in GOOD}
-        return jax.jit(jax.vmap(lambda values: solve(**values, throw=False)))(values), solve(**GOOD)
+def lanes():
+    """Lanes of a descent, which compiles faster than a flow: the good one, and those of the bad numbers."""
+    rows = [GOOD, *[GOOD | bad for bad, _ in BAD]]
+    values = {name: jnp.asarray([row[name] for row in rows]) for name in GOOD}
 
-    def descend(step, **how):
-        if kind == "descent":
-            return solve(flow=mj.Descent(DESCENT, step), **how)
-        return mj.solve(PROXIMAL, W0[0], t1=1.0, flow=mj.ProximalDescent(step), **how)
+    def lane(step, **how):
+        return solve(**how, flow=mj.Descent(DESCENT, step), throw=False)
 
-    return jax.jit(jax.vmap(lambda step: descend(step, throw=False)))(STEPS), descend(0.1)
+    return jax.jit(jax.vmap(lambda values: lane(**values)))(values)
 
 
-@pytest.mark.parametrize("kind", ["numbers", "descent", "proximal"])
-def test_bad_lanes_spoil_no_others(kind):
-    sol, alone = lanes(kind)
-    np.testing.assert_allclose(sol.loss[0, -1], alone.loss[-1], rtol=1e-12)
+def test_bad_lanes_spoil_no_others():
+    sol = lanes()
+    np.testing.assert_allclose(sol.loss[0, -1], loss(0.1), rtol=1e-12)
     for leaf in (sol.x, sol.loss):
         assert jnp.all(jnp.isnan(leaf[1:]))
     # A bad lane holds up no other: it ends after one step.
@@ -299,15 +298,6 @@ def loss(alpha, **how):
     return mj.solve(mj.Problem(*parts(alpha)), W0, t1=1.0, flow=mj.Descent(DESCENT, 0.1), **how).loss[-1]
 
 
-@jax.jit
-def pulled_back(alphas, weights):
-    """The derivatives of a weighted sum of the losses of lanes."""
-    return jax.vjp(jax.vmap(lambda alpha: loss(alpha, throw=False)), alphas)[1](weights)[0]
-
-
-ALPHAS = jnp.array([0.1, -0.1, -0.2])
-
-
 def differenced(alpha):
     """The derivative of the loss by differences of fourth order: 1e-12 from the step, 1e-13 from rounding."""
     e = 1e-3
@@ -321,36 +311,22 @@ def single():
     return mj.Problem(mj.Hadamard(), mj.WeightDecay(), 0.1, objective), (np.ones(2, "f"), np.zeros(2, "f"))
 
 
-def status(kind, lane, name):
+def status(lane, name):
     """True where a lane has the right status."""
-    return status_name(lanes(kind)[0].result)[lane] == name, True
+    return status_name(lanes().result)[lane] == name, True
 
 
 RIGHTS = [
     *[
-        Right(f"status of {bad}", lambda lane=lane, name=name: status("numbers", lane, name), rtol=0)
+        Right(f"status of {bad}", lambda lane=lane, name=name: status(lane, name), rtol=0)
         for lane, (bad, name) in enumerate([({}, "successful"), *BAD])
-    ],
-    *[
-        Right(f"status of {kind} {step}", lambda kind=kind, lane=lane, name=name: status(kind, lane, name), rtol=0)
-        for kind in ("descent", "proximal")
-        for lane, (step, name) in enumerate(zip(STEPS.tolist(), STEP_STATUSES, strict=True))
     ],
     Right(
         "1000 steps in float32",
         lambda: (mj.solve(*single(), t1=100.0, flow=mj.Descent(DESCENT, 0.1)).stats["steps"], 1000),
         rtol=0,
     ),
-    Right(
-        "gradients of failed lanes",
-        lambda: (pulled_back(ALPHAS, jnp.ones(3)), [differenced(0.1), NAN, NAN]),
-        rtol=1e-9,
-    ),
-    Right(
-        "gradients beside failed lanes that are masked",
-        lambda: (pulled_back(ALPHAS, jnp.array([1.0, 0.0, 0.0])), [differenced(0.1), 0.0, 0.0]),
-        rtol=1e-9,
-    ),
+    Right("gradient of a failed descent", lambda: (jax.grad(lambda a: loss(a, throw=False))(-0.1), NAN), rtol=0),
     Right("jvp without an adjoint", lambda: (jax.jvp(loss, (0.1,), (1.0,))[1], differenced(0.1)), rtol=1e-9),
     Right(
         "x at the last time before it overflows",
