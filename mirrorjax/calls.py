@@ -62,6 +62,11 @@ def calling(name: str, advice: str = "") -> Iterator[None]:
             "function: compute everything from its arguments, and store nothing outside"
         ) from None
     except (TypeError, ValueError, IndexError) as error:
+        if "No constant handler" in str(error):  # JAX met a tracer inside a function that is compiled
+            raise TypeError(
+                f"{name} holds a function that uses a number which is being differentiated, and which is no argument "
+                "of it; make the number a field of a class of your own, such as a subclass of AbstractObjective"
+            ) from None
         if not PLAIN.search(str(error)):
             raise
         raise _structural(name, error) from None

@@ -115,6 +115,35 @@ def _identity_where_finite_jvp(primals: tuple, tangents: tuple) -> tuple[PyTree,
     return arrays, jax.tree.map(lambda slope: jnp.where(ok, slope, jnp.zeros_like(slope)), tangents[0])
 
 
+@eqx.filter_custom_jvp
+def never_reached(inputs: PyTree) -> Float[Array, ""]:
+    """NaN, for a value that a solve never reached. Its derivative in each of the inputs is NaN too.
+
+    Without it the derivative of a failed solve would be 0, which an optimizer takes for a stationary point. A value
+    that nothing depends on, such as the loss of a failed lane that `jnp.where` leaves out of a sum, adds no NaN to the
+    derivatives of others.
+    """
+    # Made of the inputs, so that under vmap the value has the axes that its derivative has: a constant has none, which
+    # JAX takes for a mismatch inside jit.
+    return jnp.nan * _sum([leaf.ravel()[:1] for leaf in jax.tree.leaves(inputs) if eqx.is_inexact_array(leaf)])
+
+
+@never_reached.def_jvp
+def _never_reached_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    def nan_unless_zero(_: Any, slope: Array) -> Array:
+        return jnp.where(slope == 0, 0.0, jnp.nan).astype(slope.dtype)
+
+    # NaN times a slope would be NaN also where the slope is 0, and a rule that looks at the slope is not linear to JAX,
+    # which could not transpose it. It does not look into this solve: the transpose is the same function.
+    slope = _sum(jax.tree.leaves(tangents))
+    return never_reached(*primals), jax.lax.custom_linear_solve(lambda v: v, slope, nan_unless_zero, symmetric=True)
+
+
+def _sum(leaves: list[Array]) -> Float[Array, ""]:
+    """The sum of the entries of all leaves."""
+    return sum((jnp.sum(leaf).astype(float) for leaf in leaves), jnp.zeros(()))
+
+
 def _as_float(leaf: ArrayLike) -> Array:
     """Converts whole numbers and booleans to floating point, where NaN can say that a value is missing."""
     array = jnp.asarray(leaf)

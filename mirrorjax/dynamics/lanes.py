@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from ..results import RESULTS, status_name
+from ..results import RESULTS, first_of, status_name
 from .guards import Field
 from .integrate import combine
 from .motion import AbstractMotion, state_dtype
@@ -50,7 +50,7 @@ def begin(motion: AbstractMotion, options: Options) -> Lane:
     """The lane of a motion at t = 0, its solver and controller started; bad input ends the lane there with a status."""
     with jax.default_matmul_precision("highest"):
         state = motion.initial()
-        valid = motion.input_status(state, options.t1)
+        valid = options.input_status(motion, state)
         start = jnp.zeros((), state_dtype(state))
         metrics, loss = eqx.filter_eval_shape(Field(motion, state).save, options.metrics, start, state)
         lane = Lane(
@@ -102,8 +102,7 @@ def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:
         end = motion.clock.ticks(options.t1, lane.tick.dtype)
         point = motion.read(t, lane.state)
         kept, loss = Field(motion, lane.state).save(options.metrics, lane.tick, lane.state)
-        overflown = (lane.result == RESULTS.successful) & jnp.logical_not(point.is_finite())
-        result = RESULTS.where(overflown, RESULTS.diverged, lane.result)
+        result = first_of(lane.result, motion.end_status(t, lane.state))
         okay = result == RESULTS.successful
         finite = jnp.sum(jnp.cumprod(jnp.isfinite(lane.loss)))
         ahead = okay & (jnp.arange(options.ts.size) >= lane.saved)

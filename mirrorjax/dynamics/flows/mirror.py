@@ -2,14 +2,15 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from ...checks import refuted
+from ...checks import require_kind
 from ...geometry.base import AbstractLegendre, Recovered
 from ...geometry.legendre import legendre
 from ...problem import Problem
@@ -18,6 +19,7 @@ from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
 from ..solution import Point
 from ..solvers.rkc import RKC
+from .given import require_legendre
 
 State = Float[Array, "..."]
 
@@ -28,15 +30,19 @@ class MirrorFlow(AbstractFlow):
     Tiny weights live in the exponents of R_a, so nothing is lost however strong the decay was.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+    **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
+    given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (5), Theorem 3.6.
     """
 
     R: AbstractLegendre | None = None
 
+    def __check_init__(self):
+        _require_legendre(self.R)
+
     def prepare(self, problem: Problem, w0: Weights) -> "MirrorMotion":
-        return MirrorMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+        return MirrorMotion(problem, *_legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class RiemannianFlow(AbstractFlow):
@@ -46,21 +52,26 @@ class RiemannianFlow(AbstractFlow):
     evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+    **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
+    given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (7).
     """
 
     R: AbstractLegendre | None = None
 
+    def __check_init__(self):
+        _require_legendre(self.R)
+
     def prepare(self, problem: Problem, w0: Weights) -> "RiemannianMotion":
-        return RiemannianMotion(problem, _legendre_of(problem, w0, self.R), problem.g(w0))
+        return RiemannianMotion(problem, *_legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class _AbstractGeometricMotion(AbstractMotion):
     """A motion in mu or in x. A subclass gives `initial`, `velocity`, `read` and `recover`."""
 
     R: eqx.AbstractVar[AbstractLegendre]
+    belongs: eqx.AbstractVar[Bool[Array, ""]]
     x0: eqx.AbstractVar[State]
 
     @abc.abstractmethod
@@ -70,6 +81,9 @@ class _AbstractGeometricMotion(AbstractMotion):
     def spent(self, t: Time) -> Float[Array, ""]:
         """`a_t`, in the dtype of the state."""
         return self.problem.accumulated(t).astype(self.x0.dtype)
+
+    def own_status(self) -> RESULTS:
+        return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
 
     def status(self, t: Time, t1: Time, state: State) -> RESULTS:
         # At t1's a: when decay has used up the range, that is why the flow ended, not the step size.
@@ -82,6 +96,7 @@ class MirrorMotion(_AbstractGeometricMotion):
 
     problem: Problem
     R: AbstractLegendre
+    belongs: Bool[Array, ""]
     x0: State
 
     def initial(self) -> State:
@@ -107,6 +122,7 @@ class RiemannianMotion(_AbstractGeometricMotion):
 
     problem: Problem
     R: AbstractLegendre
+    belongs: Bool[Array, ""]
     x0: State
 
     def initial(self) -> State:
@@ -130,13 +146,14 @@ class RiemannianMotion(_AbstractGeometricMotion):
         return diffrax.Tsit5()
 
 
-def _legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> AbstractLegendre:
-    """R_a of the problem: the given one, which must start at w0, or the one of the theory."""
+def _require_legendre(R: Any) -> None:
+    if R is not None:
+        require_kind(R, AbstractLegendre, "R", "a Legendre function such as legendre(g, h, w0)")
+
+
+def _legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> tuple[AbstractLegendre, Bool[Array, ""]]:
+    """R_a of the problem: the one of the theory, or the given one; and True if it belongs to the problem."""
     refuse_nonsmooth(problem)
     if R is None:
-        return legendre(problem.g, problem.h, w0)
-    x0 = problem.g(w0)
-    start = R.primal(jnp.zeros_like(x0), jnp.zeros((), x0.dtype)).value
-    if refuted(lambda: jnp.allclose(start, x0, rtol=1e-4, atol=1e-6), start, x0):
-        raise ValueError(f"the given R starts at x = {start}, the weights at g(w0) = {x0}; build R from the same w0")
-    return R
+        return legendre(problem.g, problem.h, w0), jnp.array(True)
+    return R, require_legendre(R, problem, w0)
