@@ -11,7 +11,8 @@ from jaxtyping import Array, ArrayLike, Bool, Float
 from ..checks import is_concrete
 from ..problem.schedule import AbstractSchedule
 from ..results import RESULTS, first_failure, select, status_name
-from .base import AbstractLegendre, Recovered, Scalar
+from .base import AbstractLegendre, Scalar
+from .points import Recovered
 
 if TYPE_CHECKING:
     from rich.table import Table
