@@ -5,18 +5,17 @@ and along grad h for "time" a: `grad Q_a(mu) = g(psi(mu, a))`, `Hess Q_a = J J^T
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..checks import Number, Numbers
+from ..checks import Number, Numbers, require_kind
 from ..problem.reparam import Weights
 from .divergence import divergence, envelope
 from .points import Like, Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
-
-Scalar = Number
 
 
 class AbstractLegendre(eqx.Module):
@@ -92,52 +91,52 @@ class AbstractLegendre(eqx.Module):
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
 
-    def weights(self, mu: Numbers, a: Scalar) -> Weights:
+    def weights(self, mu: Numbers, a: Number) -> Weights:
         """`psi(mu, a)`: the weights of the flow when its dual variable is mu; NaN outside the dual interval."""
         mu = as_point(mu, self.point_like(), "mu")
         return at_strength(lambda a: self.weights_at(mu, a), as_strength(a))
 
-    def potential(self, mu: Numbers, a: Scalar) -> Float[Array, ""]:
+    def potential(self, mu: Numbers, a: Number) -> Float[Array, ""]:
         """`Q_a(mu)`, the convex conjugate of R_a."""
         mu = as_point(mu, self.point_like(), "mu")
         return at_strength(lambda a: self.potential_at(mu, a), as_strength(a))
 
-    def primal(self, mu: Numbers, a: Scalar) -> Recovered:
+    def primal(self, mu: Numbers, a: Number) -> Recovered:
         """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point."""
         mu = as_point(mu, self.point_like(), "mu")
         return at_strength(lambda a: self.primal_at(mu, a), as_strength(a))
 
-    def dual(self, x: Numbers, a: Scalar) -> Recovered:
+    def dual(self, x: Numbers, a: Number) -> Recovered:
         """`grad R_a(x)` with a status for each point."""
         x = as_point(x, self.point_like(), "x")
         return at_strength(lambda a: self.dual_at(x, a), as_strength(a))
 
-    def metric_vector(self, mu: Numbers, v: Numbers, a: Scalar) -> Point:
+    def metric_vector(self, mu: Numbers, v: Numbers, a: Number) -> Point:
         """`Hess Q_a(mu) v = J J^T v = (Hess R_a(x))^{-1} v` at w = psi(mu, a)."""
         like = self.point_like()
         mu, v = as_point(mu, like, "mu"), as_point(v, like, "v")
         return at_strength(lambda a: self.metric_vector_at(mu, v, a), as_strength(a))
 
-    def dual_interval(self, a: Scalar) -> tuple[Point, Point]:
+    def dual_interval(self, a: Number) -> tuple[Point, Point]:
         """The open interval of each mu_i on which Q_a is finite, `(lower, upper)`; infinite where it has no end.
 
         Both ends are NaN in a coordinate where R_a does not exist; `primal` and `dual` give the reason.
         """
         return at_strength(self.dual_interval_at, as_strength(a))
 
-    def mirror_map(self, x: Numbers, a: Scalar) -> Point:
+    def mirror_map(self, x: Numbers, a: Number) -> Point:
         """`grad R_a(x) = mu`. Raises where x is outside the range or the inversion failed."""
         x = as_point(x, self.point_like(), "x")
         recovered = self.dual(x, a)
         return require_ok(recovered.value, recovered.result, x, "x")
 
-    def inverse_mirror_map(self, mu: Numbers, a: Scalar) -> Point:
+    def inverse_mirror_map(self, mu: Numbers, a: Number) -> Point:
         """`grad R_a^*(mu) = grad Q_a(mu) = x`. Raises where mu is outside the dual interval."""
         mu = as_point(mu, self.point_like(), "mu")
         recovered = self.primal(mu, a)
         return require_ok(recovered.value, recovered.result, mu, "mu")
 
-    def value(self, x: Numbers, a: Scalar) -> Float[Array, ""]:
+    def value(self, x: Numbers, a: Number) -> Float[Array, ""]:
         """`R_a(x) = <mu, x> - Q_a(mu)` at `mu = grad R_a(x)`. Raises like `mirror_map`.
 
         Its gradient is the mirror map itself, with all the digits of mu.
@@ -145,12 +144,12 @@ class AbstractLegendre(eqx.Module):
         (x,), (mu,), a = self._recovered(a, x=x)
         return self.value_at(x, mu, a)
 
-    def hessian(self, x: Numbers, a: Scalar) -> Float[Array, "..."]:
+    def hessian(self, x: Numbers, a: Number) -> Float[Array, "..."]:
         """`Hess R_a(x) = (J J^T)^{-1}`, dense, of shape `x.shape + x.shape`. Raises like `mirror_map`."""
         (x,), (mu,), a = self._recovered(a, x=x)
         return self.hessian_at(x, mu, a)
 
-    def bregman(self, x: Numbers, z: Numbers, a: Scalar) -> Float[Array, ""]:
+    def bregman(self, x: Numbers, z: Numbers, a: Number) -> Float[Array, ""]:
         """`D_a(x, z) = R_a(x) - R_a(z) - <grad R_a(z), x - z> >= 0`. Raises like `mirror_map`.
 
         The closed forms and the numeric path never take this difference, so that D keeps its digits where x is close
@@ -159,12 +158,12 @@ class AbstractLegendre(eqx.Module):
         (x, z), (mu_x, mu_z), a = self._recovered(a, x=x, z=z)
         return self.bregman_at(x, z, mu_x, mu_z, a)
 
-    def minimizer(self, a: Scalar) -> Point:
+    def minimizer(self, a: Number) -> Point:
         """`argmin R_a = g(psi(0, a))`, the positional bias. Raises where R_a does not exist."""
         recovered = at_strength(self.minimizer_at, as_strength(a))
         return require_ok(recovered.value, recovered.result, jnp.zeros_like(recovered.value), "mu")
 
-    def _recovered(self, a: Scalar, **points: Numbers) -> tuple[list[Point], list[Point], Strength]:
+    def _recovered(self, a: Number, **points: Numbers) -> tuple[list[Point], list[Point], Strength]:
         """The points and their mirror maps, which are checked to be successful, and a."""
         like = self.point_like()
         given = {name: as_point(point, like, name) for name, point in points.items()}
@@ -175,3 +174,8 @@ class AbstractLegendre(eqx.Module):
             for (name, point), recovered in zip(given.items(), found, strict=True)
         ]
         return checked, [recovered.value for recovered in found], as_strength(a)
+
+
+def require_legendre(R: Any) -> None:
+    """Raises `ValueError` unless R is a Legendre function."""
+    require_kind(R, AbstractLegendre, "R", "a Legendre function, such as legendre(g, h, w0) returns")

@@ -14,18 +14,16 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..checks import freeze, is_concrete
+from ..checks import as_scalar, freeze, require_positive
 from ..problem import AbstractRegularizer, AbstractReparameterization
-from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, require_success, select
 from .base import AbstractLegendre
 from .cells import End, flow_cell, follow_cell, integrate, recover_cell, rise_cell, size_of, solve_metric, where_tree
 from .divergence import tie_divergence
-from .points import Like, Recovered, Strength
+from .points import Like, Recovered, Strength, as_finite_weights, require_pair
 from .tied import tied
 
 
@@ -60,18 +58,19 @@ class NumericLegendre(AbstractLegendre):
     rtol: Float[Array, ""]
 
     def __init__(self, g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights, *, rtol: Any = None):
-        self.g, self.h, self.w0 = g, h, as_weights(w0)
+        require_pair(g, h)
+        self.g, self.h, self.w0 = g, h, as_finite_weights(w0)
         g.check(self.w0)
         h.check(self.w0)
         if not h.smooth:
             raise ValueError(f"{type(h).__name__} is not differentiable, so it has no R_a; use a smooth regularizer")
         leaves = jax.tree.leaves(self.w0)
-        if is_concrete(leaves) and not all(np.all(np.isfinite(leaf)) for leaf in leaves):
-            raise ValueError("w0 holds NaN or infinite entries")
         if len({leaf.dtype for leaf in leaves}) > 1:
             raise ValueError(f"w0 must have one dtype, got {sorted({str(leaf.dtype) for leaf in leaves})}")
         default = 1e-12 if leaves[0].dtype == jnp.float64 else 1e-6
-        self.rtol = jnp.asarray(default if rtol is None else rtol, leaves[0].dtype)
+        tolerance = as_scalar(default if rtol is None else rtol, "rtol")
+        require_positive(tolerance, "rtol")
+        self.rtol = tolerance.astype(leaves[0].dtype)
 
     def weights_at(self, mu: Float[Array, "..."], a: Strength) -> Weights:
         return self._psi(mu, a)[0]

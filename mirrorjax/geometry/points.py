@@ -1,4 +1,4 @@
-"""Arguments of R_a: the points x and mu and the strength a, converted and checked once for the methods of every family.
+"""Arguments of R_a: the points x and mu, the strength a and the weights, converted and checked once for all families.
 
 Known numbers are refused with a `ValueError`. Traced numbers get a status, or NaN where a method has no status, and
 cost a few operations.
@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..checks import Number, Numbers, as_float, is_concrete
+from ..checks import Number, Numbers, as_float, is_concrete, require_kind
+from ..problem import AbstractRegularizer, AbstractReparameterization
+from ..problem.problem import as_weights
+from ..problem.reparam import Weights
 from ..results import RESULTS, first_failure, require_success
 
 Point = Float[Array, "..."]
@@ -59,6 +62,25 @@ def as_point(value: Numbers, like: Like, name: str) -> Point:
             f"convert {name} to {like.dtype}"
         )
     return point.astype(like.dtype)
+
+
+def require_pair(g: Any, h: Any) -> None:
+    """Raises `ValueError` unless g is a reparameterization and h a regularizer."""
+    require_kind(g, AbstractReparameterization, "g", "a reparameterization such as Hadamard(), or Custom(fn)")
+    require_kind(h, AbstractRegularizer, "h", "a regularizer such as WeightDecay(), or CustomRegularizer(fn)")
+
+
+def as_finite_weights(w: Weights, name: str = "w0") -> Weights:
+    """Converts every leaf to an array. Raises `ValueError` where a known entry is NaN or infinite, or there is none."""
+    w = as_weights(w)
+    paths = jax.tree_util.tree_leaves_with_path(w)
+    if not sum(leaf.size for _, leaf in paths):
+        raise ValueError(f"{name} must hold weights, got {w!r}")
+    for path, leaf in paths:
+        if is_concrete(leaf) and not np.all(np.isfinite(known := np.asarray(leaf))):
+            place = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{name} must be finite, got {_entries(known, ~np.isfinite(known), place)}")
+    return w
 
 
 def as_strength(a: Number) -> Strength:

@@ -89,7 +89,7 @@ class PowerDifferenceLegendre(AbstractLevelLegendre):
             missed = plus_z * jnp.expm1(self._q * trial.up) - minus_z * jnp.expm1(self._q * trial.down) - (x - z)
             slope = self._q * (plus_x * jax.nn.sigmoid(s_x) + minus_x * jax.nn.sigmoid(-s_x))
             length = length - missed / slope
-        near = (jnp.abs(start) < 8) & (jnp.abs(length - start) <= 0.1)  # farther apart the difference has its digits
+        near = (jnp.abs(start) < 1) & (jnp.abs(length - start) <= 0.1)  # farther apart the difference has its digits
         return way(s_x, s_z, graft(jnp.where(near, length, start), start))
 
     def bregman_terms(self, x: Values, mu: Values, moves: Moves, a: Strength) -> Values:

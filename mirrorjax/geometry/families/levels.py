@@ -147,9 +147,10 @@ class AbstractLevelLegendre(AbstractSeparableLegendre):
         near = (total * tanh_half(s) - gap) / 2
         P, S = self.levels_of(s, a)
         mu = jnp.where(s > 1, U - P, jnp.where(s < -1, S - V, near)) / self.rate
-        lower, upper = jnp.minimum(U / self.rate, -V / self.rate), jnp.maximum(U / self.rate, -V / self.rate)
-        first, last = jnp.nextafter(lower, upper), jnp.nextafter(upper, lower)
-        return graft(jnp.clip(mu, jax.lax.stop_gradient(first), jax.lax.stop_gradient(last)), mu)
+        ends = jax.lax.stop_gradient((U / self.rate, -V / self.rate))
+        lower, upper = jnp.minimum(*ends), jnp.maximum(*ends)
+        inside = jnp.clip(jax.lax.stop_gradient(mu), jnp.nextafter(lower, upper), jnp.nextafter(upper, lower))
+        return graft(inside, mu)
 
     def levels_of(self, s: Values, a: Strength) -> tuple[Values, Values]:
         """`(P, S)` at this s."""

@@ -170,16 +170,32 @@ def _require_commuting(matrices: Float[Array, "k n n"], d: int) -> Float[Array, 
 def _recover(R: QuadraticLegendre, x: Vector, a: Float[Array, ""]) -> Minimum:
     """`argmin_mu Q_a(mu) - <mu, x>`, which is grad R_a(x)."""
     tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75  # the step after is its square: rounding
-    return convex_minimum(
-        lambda mu, args: args[0].potential(mu, args[2]) - mu @ args[1],
-        R._balanced(a),
-        (R, x, a),
-        gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
-        hessian=lambda mu, args: args[0]._metric(mu, args[2]),
-        rtol=tolerance,
-        atol=tolerance,
-        max_steps=500,
-    )
+
+    def search(R: QuadraticLegendre, x: Vector, a: Float[Array, ""], start: Vector) -> Minimum:
+        return convex_minimum(
+            lambda mu, args: args[0].potential_at(mu, args[2]) - mu @ args[1],
+            start,
+            (R, x, a),
+            gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
+            hessian=lambda mu, args: args[0]._metric(mu, args[2]),
+            rtol=tolerance,
+            atol=tolerance,
+            max_steps=500,
+        )
+
+    # The exponents Lambda^T mu + a lambda_0 move by 1 a Newton step at most. So a is doubled from where all of them are
+    # of order 1, and mu with it: the exponents that x depends on are of order 1 in every solution and stay so, the
+    # others only fall further.
+    frozen, point, strength = freeze((R, x, a))
+    doublings = jnp.ceil(jnp.log2(jnp.maximum(jnp.max(jnp.abs(strength * frozen.decay)), 1.0)))
+
+    def double(stage: Float[Array, ""], mu: Vector) -> Vector:
+        found = search(frozen, point, strength * 2.0 ** (stage - doublings), mu)
+        return 2 * jnp.where(found.result == RESULTS.successful, found.value, mu)
+
+    first = frozen._balanced(strength * 2.0**-doublings)
+    start = jax.lax.fori_loop(0, doublings.astype(int), lambda i, mu: double(i.astype(mu.dtype), mu), first)
+    return search(R, x, a, jax.lax.stop_gradient(start))
 
 
 def _quadratic_form(g: Quadratic, h: QuadraticForm, w0: Weights) -> QuadraticLegendre:

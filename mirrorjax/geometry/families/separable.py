@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ...checks import is_concrete
+from ...checks import Number, is_concrete
 from ...problem.reparam import AbstractReparameterization, Weights
 from ...results import RESULTS, select
-from ..base import AbstractLegendre, Scalar
+from ..base import AbstractLegendre
 from ..divergence import separable_divergence
 from ..points import Recovered, Strength
 from ..roots import monotone_root
@@ -139,7 +139,7 @@ def positive(*factors: Values) -> Bool[Array, "..."]:
     return good
 
 
-def scaled_strength(scale: Scalar, a: Scalar, like: Array) -> Float[Array, ""]:
+def scaled_strength(scale: Number, a: Number, like: Array) -> Float[Array, ""]:
     """`c a`, multiplied in the default precision (a = -1e4 has few digits in float32), in the dtype of `like`."""
     return (jnp.asarray(scale).astype(float) * jnp.asarray(a).astype(float)).astype(like.dtype)
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ...checks import is_concrete
+from ...checks import Number, as_float, as_scalar, is_concrete, require_finite
 from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure, select
 from ..base import AbstractLegendre
@@ -103,6 +103,21 @@ def _half_the_digits(like: Array) -> float:
     return float(jnp.finfo(like.dtype).eps) ** 0.5
 
 
+def _as_matrix(value: Any, name: str) -> Float[Array, "n m"]:
+    """Converts to a matrix. Raises `ValueError`, with the name, for another shape or an entry that is not finite."""
+    matrix = as_float(value, name)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"{name} must be a matrix, got shape {matrix.shape}")
+    require_finite(matrix, name)
+    return matrix
+
+
+def _as_scale(scale: Number) -> Float[Array, ""]:
+    scale = as_scalar(scale, "scale")
+    require_finite(scale, "scale")
+    return scale
+
+
 def _commutes(A: Matrix, B: Matrix) -> Bool[Array, ""]:
     return frobenius_commutator(*jax.lax.stop_gradient((A, B))) <= _half_the_digits(A)
 
@@ -131,7 +146,7 @@ class SpectralGram(AbstractLegendre):
     `psi = exp(2 mu + 2ca I) U0`. All matrices are symmetric, and only the symmetric part of an argument acts.
 
     **Arguments:** `U0` (n, r): initial weights of rank n; `scale`: c.
-    **Raises:** `ValueError` where U0 U0^T is singular.
+    **Raises:** `ValueError` where U0 U0^T is singular, or an argument is not of its kind.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (17).
     """
@@ -139,7 +154,9 @@ class SpectralGram(AbstractLegendre):
     U0: Float[Array, "n r"]
     scale: Float[Array, ""]
 
-    def __check_init__(self):
+    def __init__(self, U0: Float[Array, "n r"], scale: Number):
+        self.U0 = _as_matrix(U0, "U0")
+        self.scale = _as_scale(scale)
         if not is_concrete(self.U0):
             return
         sizes = jnp.linalg.svd(self.U0, compute_uv=False)
@@ -220,7 +237,8 @@ class SpectralProduct(AbstractLegendre):
 
     **Arguments:** `first`, `second`: K0 (r, n), Q0 (r, m), or A0 (n, r), B0 (r, m) with `transpose=False`; `left`,
     `right`: L and R; `scale`: c.
-    **Raises:** `ValueError` where the initial factors are not aligned with the frames.
+    **Raises:** `ValueError` where the initial factors are not aligned with the frames, or an argument is not of its
+    kind or shape.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 5, Eq. (9).
     """
@@ -237,16 +255,24 @@ class SpectralProduct(AbstractLegendre):
         second: Float[Array, "..."],
         left: Float[Array, "n d"],
         right: Float[Array, "m d"],
-        scale: Float[Array, ""],
+        scale: Number,
         transpose: bool = True,
     ):
+        first, second = _as_matrix(first, "first"), _as_matrix(second, "second")
+        left, right = _as_matrix(left, "left"), _as_matrix(right, "right")
         K, Q = (first if transpose else first.T), second
+        if len(K) != len(Q) or K.shape[1] != len(left) or Q.shape[1] != len(right) or left.shape[1] != right.shape[1]:
+            raise ValueError(
+                "SpectralProduct needs first (r, n), second (r, m), left (n, d) and right (m, d), or first (n, r) with "
+                f"transpose=False; got first {first.shape}, second {second.shape}, left {left.shape}, right "
+                f"{right.shape} with transpose={transpose}"
+            )
         columns, others = K @ left, Q @ right
         larger = jnp.where((jnp.sum(columns**2, axis=0) >= jnp.sum(others**2, axis=0))[None, :], columns, others)
         self.left, self.right, self.transpose = left, right, transpose
         self.middle = larger / jnp.linalg.norm(larger, axis=0, keepdims=True)
         m0, w0 = jnp.sum(self.middle * columns, axis=0), jnp.sum(self.middle * others, axis=0)
-        self.diagonal = HadamardLegendre(m0, w0, scale)
+        self.diagonal = HadamardLegendre(m0, w0, _as_scale(scale))
         if is_concrete(K, Q, left, right):
             self._refuse_unaligned(K, Q)
 
