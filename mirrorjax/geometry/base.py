@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 from ..checks import Number, Numbers, require_kind
 from ..problem.reparam import Weights
 from .divergence import divergence, envelope
-from .points import Like, Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
+from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
 
 
 class AbstractLegendre(eqx.Module):
@@ -60,7 +60,7 @@ class AbstractLegendre(eqx.Module):
     def dual_interval_at(self, a: Strength) -> tuple[Point, Point]:
         """Both ends of the interval of each mu_i; NaN where R_a does not exist."""
 
-    def point_like(self) -> Like:
+    def point_like(self) -> jax.ShapeDtypeStruct:
         """The shape and dtype of x and mu."""
         return jax.eval_shape(lambda: self.dual_interval_at(0.0)[0])
 

@@ -23,7 +23,7 @@ from ..results import RESULTS, require_success, select
 from .base import AbstractLegendre
 from .cells import End, flow_cell, follow_cell, integrate, recover_cell, rise_cell, size_of, solve_metric, where_tree
 from .divergence import tie_divergence
-from .points import Like, Recovered, Strength, as_finite_weights, require_pair
+from .points import Recovered, Strength, as_finite_weights, require_pair
 from .tied import tied
 
 
@@ -108,7 +108,7 @@ class NumericLegendre(AbstractLegendre):
         arguments = (self, jnp.asarray(a, self.rtol.dtype))
         return _ends(*eqx.internal.nondifferentiable(arguments, name="NumericLegendre.dual_interval"))
 
-    def point_like(self) -> Like:
+    def point_like(self) -> jax.ShapeDtypeStruct:
         return jax.eval_shape(self.g, self.w0)
 
     def value_at(self, x: Float[Array, "..."], mu: Float[Array, "..."], a: Strength) -> Float[Array, ""]:

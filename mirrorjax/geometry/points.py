@@ -21,7 +21,6 @@ from ..problem.reparam import Weights
 from ..results import RESULTS, first_failure, require_success
 
 Point = Float[Array, "..."]
-Like = jax.ShapeDtypeStruct | Array
 Strength = float | Float[Array, ""]
 
 
@@ -40,7 +39,7 @@ class Recovered(eqx.Module):
         return self.result == RESULTS.successful
 
 
-def as_point(value: Numbers, like: Like, name: str) -> Point:
+def as_point(value: Numbers, like: jax.ShapeDtypeStruct, name: str) -> Point:
     """Converts `value` to an array of the shape and dtype of `like`.
 
     Integers and Python numbers take the dtype of `like`, and so does an array of a shorter float type. Raises
@@ -56,12 +55,17 @@ def as_point(value: Numbers, like: Like, name: str) -> Point:
             "points"
         )
     given = getattr(value, "dtype", like.dtype)
-    if jnp.issubdtype(given, jnp.floating) and jnp.promote_types(point.dtype, like.dtype) != like.dtype:
+    if jnp.issubdtype(given, jnp.floating) and jnp.finfo(point.dtype).nmant > jnp.finfo(like.dtype).nmant:
         raise ValueError(
             f"{name} has dtype {point.dtype} and R has dtype {like.dtype}; build R from weights in {point.dtype}, or "
             f"convert {name} to {like.dtype}"
         )
     return point.astype(like.dtype)
+
+
+def shape_of(point: Point) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a point."""
+    return jax.ShapeDtypeStruct(point.shape, point.dtype)
 
 
 def require_pair(g: Any, h: Any) -> None:

@@ -4,6 +4,7 @@ import abc
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -13,7 +14,7 @@ from ...problem import AbstractRegularizer, Compatible, Hadamard, Square, Weight
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..divergence import tie_value
-from ..points import Like, Recovered, Strength
+from ..points import Recovered, Strength, shape_of
 from ..registry import register_legendre
 from .separable import (
     AbstractSeparableLegendre,
@@ -104,8 +105,8 @@ class AbstractHyperbolicLegendre(AbstractSeparableLegendre):
     def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
         return reciprocal_hypotenuse(x, self.log_A(a)) / self.gain
 
-    def point_like(self) -> Like:
-        return self.sizes()[0]
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.sizes()[0])
 
     def minimizer_at(self, a: Strength) -> Recovered:
         x0 = self.start()
@@ -200,8 +201,8 @@ class SquareLegendre(AbstractSeparableLegendre):
     def existence_status(self, a: Strength) -> RESULTS:
         return select(positive(self.w0), RESULTS.successful, RESULTS.invalid_weights)
 
-    def point_like(self) -> Like:
-        return self.w0
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.w0)
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
         return x > 0

@@ -23,7 +23,7 @@ from ...checks import freeze
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..divergence import graft
-from ..points import Like, Strength
+from ..points import Strength, shape_of
 from ..tied import tied
 from .separable import AbstractSeparableLegendre, Values, positive, scaled_strength
 from .stable import softplus_change, tanh_half
@@ -88,8 +88,8 @@ class AbstractLevelLegendre(AbstractSeparableLegendre):
         """The part of R_a that depends on the weights alone."""
         return jnp.zeros((), self.u0.dtype)
 
-    def point_like(self) -> Like:
-        return self.u0
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.u0)
 
     def _start(self, a: Strength) -> tuple[Values, Values]:
         move = self.rate * scaled_strength(self.scale, a, self.u0)

@@ -15,7 +15,7 @@ from ..base import AbstractLegendre
 from ..commutators import largest_commutator
 from ..divergence import tie_divergence
 from ..newton import Minimum, convex_minimum, solve_spd
-from ..points import Like, Recovered, Strength
+from ..points import Recovered, Strength
 from ..registry import register_legendre
 from .separable import scaled_strength
 from .stable import exp_excess
@@ -89,8 +89,8 @@ class QuadraticLegendre(AbstractLegendre):
         like = self.rates[:, 0]
         return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
 
-    def point_like(self) -> Like:
-        return self.rates[:, 0]
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.rates.shape[:1], self.rates.dtype)
 
     def dual_at(self, x: Vector, a: Strength) -> Recovered:
         finite = jnp.all(jnp.isfinite(x))

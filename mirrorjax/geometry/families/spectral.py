@@ -17,7 +17,7 @@ from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure, select
 from ..base import AbstractLegendre
 from ..commutators import frobenius_commutator, largest_commutator
-from ..points import Like, Recovered, Strength
+from ..points import Recovered, Strength
 from .hyperbolic import HadamardLegendre
 from .separable import scaled_strength
 
@@ -218,7 +218,7 @@ class SpectralGram(AbstractLegendre):
                 f"for A[{int(first)}] and A[{int(second)}]; only the primal flow is defined"
             )
 
-    def point_like(self) -> Like:
+    def point_like(self) -> jax.ShapeDtypeStruct:
         n = self.U0.shape[0]
         return jax.ShapeDtypeStruct((n, n), self.U0.dtype)
 
@@ -357,7 +357,7 @@ class SpectralProduct(AbstractLegendre):
         """Raises `ValueError` unless the sensing matrices are diagonal in the frames."""
         _require_rows_that_hold(self, rows)
 
-    def point_like(self) -> Like:
+    def point_like(self) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct((len(self.left), len(self.right)), self.left.dtype)
 
     def minimizer_at(self, a: Strength) -> Recovered:

@@ -157,13 +157,14 @@ def hyperbolic_bregman(x: Values, z: Values, log_A: Values) -> Values:
 
 
 def _hyperbolic_bregman_log_A(x: Values, z: Values, log_A: Values) -> Values:
-    """`-D` of `hypotenuse`, which is `A^2 (cosh d - 1) / H(z)`."""
-    gap = hyperbolic_gap(x, z, log_A)
-    near = jnp.abs(gap) < 1
-    half = jnp.sinh(jnp.where(near, gap, 0.0) / 2)
-    close = 2 * jnp.exp(log_A) * cosine(z, log_A) * half**2
-    far = hypotenuse(x, log_A) - hypotenuse(z, log_A) - sine(z, log_A) * (x - z)
-    return -jnp.where(near, close, far)
+    """`-D` of `hypotenuse`, which is `A^2 (cosh d - 1) / H(z)` with `cosh d - 1 = e^|d| (1 - e^-|d|)^2 / 2`."""
+    gap = jnp.abs(hyperbolic_gap(x, z, log_A))
+    near = gap < 1
+    close = jnp.exp(log_A) * cosine(z, log_A) * jnp.exp(jnp.where(near, gap, 0.0))
+    # Farther apart e^|d| may exceed the floats.
+    log_H = jnp.log(jnp.maximum(hypotenuse(z, log_A), jnp.finfo(z.dtype).tiny))
+    far = jnp.exp(2 * log_A + gap - jnp.where(z == 0, log_A, log_H))
+    return -jnp.where(near, close, far) * jnp.expm1(-gap) ** 2 / 2
 
 
 @jax.custom_jvp
