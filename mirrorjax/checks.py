@@ -49,7 +49,7 @@ def as_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
     return array
 
 
-def as_float(value: ArrayLike, name: str) -> Float[Array, "..."]:
+def as_float(value: Numbers, name: str) -> Float[Array, "..."]:
     """Converts `value` to a floating-point array. Raises `ValueError`, with the name, for anything not real numbers.
 
     A finite number that the default precision cannot hold is refused too: it would silently become infinite.
@@ -110,7 +110,7 @@ def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: s
     raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
-def as_time(value: ArrayLike, name: str) -> Float[Array, "..."]:
+def as_time(value: Numbers, name: str) -> Float[Array, "..."]:
     """Converts `value` to the precision of time, the default float type: float64 where x64 is enabled."""
     return as_float(value, name).astype(float)
 

@@ -30,6 +30,8 @@ class RESULTS(eqx.Enumeration):
     - `outside_dual_interval`: mu lies outside the interval on which R_a's conjugate is finite.
     - `range_exhausted`: so much regularization has been spent that R_a does not exist any more.
     - `not_converged`: an inversion or a minimisation did not reach its tolerance.
+    - `invalid_strength`: the accumulated regularization a is positive, NaN or infinite.
+    - `overflow`: x or mu exceeds the largest number of its dtype.
     """
 
     successful = "Successful: the end was reached, and every number is finite."
@@ -70,10 +72,12 @@ class RESULTS(eqx.Enumeration):
         "t1 is not a whole number of descent steps. Choose t1 as a multiple of step_size, so that every step is whole."
     )
     outside_range = (
-        "x lies outside the range of the parameterization at this a: no weights that the flow can reach give it."
+        "x is not finite, or lies outside the range of the parameterization at this a: no weights that the flow can "
+        "reach give it."
     )
     outside_dual_interval = (
-        "mu lies outside the dual interval of R_a at this a: the flow would have left the weights' domain before."
+        "mu is not finite, or lies outside the dual interval of R_a at this a: the flow would have left the weights' "
+        "domain before."
     )
     range_exhausted = (
         "The accumulated regularization a is past the strength at which this parameterization runs out of range: R_a "
@@ -81,6 +85,14 @@ class RESULTS(eqx.Enumeration):
     )
     not_converged = (
         "An inversion or minimisation did not reach its tolerance. Raise its `max_steps`, start nearer, or use float64."
+    )
+    invalid_strength = (
+        "a is positive, NaN or infinite. The accumulated regularization must be finite and a <= 0, minus the "
+        "regularization spent: a_t = -int_0^t alpha."
+    )
+    overflow = (
+        "The answer exceeds the largest number of its dtype: mu or a is too large. Use float64, or a smaller |mu| "
+        "or |a|."
     )
 
 

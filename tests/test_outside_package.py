@@ -53,7 +53,7 @@ class ExponentialLegendre(mj.AbstractSeparableLegendre):
     def potential_terms(self, mu, a):
         return self.flow(mu, a)
 
-    def dual_interval(self, a):
+    def dual_interval_at(self, a):
         upper = jnp.exp(-self.w0) - a
         return jnp.full_like(upper, -jnp.inf), upper
 
