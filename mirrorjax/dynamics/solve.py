@@ -61,6 +61,7 @@ def solve(
     refuse_unknown(how, "solve")
     w0, t1, flow = as_weights(w0), as_time_scalar(t1, "t1"), choose_flow(how)
     problem.check(w0, t1)
+    problem = problem.capture(w0)
     motion = flow.prepare(problem, w0)
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
     options = make_options(flow, motion, dtype, t1, how, adjoint)
