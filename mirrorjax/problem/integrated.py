@@ -206,7 +206,7 @@ class CustomSchedule(AbstractIntegratedSchedule):
 
     @property
     def breakpoints(self) -> Float[Array, " breakpoints"]:
-        return self.times
+        return jnp.asarray(self.times)
 
     def read(self, t1: Time) -> Reading:
         """Reads each piece in 1024 cells, and in cells that halve towards its ends until they are a rounding long."""
@@ -214,7 +214,7 @@ class CustomSchedule(AbstractIntegratedSchedule):
         edges = jnp.concatenate([jnp.zeros(1), jnp.minimum(schedule.times, t1), t1[None]])
         halves = 0.5 ** np.arange(1, -np.log2(jnp.finfo(edges.dtype).eps))
         shares = np.unique(np.concatenate([np.linspace(0.0, 1.0, _CELLS + 1), halves, 1 - halves]))
-        pieces = edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(shares, edges.dtype)
+        pieces = edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(shares[None], edges.dtype)
         # The start of each piece follows the end of the one before: the cell between them is empty.
         cells = _read_cells(schedule.strength, pieces.ravel())
         return _join(_read_ends(schedule.strength, jnp.stack([jnp.zeros_like(t1), t1])), cells)
@@ -240,11 +240,11 @@ def _panels(strength: Callable, start: Float[Array, ""], length: Float[Array, ""
     return values @ jnp.asarray(np.tile(weights / 2, _PANELS) / _PANELS, values.dtype)
 
 
-def _read_cells(strength: Callable, edges: Float[Array, " cells+1"]) -> Reading:
+def _read_cells(strength: Callable, edges: Float[Array, " edges"]) -> Reading:
     """Reads each cell between two edges at 4 Gauss-Legendre nodes; empty cells count for nothing."""
     nodes, weights = np.polynomial.legendre.leggauss(4)
     starts, lengths = edges[:-1], jnp.diff(edges)
-    times = starts[:, None] + lengths[:, None] * jnp.asarray((nodes + 1) / 2, edges.dtype)
+    times = starts[:, None] + lengths[:, None] * jnp.asarray((nodes + 1)[None] / 2, edges.dtype)
     values = jax.vmap(jax.vmap(strength))(times)
     integral = jnp.sum(jnp.where(lengths > 0, lengths * (values @ jnp.asarray(weights / 2, values.dtype)), 0.0))
     lowest = jnp.where((lengths > 0)[:, None], _lowest(values), jnp.inf).ravel()
@@ -264,7 +264,7 @@ def _lowest(values: Float[Array, "..."]) -> Float[Array, "..."]:
 
 
 def _join(one: Reading, other: Reading) -> Reading:
-    is_worse = other.worst < one.worst
+    is_worse = (other.worst < one.worst) | ((other.worst == one.worst) & (other.at < one.at))
     return Reading(
         one.integral + other.integral,
         jnp.where(is_worse, other.worst, one.worst),
