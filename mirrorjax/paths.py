@@ -80,9 +80,13 @@ def path_mask(patterns: Patterns) -> Callable[[PyTree], PyTree]:
 
     **Arguments:** `patterns`: one pattern or several, e.g. `"*/kernel"`. A pattern names a tensor, or a subtree and all
     tensors in it; `*` stands for any characters, `/` among them.
-    **Raises:** when the mask is applied to a tree, `ValueError` for a pattern that names nothing, with the nearest
-    names.
+    **Raises:** `ValueError` for anything else; when the mask is applied to a tree, also for a pattern that names
+    nothing, with the nearest names.
     """
+
+    known = [patterns] if isinstance(patterns, str) else patterns
+    if not (isinstance(known, Sequence) and known and all(isinstance(pattern, str) for pattern in known)):
+        raise ValueError(f"path_mask takes a pattern such as '*/kernel', or a list of patterns, got {patterns!r}")
 
     def mask(params: PyTree) -> PyTree:
         return jax.tree.unflatten(jax.tree.structure(params), select(leaf_names(params), patterns))

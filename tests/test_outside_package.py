@@ -67,7 +67,7 @@ class Triangle(mj.AbstractSchedule):
     peak: Float[Array, ""]
     half: Float[Array, ""]
 
-    def __call__(self, t):
+    def strength(self, t):
         return self.peak * jnp.maximum(1 - jnp.abs(t / self.half - 1), 0)
 
     def integral(self, t):

@@ -71,6 +71,7 @@ def solve(
     require_kind(problem, Problem, "problem", "a Problem(g, h, alpha, objective), the first argument before w0")
     w0, t1, flow = as_weights(w0), as_time_scalar(t1, "t1"), choose_flow(how)
     problem.check(w0, t1)
+    problem = problem.capture(w0)
     motion = flow.prepare(problem, w0)
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
     adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
