@@ -43,7 +43,7 @@ class OnPiece(AbstractSchedule):
     schedule: AbstractSchedule
     piece: Piece
 
-    def __call__(self, t: Time) -> Float[Array, ""]:
+    def strength(self, t: Time) -> Float[Array, ""]:
         end, reflected = self._reflect(t)
         return 2 * self.schedule(end) - self.schedule(reflected)
 

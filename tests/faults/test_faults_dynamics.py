@@ -1,7 +1,6 @@
 """Bad inputs of solve, its flows and options, and numbers of flows that once were wrong without a word."""
 
 # Bad inputs are what this file is made of.
-# pyright: reportArgumentType=false
 
 import functools
 

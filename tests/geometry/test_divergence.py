@@ -121,8 +121,8 @@ def decimal(value: Any) -> Decimal:
 def program(name: str, dtype: type) -> tuple[Any, Legendre, Any]:
     """R, its oracle, and D with its slopes in x, z and a at many points; compiled once."""
     case = CASES[name]
-    weights, c = tuple(jnp.asarray([w], dtype) for w in case.w), dtype(case.c)
-    R = legendre(case.g, mj.Compatible(case.g, c), weights if len(weights) > 1 else weights[0])
+    weights, c = [jnp.asarray([w], dtype) for w in case.w], dtype(case.c)
+    R = legendre(case.g, mj.Compatible(case.g, c), tuple(weights) if len(weights) > 1 else weights[0])
     oracle = Legendre(name.rstrip("25"), tuple(decimal(w[0]) for w in weights), decimal(c), getattr(case.g, "k", 0))
 
     @jax.jit
