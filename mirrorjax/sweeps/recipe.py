@@ -88,7 +88,8 @@ def read_recipe(path: Path) -> Recipe:
         if name in entries:
             arguments[name] = _one_of(path, name, entries[name], known)()
     grid, lane = _grid(path, entries), _function(path, "lane", entries["lane"])
-    require_parameters(lane, grid if isinstance(grid, dict) else grid.values, f"{path}: the lane {entries['lane']!r}")
+    names = entries["grid"] if "grid" in entries else entries["zip"]
+    require_parameters(lane, names, f"{path}: the lane {entries['lane']!r}")
     return Recipe(lane, grid, arguments)
 
 

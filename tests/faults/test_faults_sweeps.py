@@ -33,7 +33,8 @@ def keeping(alpha):
 
 
 def swept(function: Any, grid: Any = None, **how: Any) -> Any:
-    return mj.sweep(function, {"alpha": [0.1, 0.2]} if grid is None else grid, **{"t1": 1.0, **how})
+    settings: dict[str, Any] = {"t1": 1.0, **how}
+    return mj.sweep(function, {"alpha": [0.1, 0.2]} if grid is None else grid, **settings)
 
 
 def by_depth(depth):
@@ -57,7 +58,8 @@ def uneven():
 
 
 def heat_map(values, columns):
-    rows, words = np.array([1.0, 2.0]), {"title": "", "row_label": "", "column_label": "", "value_label": ""}
+    words: Any = {"title": "", "row_label": "", "column_label": "", "value_label": ""}
+    rows = np.array([1.0, 2.0])
     return plot.heat_map(values, rows, np.array(columns), **words)
 
 
