@@ -9,6 +9,7 @@ import optax
 from jaxtyping import PyTree
 
 from ..calls import calling
+from ..checks import is_concrete
 from ..paths import is_named, named_leaves, path_mask
 
 # A mask as optax takes it (a tree of booleans, or a function of the parameters), or patterns over paths.
@@ -32,10 +33,11 @@ def as_mask(mask: Mask) -> Callable[[PyTree], PyTree]:
         return path_mask(mask)
     leaves = jax.tree.leaves(mask)
     if leaves and all(callable(leaf) for leaf in leaves):
+        of_params: Any = mask
 
         def function(params: PyTree) -> PyTree:
             with calling("the mask"):
-                tree = mask(params)
+                tree = of_params(params)
             return _checked(tree, params)
 
         return function
@@ -67,7 +69,7 @@ def _checked(mask: PyTree, params: PyTree) -> PyTree:
 def _require_booleans(mask: PyTree) -> None:
     for name, leaf in named_leaves(mask):
         is_flag = getattr(leaf, "dtype", None) == np.bool_ and np.ndim(leaf) == 0
-        if not (isinstance(leaf, bool) or is_flag) or isinstance(leaf, jax.core.Tracer):
+        if not (isinstance(leaf, bool) or is_flag) or not is_concrete(leaf):
             where = f" at {name!r}" if name else ""
             raise ValueError(
                 "a mask must be True or False, a tree of them like the parameters, patterns over paths such as "

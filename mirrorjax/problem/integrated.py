@@ -214,7 +214,7 @@ class CustomSchedule(AbstractIntegratedSchedule):
         edges = jnp.concatenate([jnp.zeros(1), jnp.minimum(schedule.times, t1), t1[None]])
         halves = 0.5 ** np.arange(1, -np.log2(jnp.finfo(edges.dtype).eps))
         shares = np.unique(np.concatenate([np.linspace(0.0, 1.0, _CELLS + 1), halves, 1 - halves]))
-        pieces = edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(shares[None], edges.dtype)
+        pieces = edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(shares, edges.dtype)[None]
         # The start of each piece follows the end of the one before: the cell between them is empty.
         cells = _read_cells(schedule.strength, pieces.ravel())
         return _join(_read_ends(schedule.strength, jnp.stack([jnp.zeros_like(t1), t1])), cells)
