@@ -1,7 +1,7 @@
 """Masks: which tensors a transformation acts on, as optax takes them or as patterns over paths."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any
 
 import jax
 import numpy as np
@@ -33,10 +33,11 @@ def as_mask(mask: Mask) -> Callable[[PyTree], PyTree]:
         return path_mask(mask)
     leaves = jax.tree.leaves(mask)
     if leaves and all(callable(leaf) for leaf in leaves):
+        of_params: Any = mask
 
         def function(params: PyTree) -> PyTree:
             with calling("the mask"):
-                tree = cast(Callable[[PyTree], PyTree], mask)(params)
+                tree = of_params(params)
             return _checked(tree, params)
 
         return function
