@@ -110,6 +110,15 @@ def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: s
     raise ValueError(f"{name} must be {wanted}, got {value!r}")
 
 
+def require_key(value: Any, name: str) -> None:
+    """Raises `ValueError` unless `value` is one random key, of `jax.random.key` or the older `jax.random.PRNGKey`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    is_older = dtype == jnp.uint32 and shape is not None and len(shape) == 1
+    if not (is_key or is_older):
+        raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {value!r}")
+
+
 def as_time(value: ArrayLike, name: str) -> Float[Array, "..."]:
     """Converts `value` to the precision of time, the default float type: float64 where x64 is enabled."""
     return as_float(value, name).astype(float)
