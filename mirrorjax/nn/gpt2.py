@@ -114,7 +114,8 @@ class GPT2(nnx.Module):
             raise ValueError(f"tokens must have shape (batch, length), got {tokens.shape}{remedy}")
         if tokens.shape[1] > context:
             raise ValueError(f"a text of {tokens.shape[1]} tokens is longer than the context, {context}: cut it")
-        tokens = tokens.astype(jnp.promote_types(tokens.dtype, jnp.int32))  # 8 bits do not hold the vocabulary
+        if tokens.dtype.itemsize < 4:
+            tokens = tokens.astype(jnp.int32)  # 8 bits do not hold the vocabulary that they are compared with
         if refuted(lambda: jnp.all((tokens >= 0) & (tokens < vocabulary)), tokens):
             low, high = int(tokens.min()), int(tokens.max())
             raise ValueError(f"tokens must lie in 0 .. {vocabulary - 1}, got {low} .. {high}: is it another tokenizer?")

@@ -33,14 +33,16 @@ def sparsity(tree: PyTree, threshold: Float[ArrayLike, ""] = 0.0, patterns: Patt
     limit = as_scalar(threshold, "threshold")
     require_nonnegative(limit, "threshold", finite=False)
     _, tensors = _chosen(tree, patterns)
-    small = sum((jnp.sum(jnp.abs(x) <= _limit_for(x, limit)) for x in tensors), jnp.zeros((), int))
+    small = sum((_small(x, limit) for x in tensors), jnp.zeros((), int))
     is_known = jnp.all(jnp.stack([~jnp.any(jnp.isnan(x)) for x in tensors])) & (limit >= 0)
     return jnp.where(is_known, small / sum(x.size for x in tensors), jnp.nan)
 
 
-def _limit_for(tensor: Array, limit: Float[Array, ""]) -> Float[Array, ""]:
-    """The threshold in the precision of the tensor, so that 0.1 counts an entry of 0.1; as it is beside integers."""
-    return limit.astype(tensor.dtype) if jnp.issubdtype(tensor.dtype, jnp.floating) else limit
+def _small(tensor: Array, limit: Float[Array, ""]) -> Array:
+    """The number of entries up to the threshold, in the precision of the tensor, so that 0.1 counts an entry of 0.1."""
+    if not jnp.issubdtype(tensor.dtype, jnp.floating):
+        tensor = jnp.abs(tensor).astype(limit.dtype)
+    return jnp.sum(jnp.abs(tensor) <= limit.astype(tensor.dtype))
 
 
 def prune(tree: PyTree, share: float | int, patterns: Patterns = "*") -> PyTree:

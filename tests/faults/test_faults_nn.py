@@ -29,7 +29,6 @@ from mirrorjax.paths import select
 
 FOLDER = Path(tempfile.mkdtemp())
 TREE = {"a": {"kernel": jnp.ones((4, 3)), "bias": jnp.ones(3)}}
-LIMIT = {"sha256": None}
 
 
 # Tensors as g(w)
@@ -113,11 +112,11 @@ def track(product):
 
 SPECTRA = [
     Refusal("words as factors", lambda: nn.product_spectrum("a", jnp.ones((2, 2))), "a must be a number or an array"),
-    Refusal("complex factors", lambda: nn.product_spectrum(1j * jnp.ones((2, 2)), jnp.ones((2, 2))), "must be real"),
-    Refusal("empty factors", lambda: nn.product_spectrum(jnp.ones((2, 0)), jnp.ones((0, 2))), "must have entries"),
     Refusal(
-        "heads 0", lambda: nn.attention_factors(CUBE, CUBE, 0), "heads must be a whole number of at least 1, got 0"
+        "complex factors", lambda: nn.product_spectrum(jnp.ones((2, 2), complex), jnp.ones((2, 2))), "must be real"
     ),
+    Refusal("empty factors", lambda: nn.product_spectrum(jnp.ones((2, 0)), jnp.ones((0, 2))), "must have entries"),
+    Refusal("heads 0", lambda: nn.attention_factors(CUBE, CUBE, 0), "heads must be a whole number of at least 1"),
     Refusal("heads -2", lambda: nn.attention_factors(CUBE, CUBE, -2), "heads must be a whole number"),
     Refusal("heads 1.5", lambda: nn.attention_factors(CUBE, CUBE, 1.5), "heads must be a whole number"),
     Refusal("either layout", lambda: nn.attention_factors(CUBE, CUBE, 4), r"can be \(.., d, heads, r\) and"),
@@ -257,7 +256,7 @@ def branching(rate):
     return lane(rate if rate > 0 else 0.1)
 
 
-NEEDY = optax.GradientTransformationExtraArgs(optax.sgd(0.1).init, lambda u, s, p=None, *, hessian: (u, s))
+NEEDY = optax.GradientTransformationExtraArgs(optax.sgd(0.1).init, lambda u, s, p=None, *, hessian, **extra: (u, s))
 TRAIN = [
     Refusal("an optimizer class", lambda: using(optax.GradientTransformation), "must return an optax optimizer first"),
     Refusal("an optimizer function", lambda: using(optax.sgd), "called with its learning rate"),
@@ -265,13 +264,11 @@ TRAIN = [
     Refusal("lookahead", lambda: using(optax.lookahead(optax.sgd(0.1), 5, 0.5)), "optax.lookahead trains pairs"),
     Refusal("an optimizer that needs more", lambda: using(NEEDY), "needs more than train has.*hessian"),
     Refusal("int weights", lambda: using(weights={"w": jnp.ones(2, int)}), "floating point, got dtype int64 at 'w'"),
-    Refusal("complex weights", lambda: using(weights={"w": 1j * jnp.ones(2)}), "got dtype complex128 at 'w'"),
+    Refusal("complex weights", lambda: using(weights={"w": jnp.ones(2, complex)}), "got dtype complex128 at 'w'"),
     Refusal("numbers as weights", lambda: using(weights={"w": 1.0}), "got 1.0 at 'w'"),
     Refusal("no weights", lambda: using(weights={}), "must return weights to train"),
     Refusal("key 3", lambda: using(key=3), "must be one random key, .* got 3"),
-    Refusal(
-        "two parts", lambda: run(lambda rate: lane(rate)[:2]), r"must return \(optimizer, weights, key\), got tuple"
-    ),
+    Refusal("two parts", lambda: run(lambda rate: lane(rate)[:2]), r"\(optimizer, weights, key\), got tuple"),
     Refusal("a lane with if", lambda: run(branching), "the lane needs the value of a number that is traced"),
     Refusal("a lane None", lambda: run(None), "lane"),
     Refusal("a loss None", lambda: run(loss=None), "loss must be a function"),
@@ -355,14 +352,15 @@ def trained(optimizer, **changed):
     """The weights that train ends with and those of the same loop written out."""
     start = {"w": jnp.asarray([1.0, 2.0])}
     loss = lambda w, b: jnp.sum(jnp.cosh(w["w"]))  # noqa: E731
-    found = run(lambda rate: (optimizer, start, KEY), loss=loss, keep=True, metrics=None, **changed)
-    weights, state = start, optimizer.init(start)
-    for _ in range(2):
-        value, gradient = jax.value_and_grad(loss)(weights, 0.0)
-        updates, state = optimizer.update(
-            gradient, state, weights, value=value, grad=gradient, value_fn=lambda w: loss(w, 0.0)
-        )
-        weights = optax.apply_updates(weights, updates)
+    with jax.numpy_dtype_promotion("standard"):  # as optax needs it
+        found = run(lambda rate: (optimizer, start, KEY), loss=loss, keep=True, metrics=None, **changed)
+        weights, state = start, optimizer.init(start)
+        for _ in range(2):
+            value, gradient = jax.value_and_grad(loss)(weights, 0.0)
+            updates, state = optimizer.update(
+                gradient, state, weights, value=value, grad=gradient, value_fn=lambda w: loss(w, 0.0)
+            )
+            weights = optax.apply_updates(weights, updates)
     return found["weights.w"].values[0], weights["w"]
 
 
