@@ -21,6 +21,9 @@ Numbers = TypeAliasType("Numbers", ArrayLike | Sequence[Any])
 """An array of numbers: an array, a number, or nested lists of numbers."""
 
 
+LONG = 200  # characters of a value that an error message shows
+
+
 def is_concrete(*values: Any) -> bool:
     """Returns True if every leaf of the values is known now, rather than a tracer inside jit, vmap or grad."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
@@ -107,7 +110,19 @@ def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: s
         raise ValueError(
             f"{name} must be {wanted}, got the class {value.__name__} itself; call it: {value.__name__}(..)"
         )
-    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    shown = repr(value)
+    if len(shown) > LONG or "\n" in shown:
+        shown = f"an object of type {type(value).__name__}"
+    raise ValueError(f"{name} must be {wanted}, got {shown}")
+
+
+def require_key(value: Any, name: str) -> None:
+    """Raises `ValueError` unless `value` is one random key, of `jax.random.key` or the older `jax.random.PRNGKey`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    is_older = dtype == jnp.uint32 and shape is not None and len(shape) == 1
+    if not (is_key or is_older):
+        raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {value!r}")
 
 
 def as_time(value: Numbers, name: str) -> Float[Array, "..."]:
