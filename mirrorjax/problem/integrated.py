@@ -210,14 +210,14 @@ class CustomSchedule(AbstractIntegratedSchedule):
 
     def read(self, t1: Time) -> Reading:
         """Reads each piece in 1024 cells, and in cells that halve towards its ends until they are a rounding long."""
-        schedule, t1 = freeze((self, jnp.asarray(t1, float)))
-        edges = jnp.concatenate([jnp.zeros(1), jnp.minimum(schedule.times, t1), t1[None]])
+        schedule, end = freeze((self, jnp.asarray(t1, float)))
+        edges = jnp.concatenate([jnp.zeros(1), jnp.minimum(schedule.times, end), end[None]])
         halves = 0.5 ** np.arange(1, -np.log2(jnp.finfo(edges.dtype).eps))
         shares = np.unique(np.concatenate([np.linspace(0.0, 1.0, _CELLS + 1), halves, 1 - halves]))
         pieces = edges[:-1, None] + jnp.diff(edges)[:, None] * jnp.asarray(shares, edges.dtype)[None]
         # The start of each piece follows the end of the one before: the cell between them is empty.
         cells = _read_cells(schedule.strength, pieces.ravel())
-        return _join(_read_ends(schedule.strength, jnp.stack([jnp.zeros_like(t1), t1])), cells)
+        return _join(_read_ends(schedule.strength, jnp.stack([jnp.zeros_like(end), end])), cells)
 
     def has_valid_numbers(self) -> Bool[Array, ""]:
         return nonnegative(self.times, finite=False)
