@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from ..calls import refuse_traced, require_parameters
 from ..checks import Numbers, as_count, require_kind
@@ -218,7 +218,7 @@ def _advance(shared: tuple[Task, Array], lanes: tuple[Values, Carry]) -> tuple[C
     return jax.vmap(lane)(*lanes)
 
 
-def _gradient(task: Task, weights: PyTree, keys: PRNGKeyArray) -> tuple[Float[Array, ""], PyTree]:
+def _gradient(task: Task, weights: PyTree, keys: Shaped[Array, "batches *key"]) -> tuple[Float[Array, ""], PyTree]:
     """Averages loss and gradient over the batches of a step."""
 
     def add(total: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
@@ -231,7 +231,7 @@ def _gradient(task: Task, weights: PyTree, keys: PRNGKeyArray) -> tuple[Float[Ar
     return jax.tree.map(lambda x: x / task.accumulate, total)
 
 
-def _mean_loss(task: Task, keys: PRNGKeyArray, weights: PyTree) -> Float[Array, ""]:
+def _mean_loss(task: Task, keys: Shaped[Array, "batches *key"], weights: PyTree) -> Float[Array, ""]:
     """The loss of the batches of a step, of whose mean `_gradient` is the gradient."""
     return jnp.mean(jax.lax.map(lambda key: task.loss(weights, _divide(task.batch(key), task.shares)), keys))
 
