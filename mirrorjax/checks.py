@@ -21,6 +21,9 @@ Numbers = TypeAliasType("Numbers", ArrayLike | Sequence[Any])
 """An array of numbers: an array, a number, or nested lists of numbers."""
 
 
+LONG = 200  # characters of a value that an error message shows
+
+
 def is_concrete(*values: Any) -> bool:
     """Returns True if every leaf of the values is known now, rather than a tracer inside jit, vmap or grad."""
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
@@ -34,7 +37,7 @@ def refuted(condition: Callable[[], Bool[Array, ""]], *values: Any) -> bool:
     """
     if not is_concrete(*values):
         return False
-    with jax.ensure_compile_time_eval():
+    with jax.ensure_compile_time_eval(), jax.transfer_guard("allow"):
         return not bool(condition())
 
 
@@ -49,7 +52,7 @@ def as_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
     return array
 
 
-def as_float(value: ArrayLike, name: str) -> Float[Array, "..."]:
+def as_float(value: Numbers, name: str) -> Float[Array, "..."]:
     """Converts `value` to a floating-point array. Raises `ValueError`, with the name, for anything not real numbers.
 
     A finite number that the default precision cannot hold is refused too: it would silently become infinite.
@@ -84,10 +87,16 @@ def as_array(value: Any, name: str) -> Array:
         kept = known.astype(narrow)
     if jnp.issubdtype(known.dtype, np.integer):
         # As a float an integer that is too large is off by a rounding; as a shorter integer it would be another one.
-        return jnp.asarray(kept if np.array_equal(kept, known) else known.astype(float))
+        return _to_device(kept if np.array_equal(kept, known) else known.astype(float))
     if np.any(lost := np.isfinite(known) & ~np.isfinite(kept)):
         raise ValueError(f"{name} = {known[lost][0]} exceeds {narrow}; enable jax_enable_x64, or rescale it")
-    return jnp.asarray(kept)
+    return _to_device(kept)
+
+
+def _to_device(array: np.ndarray) -> Array:
+    """Transfers an array, which is meant: `jax.transfer_guard` is there to find transfers that are not."""
+    with jax.transfer_guard("allow"):
+        return jnp.asarray(array)
 
 
 def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
@@ -101,10 +110,22 @@ def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: s
         raise ValueError(
             f"{name} must be {wanted}, got the class {value.__name__} itself; call it: {value.__name__}(..)"
         )
-    raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    shown = repr(value)
+    if len(shown) > LONG or "\n" in shown:
+        shown = f"an object of type {type(value).__name__}"
+    raise ValueError(f"{name} must be {wanted}, got {shown}")
 
 
-def as_time(value: ArrayLike, name: str) -> Float[Array, "..."]:
+def require_key(value: Any, name: str) -> None:
+    """Raises `ValueError` unless `value` is one random key, of `jax.random.key` or the older `jax.random.PRNGKey`."""
+    dtype, shape = getattr(value, "dtype", None), getattr(value, "shape", None)
+    is_key = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key) and shape == ()
+    is_older = dtype == jnp.uint32 and shape is not None and len(shape) == 1
+    if not (is_key or is_older):
+        raise ValueError(f"{name} must be one random key, such as jax.random.key(0), got {value!r}")
+
+
+def as_time(value: Numbers, name: str) -> Float[Array, "..."]:
     """Converts `value` to the precision of time, the default float type: float64 where x64 is enabled."""
     return as_float(value, name).astype(float)
 
@@ -148,6 +169,11 @@ def require_finite(value: Float[Array, "..."], name: str) -> None:
 
 def as_count(value: Any, name: str, *, least: int = 1) -> int:
     """Converts a whole number of Python or NumPy to `int`. Raises `ValueError`, with the name, below `least`."""
+    if not is_concrete(value):
+        raise ValueError(
+            f"{name} must be a whole number, got one that is traced: a structure cannot be swept, vmapped or jitted; "
+            "loop over its values in Python"
+        )
     if not is_count(value) or operator.index(value) < least:
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
     return operator.index(value)

@@ -7,12 +7,16 @@ from contextlib import contextmanager
 PACKAGES = {"sklearn": "scikit-learn", "PIL": "pillow", "orbax": "orbax-checkpoint"}
 
 
+class MissingExtra(ModuleNotFoundError, ValueError):
+    """A package of an extra is not installed. It is an error of imports, and a bad choice of input."""
+
+
 @contextmanager
 def needs(extra: str, feature: str) -> Iterator[None]:
     """Turns a failed import inside the block into one line that names the package and the extra that brings it.
 
     **Arguments:** `extra`: a name in `[project.optional-dependencies]`; `feature`: the subject of the sentence.
-    **Raises:** `ValueError` where a module of another package is missing.
+    **Raises:** `MissingExtra`, a `ModuleNotFoundError` and a `ValueError`, where another package is missing.
     """
     try:
         yield
@@ -22,4 +26,4 @@ def needs(extra: str, feature: str) -> Iterator[None]:
             raise
         package = PACKAGES.get(module, module)
         message = f"{feature} needs {package}, which is not installed; pip install 'mirrorjax[{extra}]'"
-        raise ValueError(message) from error
+        raise MissingExtra(message, name=error.name) from None

@@ -2,7 +2,7 @@
 
 import difflib
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -48,12 +48,23 @@ def is_named(name: str, pattern: str) -> bool:
 def select(names: Sequence[str], patterns: Patterns) -> list[bool]:
     """Returns for each name True if one of the patterns matches it.
 
-    **Raises:** `ValueError` for a pattern that matches no name, with the names nearest to it.
+    **Raises:** `ValueError` for patterns that are no strings, and for a pattern that matches no name, with the names
+    nearest to it.
     """
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    patterns = as_patterns(patterns)
     for pattern in patterns:
         require_match(names, pattern)
     return [any(is_named(name, pattern) for pattern in patterns) for name in names]
+
+
+def as_patterns(patterns: Patterns) -> list[str]:
+    """Returns one pattern or several as a list. Raises `ValueError` for anything but strings, and for none at all."""
+    several = [patterns] if isinstance(patterns, str) else patterns
+    if not isinstance(several, Sequence | Set) or not several or not all(isinstance(one, str) for one in several):
+        raise ValueError(
+            f'patterns must be a string such as "*/kernel", or several, got {patterns!r}; "*" names every tensor'
+        )
+    return list(several)
 
 
 def require_match(names: Sequence[str], pattern: str) -> None:
@@ -80,9 +91,13 @@ def path_mask(patterns: Patterns) -> Callable[[PyTree], PyTree]:
 
     **Arguments:** `patterns`: one pattern or several, e.g. `"*/kernel"`. A pattern names a tensor, or a subtree and all
     tensors in it; `*` stands for any characters, `/` among them.
-    **Raises:** when the mask is applied to a tree, `ValueError` for a pattern that names nothing, with the nearest
-    names.
+    **Raises:** `ValueError` for anything else; when the mask is applied to a tree, also for a pattern that names
+    nothing, with the nearest names.
     """
+
+    known = [patterns] if isinstance(patterns, str) else patterns
+    if not (isinstance(known, Sequence) and known and all(isinstance(pattern, str) for pattern in known)):
+        raise ValueError(f"path_mask takes a pattern such as '*/kernel', or a list of patterns, got {patterns!r}")
 
     def mask(params: PyTree) -> PyTree:
         return jax.tree.unflatten(jax.tree.structure(params), select(leaf_names(params), patterns))

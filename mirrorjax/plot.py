@@ -53,7 +53,13 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
     """Panels two in a row with one legend to their right, for curves that share their labels.
 
     **Arguments:** `panels`: what to draw; `title`: over all of them; `legend_title`: what the labels mean.
+    **Raises:** `ValueError` for no panel, or a line whose x and y differ in length.
     """
+    if not panels:
+        raise ValueError("a figure needs at least one panel, got none")
+    for line in (line for panel in panels for line in panel.lines):
+        if np.shape(line.x) != np.shape(line.y):
+            raise ValueError(f"the line {line.label!r} has x of shape {np.shape(line.x)}, y of {np.shape(line.y)}")
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH * columns + 2.0, 3.4 * rows), layout="constrained")
@@ -116,7 +122,10 @@ def heat_map(
 
     **Arguments:** `values` (rows, columns); `rows`, `columns`: their positive coordinates, increasing; `floor`: where
     the colour scale ends; `contour`: a curve to draw on top.
+    **Raises:** `ValueError` for coordinates that are not so, or do not fit the values.
     """
+    _require_log_axis("rows", rows, values, 0)
+    _require_log_axis("columns", columns, values, 1)
     figure = Figure(figsize=(5.6, 4.2), layout="constrained")
     axis = figure.subplots()
     axis.set_facecolor("white")
@@ -136,7 +145,11 @@ def image_grid(rows: Sequence[tuple[str, Float[np.ndarray, "columns height width
     """Gray pictures in labelled rows, all on one scale: from the smallest value of the first row to its largest.
 
     **Arguments:** `rows`: label and pictures of each row, equally many in all of them; `title`: over all of them.
+    **Raises:** `ValueError` for no pictures, or rows of different numbers of them.
     """
+    counts = {label: len(pictures) for label, pictures in rows}
+    if len(set(counts.values())) != 1 or 0 in counts.values():
+        raise ValueError(f"every row needs the same number of pictures, at least one, got {counts}")
     columns = len(rows[0][1])
     figure = Figure(figsize=(1.1 * columns + 1.2, 1.15 * len(rows) + 0.5), layout="constrained")
     axes = np.asarray(figure.subplots(len(rows), columns, squeeze=False))
@@ -166,7 +179,11 @@ def intervals(
 
     **Arguments:** `half_width`: of the interval around each mean; `value_label`: what is shown, with its unit;
     `floor`: the value that no mean can be below, drawn dashed.
+    **Raises:** `ValueError` for arguments of different lengths.
     """
+    lengths = {"labels": len(labels), "mean": len(mean), "half_width": len(half_width), "highlighted": len(highlighted)}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"every row needs a label, a mean, a half-width and a highlight, got {lengths}")
     figure = Figure(figsize=(5.6, 0.28 * len(labels) + 1.4), layout="constrained")
     axis = figure.subplots()
     for row, chosen in enumerate(highlighted):
@@ -180,6 +197,14 @@ def intervals(
     axis.grid(alpha=0.25, axis="x")
     axis.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def _require_log_axis(name: str, centers: np.ndarray, values: np.ndarray, axis: int) -> None:
+    centers, values = np.asarray(centers), np.asarray(values)
+    if values.ndim != 2 or centers.shape != (values.shape[axis],):
+        raise ValueError(f"{name} must be the coordinates of values of shape {values.shape}, got shape {centers.shape}")
+    if centers.size < 2 or not np.all(centers > 0) or not np.all(np.diff(centers) > 0):
+        raise ValueError(f"{name} must be two or more positive numbers that increase, got {centers}")
 
 
 def _log_edges(centers: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n+1"]:

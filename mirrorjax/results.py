@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import ArrayLike, Bool
 
-from .checks import is_concrete
+from .checks import is_concrete, require_kind
 
 
 class RESULTS(eqx.Enumeration):
@@ -19,17 +19,22 @@ class RESULTS(eqx.Enumeration):
     - `successful`: the computation reached its end and every number in it is finite.
     - `max_steps_reached`: the solver ran out of steps before t1.
     - `step_size_underflow`: the step size fell to rounding level, as at a blow-up in finite time.
-    - `diverged`: the state became infinite or NaN.
+    - `diverged`: the state, or x, w or the loss that it stands for, became infinite or NaN.
+    - `invalid_times`: t1 is not positive and finite, or the save times do not increase within [0, t1].
+    - `invalid_options`: a tolerance or the step size of a descent is not positive and finite.
     - `invalid_schedule`: the schedule has a strength or a time that is not allowed.
     - `invalid_weights`: the initial weights are not finite, or R_a does not exist for them.
+    - `invalid_legendre`: the R that was given is not the Legendre function of this g, h and w0.
     - `partial_step`: t1 is not a whole number of descent steps.
     - `outside_range`: no weights that the flow can reach give this x.
     - `outside_dual_interval`: mu lies outside the interval on which R_a's conjugate is finite.
     - `range_exhausted`: so much regularization has been spent that R_a does not exist any more.
     - `not_converged`: an inversion or a minimisation did not reach its tolerance.
+    - `invalid_strength`: the accumulated regularization a is positive, NaN or infinite.
+    - `overflow`: x or mu exceeds the largest number of its dtype.
     """
 
-    successful = ""
+    successful = "Successful: the end was reached, and every number is finite."
     max_steps_reached = (
         "The solver ran out of steps before t1. Raise `max_steps`, loosen `rtol`, shorten t1, or for a stiff flow pass "
         "a stabilized or implicit `solver`."
@@ -39,22 +44,40 @@ class RESULTS(eqx.Enumeration):
         "defined. Shorten t1, or look at the last finite state with `throw=False`."
     )
     diverged = (
-        "The state became infinite or NaN. For descent the step is too large: its step size must stay below 2 / "
-        "curvature. For a flow, check the objective and the initial weights."
+        "The state, or x, w or the loss that it stands for, became infinite or NaN. For descent the step is too large: "
+        "its step size must stay below 2 / curvature. For a flow, check that the objective has a minimum, and the "
+        "initial weights; shorten t1 to see how it grows."
+    )
+    invalid_times = (
+        "t1 is not positive and finite, or the save times do not increase within [0, t1]. Times that are traced are "
+        "checked at run time: look at the values that were passed as `t1` and `saveat`."
+    )
+    invalid_options = (
+        "A tolerance, `rtol` or `atol`, or the step size of a descent is not positive and finite. Numbers that are "
+        "traced are checked at run time: look at the values that were passed."
     )
     invalid_schedule = (
         "The schedule has a strength that is negative, NaN or infinite, or a time that is negative or NaN. Strengths "
         "must be finite and >= 0, times >= 0 and increasing, and an optax schedule must declare its boundaries."
     )
-    invalid_weights = "The initial weights hold NaN or infinite entries, or lie where f(g(w)) is not finite."
+    invalid_weights = (
+        "The initial weights hold NaN or infinite entries, or lie where f(g(w)) or the velocity of the flow is not "
+        "finite."
+    )
+    invalid_legendre = (
+        "The given R is not the Legendre function of the problem's g, h and initial weights, so the flow would be "
+        "another one. Build it by `legendre(g, h, w0)` from the problem's own parts, or leave it out."
+    )
     partial_step = (
         "t1 is not a whole number of descent steps. Choose t1 as a multiple of step_size, so that every step is whole."
     )
     outside_range = (
-        "x lies outside the range of the parameterization at this a: no weights that the flow can reach give it."
+        "x is not finite, or lies outside the range of the parameterization at this a: no weights that the flow can "
+        "reach give it."
     )
     outside_dual_interval = (
-        "mu lies outside the dual interval of R_a at this a: the flow would have left the weights' domain before."
+        "mu is not finite, or lies outside the dual interval of R_a at this a: the flow would have left the weights' "
+        "domain before."
     )
     range_exhausted = (
         "The accumulated regularization a is past the strength at which this parameterization runs out of range: R_a "
@@ -62,6 +85,14 @@ class RESULTS(eqx.Enumeration):
     )
     not_converged = (
         "An inversion or minimisation did not reach its tolerance. Raise its `max_steps`, start nearer, or use float64."
+    )
+    invalid_strength = (
+        "a is positive, NaN or infinite. The accumulated regularization must be finite and a <= 0, minus the "
+        "regularization spent: a_t = -int_0^t alpha."
+    )
+    overflow = (
+        "The answer exceeds the largest number of its dtype: mu or a is too large. Use float64, or a smaller |mu| "
+        "or |a|."
     )
 
 
@@ -101,10 +132,22 @@ def require_success(value: Value, result: RESULTS) -> Value:
 
 
 def status_name(result: RESULTS) -> np.ndarray:
-    """Converts statuses to their names, `"successful"` or that of the failure: an array of strings like `result`."""
+    """Converts statuses to their names, `"successful"` or that of the failure: an array of strings like `result`.
+
+    **Arguments:** `result`: a `RESULTS`, such as `sol.result`.
+    **Raises:** `ValueError` for anything else.
+    """
+    require_kind(result, RESULTS, "result", "a status such as sol.result")
     names = member_names(RESULTS)
     codes = np.stack([np.asarray(result == getattr(RESULTS, name)) for name in names])
     return np.asarray(np.asarray(names)[np.argmax(codes, axis=0)])
+
+
+def first_of(result: RESULTS, *others: RESULTS) -> RESULTS:
+    """The first of several scalar statuses that is not successful, or `successful`."""
+    for other in others:
+        result = RESULTS.where(result == RESULTS.successful, other, result)
+    return result
 
 
 def first_failure(result: RESULTS) -> RESULTS:

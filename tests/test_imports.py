@@ -14,7 +14,7 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls"}
+BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls", "signals", "places"}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -23,11 +23,13 @@ EVERY = BASE | {
 BELOW = {
     "checks": set(),
     "results": {"checks"},
-    "calls": {"paths"},
+    "calls": {"checks", "paths", "places"},
     "paths": set(),
     "files": set(),
     "extras": set(),
     "reprs": set(),
+    "signals": set(),
+    "places": set(),
     "problem": BASE,
     "geometry": BASE | {"problem"},
     "dynamics": BASE | {"problem", "geometry"},
@@ -43,9 +45,9 @@ BELOW = {
 }
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
-    "diffrax": {"dynamics", "geometry/numeric.py", "experiments/theory/sparse_coding.py"},
+    "diffrax": {"dynamics", "geometry/cells.py", "experiments/theory/sparse_coding.py"},
     "lineax": {"geometry/newton.py"},
-    "optax": {"dynamics/flows/descent.py", "optim", "nn/train.py", "nn/tasks.py", "experiments"},
+    "optax": {"dynamics/flows/descent.py", "optim", "nn/train.py", "nn/lane.py", "nn/tasks.py", "experiments"},
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},

@@ -53,7 +53,7 @@ class ExponentialLegendre(mj.AbstractSeparableLegendre):
     def potential_terms(self, mu, a):
         return self.flow(mu, a)
 
-    def dual_interval(self, a):
+    def dual_interval_at(self, a):
         upper = jnp.exp(-self.w0) - a
         return jnp.full_like(upper, -jnp.inf), upper
 
@@ -67,7 +67,7 @@ class Triangle(mj.AbstractSchedule):
     peak: Float[Array, ""]
     half: Float[Array, ""]
 
-    def __call__(self, t):
+    def strength(self, t):
         return self.peak * jnp.maximum(1 - jnp.abs(t / self.half - 1), 0)
 
     def integral(self, t):
@@ -130,7 +130,7 @@ class SignMotion(mj.AbstractMotion):
     def status(self, t, t1, state):
         return mj.RESULTS.successful
 
-    def default_solver(self, *, loose):
+    def default_solver(self, *, is_stiff):
         return diffrax.Tsit5()
 
 

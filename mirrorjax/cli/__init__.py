@@ -1,3 +1,14 @@
-"""The command line: `mirrorjax reproduce`, `report`, `list`, `explain`, `sweep`, `status`, `resume`."""
+"""The command line: `mirrorjax reproduce`, `report`, `list`, `explain`, `sweep`, `status`, `resume`.
 
-from .commands import main as main
+Nothing large is imported before `main` runs, so that a signal is heard also while the packages are imported.
+"""
+
+
+def main() -> None:
+    """Entry point of the `mirrorjax` command; `ending` says how it ends."""
+    from .ending import ending
+
+    with ending():
+        from .commands import app
+
+        app(standalone_mode=True)

@@ -1,20 +1,26 @@
 """The commands of `mirrorjax`: they read the arguments, call the rooms below, and print what comes back.
 
+Errors and signals leave the commands as exceptions, which `ending` turns into one line and an exit status.
+
 A command imports what it uses inside its function: `mirrorjax --help` would take seconds if this file imported jax.
 Every command computes in float64 unless told otherwise; the flag of jax is set here and nowhere else in the package.
 """
 
 import importlib.metadata
 import json
+from contextlib import nullcontext
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
-from ..experiments.core.experiment import Experiment
+from ..experiments.core.experiment import LARGEST_SEED, Experiment
+from ..experiments.core.folders import exists, new_folder
 from ..experiments.table import EXPERIMENTS
+from ..files import write_text
+from .ending import FAILED, console, fail, stopping, tell
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,41 +28,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule.",
 )
-INTERRUPTED = 130  # the shell's convention for Ctrl-C
-FAILED = 1
 ALL = "all"
+CONFIG, RECIPE = "config.json", "recipe.json"
 
 
 class Preset(StrEnum):
     paper = "paper"
     gpu = "gpu"
     quick = "quick"
-
-
-def main() -> None:
-    """Entry point of the `mirrorjax` command: bad input ends with one line and status 2, Ctrl-C with 130."""
-    try:
-        app(standalone_mode=True)
-    except (ValueError, OSError) as error:
-        _fail(str(error))
-
-
-def _fail(message: str) -> NoReturn:
-    from rich.markup import escape
-
-    _tell(f"[red]Error:[/red] {escape(message)}", stderr=True)
-    raise SystemExit(2)
-
-
-def _console(stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
-
-
-def _tell(message: str, stderr: bool = False) -> None:
-    """Prints a line as it is: neither coloured by its content nor wrapped, so that paths can be copied."""
-    _console(stderr).print(message, highlight=False, soft_wrap=True)
 
 
 def _version(requested: bool) -> None:
@@ -98,7 +77,7 @@ def list_experiments() -> None:
     for experiment in EXPERIMENTS.values():
         table.add_row(experiment.name, ", ".join(experiment.presets), experiment.summary)
     table.add_row(ALL, ", ".join(Preset), "All of them, one after the other, in one report.")
-    _console().print(table)
+    console().print(table)
 
 
 @app.command()
@@ -112,7 +91,10 @@ def reproduce(
         typer.Option(help="A new folder for the results [default: runs/NAME-PRESET-TIME].", show_default=False),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Seed of the random data [default: the experiment's].", show_default=False)
+        int | None,
+        typer.Option(
+            min=0, max=LARGEST_SEED, help="Seed of the random data [default: the experiment's].", show_default=False
+        ),
     ] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Single precision instead of double.")] = False,
 ) -> None:
@@ -130,20 +112,17 @@ def reproduce(
     bits = 32 if float32 else 64
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
-    console, failed = _console(), []
-    try:
+    terminal, failed = console(), []
+    with stopping(lambda: f"Interrupted. What was finished is in {path}" if exists(path) else "Interrupted."):
         if name == ALL:
-            failed = reproduce_all(chosen, path, str(preset), seed, bits, console)
-            print_summary(path, console)
+            failed = reproduce_all(chosen, path, str(preset), seed, bits, terminal)
+            print_summary(path, terminal)
         else:
             setting = Setting(str(preset), chosen[0].seed if seed is None else seed, bits)
-            reproduce_one(chosen[0], path, setting, console)
-    except KeyboardInterrupt:
-        _tell(f"Interrupted. What was finished is in {path}", stderr=True)
-        raise SystemExit(INTERRUPTED) from None
-    _tell(f"Results are in {path}, to be read in {path / REPORT}")
+            reproduce_one(chosen[0], path, setting, terminal)
+    tell(f"Results are in {path}, to be read in {path / REPORT}")
     if failed:
-        _tell(f"[red]Error:[/red] {len(failed)} failed: {', '.join(failed)}", stderr=True)
+        tell(f"{len(failed)} failed: {', '.join(failed)}", stderr=True, error=True)
         raise SystemExit(FAILED)
 
 
@@ -157,7 +136,8 @@ def report(
     """
     from ..experiments.core.report import write_report
 
-    _tell(f"The report is {write_report(folder)}")
+    with stopping(lambda: "Interrupted."):
+        tell(f"The report is {write_report(folder)}")
 
 
 @app.command("explain")
@@ -186,20 +166,13 @@ def explain_schedule(
     from .explain import explain_bias
 
     _set_precision(False)
-    if out is not None and out.exists():
-        _fail(f"the file {out} exists and is not overwritten; choose another with --out")
-    explain_bias(
-        family,
-        init,
-        schedule,
-        alpha,
-        t_off,
-        t1=2 * t_off if t1 is None else t1,
-        scale=scale,
-        times=times,
-        out=out,
-        console=_console(),
-    )
+    if out is not None and exists(out):
+        fail(f"the file {out} exists and is not overwritten; choose another with --out")
+    if out is not None and not out.parent.is_dir():
+        fail(f"the folder {out.parent} of --out does not exist; make it, or choose another")
+    end = 2 * t_off if t1 is None else t1
+    with stopping(lambda: "Interrupted."):
+        explain_bias(family, init, schedule, alpha, t_off, t1=end, scale=scale, times=times, out=out, console=console())
 
 
 @app.command("sweep")
@@ -224,20 +197,23 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", sh
     """Go on with a sweep that was stopped or killed: the result is the same to the last bit."""
     pointer = run / RECIPE
     if not pointer.exists():
-        _fail(f"{run} is not the folder of `mirrorjax sweep`: it has no {RECIPE}")
-    _run_recipe(Path(json.loads(pointer.read_text())["file"]), run, resume=True)
+        fail(f"{run} is not the folder of `mirrorjax sweep`: it has no {RECIPE}")
+    file = _read_json(pointer).get("file")
+    if not isinstance(file, str):
+        fail(f'{pointer} does not name the TOML file of a sweep; it must be {{"file": "PATH"}}')
+    _run_recipe(Path(file), run, resume=True)
 
 
 @app.command()
 def status(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", show_default=False)]) -> None:
     """Show how far a sweep is, and the statuses of its lanes."""
+    config = _read_json(run / CONFIG) if (run / CONFIG).exists() else {}
+    if "experiment" in config or "experiments" in config:
+        fail(f"{run} is a folder of `mirrorjax reproduce`; its report comes from: mirrorjax report {run}")
     from ..runs import open_sweep
 
     _set_precision(False)
     _summarise(open_sweep(run), run)
-
-
-RECIPE = "recipe.json"
 
 
 def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
@@ -245,43 +221,60 @@ def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
 
     _set_precision(single_precision(file))
     recipe = read_recipe(file)
-    if not resume and run.exists():
-        _fail(f"the folder {run} exists and is not overwritten; choose another with --out, or `mirrorjax resume {run}`")
-    run.mkdir(parents=True, exist_ok=True)
-    (run / RECIPE).write_text(json.dumps({"file": str(file)}) + "\n")
-    try:
+    if not resume and exists(run):
+        fail(f"the folder {run} exists and is not overwritten; choose another with --out, or `mirrorjax resume {run}`")
+    with stopping(lambda: _where_it_was(run)), nullcontext() if resume else new_folder(run, marker=RECIPE):
+        if not resume:
+            write_text(run / RECIPE, json.dumps({"file": str(file)}) + "\n")
         dataset = recipe.sweep(run, resume)
-    except KeyboardInterrupt:
-        _tell(f"Interrupted. Go on with: mirrorjax resume {run}", stderr=True)
-        raise SystemExit(INTERRUPTED) from None
     _summarise(dataset, run)
+
+
+def _where_it_was(run: Path) -> str:
+    begun = exists(run)  # a run that computed nothing has left no folder
+    return f"Interrupted. Go on with: mirrorjax resume {run}" if begun else "Interrupted. Nothing was computed yet."
 
 
 def _summarise(dataset: Any, run: Path) -> None:
     import numpy as np
+    from rich.markup import escape
     from rich.table import Table
 
-    console = _console()
-    names, counts = np.unique(dataset["status"].values, return_counts=True)
-    table = Table("status", "lanes", title=f"{dataset['status'].size} lanes in {run}", title_justify="left")
-    for name, count in zip(names, counts, strict=True):
-        table.add_row(str(name), str(count))
-    console.print(table)
+    if "status" in dataset:
+        names, counts = np.unique(dataset["status"].values, return_counts=True)
+        title = escape(f"{dataset['status'].size} lanes in {run}")
+        table = Table("status", "lanes", title=title, title_justify="left")
+        for name, count in zip(names, counts, strict=True):
+            table.add_row(escape(str(name)), str(count))
+        console().print(table)
+    else:  # a run of `map_grid`, whose function returned no status
+        tell(f"{run} holds {', '.join(map(str, dataset.data_vars))} over {', '.join(map(str, dataset.coords))}")
     if "efficiency" in dataset.attrs:
-        console.print(f"efficiency: {dataset.attrs['efficiency']:.0%} of the work was work of lanes")
-    _tell(f'open it with: mirrorjax.open_sweep("{run}")')
+        tell(f"efficiency: {dataset.attrs['efficiency']:.0%} of the work was work of lanes")
+    tell(f'open it with: mirrorjax.open_sweep("{run}")')
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The JSON mapping in a file of a run folder; ends the command where the file holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        fail(f"{path} is not JSON, as mirrorjax writes it: {error}")
+    if not isinstance(content, dict):
+        fail(f"{path} is not as mirrorjax writes it: it must be a JSON mapping, got {content!r}")
+    return content
 
 
 def _find(name: str) -> Experiment:
     if name not in EXPERIMENTS:
-        _fail(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}, {ALL}")
+        fail(f"there is no experiment {name!r}; there are: {', '.join(EXPERIMENTS)}, {ALL}")
     return EXPERIMENTS[name]
 
 
 def _with_preset(experiments: list[Experiment], preset: str) -> list[Experiment]:
     chosen = [experiment for experiment in experiments if preset in experiment.presets]
     if not chosen:
-        _fail(f"{experiments[0].name} has no preset {preset!r}; it has: {', '.join(experiments[0].presets)}")
+        fail(f"{experiments[0].name} has no preset {preset!r}; it has: {', '.join(experiments[0].presets)}")
     return chosen
 
 

@@ -52,10 +52,13 @@ def explain_bias(
     **Arguments:** `family`, `schedule`: names in `families_by_name()` and `SCHEDULES`; `init`: one number a factor;
     `alpha`, `t_off`: of the schedule; `t1`: the last time; `scale`: the distance from the minimum at which the local
     exponent is read.
-    **Raises:** `ValueError` for an unknown name, weights that have no R_a, or a bad number.
+    **Raises:** `ValueError` for an unknown name, weights that have no R_a, a bad number, or where R_a exists at none of
+    the times.
     """
     g = _named(family, families_by_name(), "family")()
     alpha_t = _named(schedule, SCHEDULES, "schedule")(alpha, t_off)
+    if not np.all(np.isfinite(init)):
+        raise ValueError(f"initial weights must be finite, got {', '.join(map(str, init))}; choose them with --init")
     if not t1 > 0 or not np.isfinite(t1):
         raise ValueError(f"the last time must be positive and finite, got {t1}; choose it with --t1")
     factors = tuple(jnp.asarray([value], float) for value in init)
@@ -69,6 +72,8 @@ def explain_bias(
         if status != "successful":
             console.print(f"{status}: {RESULTS[getattr(RESULTS, status)]}", soft_wrap=True)
     console.print(f"local exponent at a distance of {scale:g} from the minimum: 2 is L2-like, 1 is L1-like")
+    if not np.any(np.asarray(explanation.effects.ok)):
+        raise ValueError("R_a exists at none of these times, so that there is no effect to explain")
     if out is not None:
         plot.save(legendre_figure(R, explanation, scale), out)
         console.print(f"R_a is drawn in {out}", soft_wrap=True, highlight=False)

@@ -15,8 +15,9 @@ Times = Float[Array, "..."]
 class AbstractClock(eqx.Module):
     """The variable that a solver integrates over, its tick, as a function of the flow's time.
 
-    Ticks have the dtype of the state, because diffrax promotes state and time to the longer of the two dtypes; times
-    have the precision of time, float64 where it is enabled.
+    Ticks have the dtype of the state, because diffrax promotes state and time to the longer of the two dtypes: float32
+    at least, which counts 16 million steps exactly (`state_dtype` refuses shorter ones). Times have the precision of
+    time, float64 where it is enabled.
     """
 
     # Solver steps in one segment of a sweep. A finished lane idles for half a segment on average, so a segment is a
@@ -34,6 +35,10 @@ class AbstractClock(eqx.Module):
     @abc.abstractmethod
     def fixed_step(self, dtype: jnp.dtype) -> Float[Array, ""] | None:
         """Ticks that every step takes; `None` where a controller chooses the step size."""
+
+    @abc.abstractmethod
+    def valid(self) -> Bool[Array, ""]:
+        """True if the numbers of the clock itself can be used; works under tracing."""
 
     @abc.abstractmethod
     def admits(self, t1: Times) -> Bool[Array, ""]:
@@ -56,6 +61,9 @@ class ContinuousClock(AbstractClock):
 
     def fixed_step(self, dtype: jnp.dtype) -> None:
         return None
+
+    def valid(self) -> Bool[Array, ""]:
+        return jnp.array(True)
 
     def admits(self, t1: Times) -> Bool[Array, ""]:
         return jnp.array(True)
@@ -96,8 +104,11 @@ class StepClock(AbstractClock):
     def fixed_step(self, dtype: jnp.dtype) -> Float[Array, ""]:
         return jnp.ones((), dtype)
 
+    def valid(self) -> Bool[Array, ""]:
+        return positive(self.step_size)
+
     def admits(self, t1: Times) -> Bool[Array, ""]:
-        return positive(self.step_size) & is_whole(t1 / self.step_size)
+        return is_whole(t1 / self.step_size)
 
     def check(self, t1: Float[Array, ""], owner: str) -> None:
         if refuted(lambda: is_whole(t1 / self.step_size), t1, self.step_size):

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 from typing_extensions import TypeAliasType
 
+from ..calls import calling, require_numbers
 from .motion import AbstractMotion
+from .pieces import OnPiece, Piece
 from .solution import Point
 
 Tick = Float[Array, ""]
@@ -25,11 +27,20 @@ Metrics = TypeAliasType("Metrics", Callable[[Float[Array, ""], Float[Array, "...
 class Field(eqx.Module):
     """The right-hand side of a solve: a motion and an `anchor`, a state at which its velocity is defined.
 
-    An instance is the `args` of the diffrax solve.
+    An instance is the `args` of the diffrax solve. `piece` is the piece of the schedule on which the velocity is
+    evaluated; `None`: that of each time.
     """
 
     motion: AbstractMotion
     anchor: PyTree
+    piece: Piece | None = None
+
+    def during(self, start: Tick, end: Tick) -> "Field":
+        """This field in a step between two ticks: it sees the piece of the schedule that the step lies in."""
+        schedule = self.motion.problem.schedule
+        if not schedule.breakpoints.size:
+            return self
+        return Field(self.motion, self.anchor, Piece(schedule, self.motion.clock.time(start + (end - start) / 2)))
 
     def velocity(self, tick: Tick, y: PyTree) -> PyTree:
         """The velocity at a tick; huge where it overflows or is undefined, with derivative 0 there.
@@ -43,7 +54,11 @@ class Field(eqx.Module):
         arrays, static = eqx.partition((self.motion, self.motion.clock.time(tick), y), eqx.is_array)
         motion, t, y = eqx.combine(_identity_where_finite(arrays, static), static)
         point = motion.read(t, y)
-        kept = point if metrics is None else metrics(t, point.x, point.w)
+        if metrics is None:
+            return point, point.loss
+        with calling("metrics"):
+            kept = metrics(t, point.x, point.w)
+        require_numbers(kept, "metrics")
         return jax.tree.map(_as_float, kept), point.loss
 
 
@@ -53,7 +68,10 @@ def vector_field(tick: Any, y: PyTree, args: Any) -> PyTree:
 
 
 def _raw_velocity(tick: Tick, y: PyTree, field: Field) -> PyTree:
-    return field.motion.velocity(field.motion.clock.time(tick), y)
+    motion, piece = field.motion, field.piece
+    if piece is not None:
+        motion = eqx.tree_at(lambda motion: motion.problem.schedule, motion, replace_fn=lambda old: OnPiece(old, piece))
+    return motion.velocity(motion.clock.time(tick), y)
 
 
 @eqx.filter_custom_jvp
@@ -95,6 +113,35 @@ def _identity_where_finite_jvp(primals: tuple, tangents: tuple) -> tuple[PyTree,
     point: Point = motion.read(t, y)
     ok = point.is_finite()
     return arrays, jax.tree.map(lambda slope: jnp.where(ok, slope, jnp.zeros_like(slope)), tangents[0])
+
+
+@eqx.filter_custom_jvp
+def never_reached(inputs: PyTree) -> Float[Array, ""]:
+    """NaN, for a value that a solve never reached. Its derivative in each of the inputs is NaN too.
+
+    Without it the derivative of a failed solve would be 0, which an optimizer takes for a stationary point. A value
+    that nothing depends on, such as the loss of a failed lane that `jnp.where` leaves out of a sum, adds no NaN to the
+    derivatives of others.
+    """
+    # Made of the inputs, so that under vmap the value has the axes that its derivative has: a constant has none, which
+    # JAX takes for a mismatch inside jit.
+    return jnp.nan * _sum([leaf.ravel()[:1] for leaf in jax.tree.leaves(inputs) if eqx.is_inexact_array(leaf)])
+
+
+@never_reached.def_jvp
+def _never_reached_jvp(primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    def nan_unless_zero(_: Any, slope: Array) -> Array:
+        return jnp.where(slope == 0, 0.0, jnp.nan).astype(slope.dtype)
+
+    # NaN times a slope would be NaN also where the slope is 0, and a rule that looks at the slope is not linear to JAX,
+    # which could not transpose it. It does not look into this solve: the transpose is the same function.
+    slope = _sum(jax.tree.leaves(tangents))
+    return never_reached(*primals), jax.lax.custom_linear_solve(lambda v: v, slope, nan_unless_zero, symmetric=True)
+
+
+def _sum(leaves: list[Array]) -> Float[Array, ""]:
+    """The sum of the entries of all leaves."""
+    return sum((jnp.sum(leaf).astype(float) for leaf in leaves), jnp.zeros(()))
 
 
 def _as_float(leaf: ArrayLike) -> Array:

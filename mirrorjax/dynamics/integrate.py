@@ -6,15 +6,18 @@ No checks on values and no exceptions, a status instead.
 from typing import NamedTuple, cast
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..results import RESULTS
-from .guards import Field, vector_field
+from ..checks import freeze
+from ..results import RESULTS, first_of
+from .guards import Field, never_reached, vector_field
 from .motion import AbstractMotion, state_dtype
 from .options import Options
-from .solution import Point, Solution
+from .pieces import OnPieces
+from .solution import Point, Solution, is_finite
 
 
 class Carried(NamedTuple):
@@ -30,15 +33,16 @@ def integrate(motion: AbstractMotion, options: Options) -> Solution:
     # TF32 products on a GPU cost an adaptive solver ten times the steps.
     with jax.default_matmul_precision("highest"):
         state, clock = motion.initial(), motion.clock
-        valid = motion.input_status(state, options.t1)
+        valid = options.input_status(motion, state)
         ok, dtype = valid == RESULTS.successful, state_dtype(state)
+        usable = options.usable_where(ok)
         # A lane with bad input is not integrated: its solve ends at the smallest positive tick.
-        end = jnp.where(ok, clock.ticks(options.t1, dtype), jnp.finfo(dtype).tiny)
-        ts = jnp.minimum(clock.ticks(options.ts, dtype), end)
-        step, _ = first_step(motion, options, state, end)
-        span = {"start": jnp.zeros_like(end), "end": end, "ts": ts, "max_steps": options.max_steps}
-        raw = run(motion, options, state, step=jnp.where(ok, step, end), **span)
-        return _solution(motion, options, raw, valid)
+        end = jnp.where(ok, clock.ticks(usable.t1, dtype), jnp.finfo(dtype).tiny)
+        ts = jnp.minimum(clock.ticks(usable.ts, dtype), end)
+        step, _ = first_step(motion, usable, state, end)
+        span = {"start": jnp.zeros_like(end), "end": end, "ts": ts, "max_steps": usable.max_steps}
+        raw = run(motion, usable, state, step=jnp.where(ok, step, end), **span)
+        return eqx.tree_at(lambda sol: sol.ts, _solution(motion, usable, raw, valid), options.ts)
 
 
 def run(
@@ -65,7 +69,7 @@ def run(
 
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
-        options.solver,
+        OnPieces(options.solver),
         t0=start,
         t1=end,
         dt0=step,
@@ -92,6 +96,7 @@ def first_step(
 ) -> tuple[Float[Array, ""], PyTree]:
     """The size of the first step, in ticks, and the state of the controller at tick 0.
 
+    A step clipped to a breakpoint or to the end moves with it; the size that the controller plans is a constant.
     Chosen here because diffrax's own choice is 0.01 whatever the units of time: inside a solve it does not recognise
     its wrapped term.
     """
@@ -99,7 +104,7 @@ def first_step(
     controller = motion.controller(options.rtol, options.atol, end.dtype)
     fixed, args, order = motion.clock.fixed_step(end.dtype), Field(motion, state), solver.error_order(terms)
     tick, controller_state = controller.init(terms, start, end, state, fixed, args, solver.func, order)
-    return jax.lax.stop_gradient(jnp.minimum(tick, end)), controller_state
+    return jnp.minimum(tick, end), controller_state
 
 
 def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, valid: RESULTS) -> Solution:
@@ -111,9 +116,13 @@ def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, v
     t_end = jnp.where(tick == ticks[-1], options.t1, motion.clock.time(tick))
     t_end = jnp.where(valid == RESULTS.successful, t_end, 0.0)
     last = motion.read(t_end, state)
-    result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, state))
     reached = (ticks[:-1] <= tick) & (valid == RESULTS.successful)
-    kept, loss = jax.tree.map(lambda leaf: _missing(leaf, reached), (kept, loss))
+    saved = loss if options.metrics is not None else (kept.x, kept.w, loss)
+    on_the_way = RESULTS.where(_is_finite_where(reached, saved), RESULTS.successful, RESULTS.diverged)
+    result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, state))
+    result = first_of(result, on_the_way, end_status(motion, t_end, state))
+    absent = never_reached((motion, options))
+    kept, loss = jax.tree.map(lambda leaf: _where_reached(reached, leaf, absent), (kept, loss))
     point: Point = kept if options.metrics is None else jax.tree.map(lambda leaf: leaf[None], last)
     stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
     return Solution(
@@ -131,6 +140,12 @@ def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, v
     )
 
 
+def end_status(motion: AbstractMotion, t: Float[Array, ""], state: PyTree) -> RESULTS:
+    """`AbstractMotion.end_status`, which is a yes or no and needs no derivative."""
+    motion, t, state = freeze((motion, t, state))
+    return motion.end_status(t, state)
+
+
 def solver_status(raw: diffrax.RESULTS) -> RESULTS:
     """Translates the result of a diffrax solver into a status."""
     R, D = RESULTS, diffrax.RESULTS
@@ -140,10 +155,14 @@ def solver_status(raw: diffrax.RESULTS) -> RESULTS:
 
 def combine(valid: RESULTS, solver: RESULTS, flow_status: RESULTS) -> RESULTS:
     """Reduces three statuses to one: bad input first, then the flow's status of its state, then the solver's."""
-    status = RESULTS.where(flow_status == RESULTS.successful, solver, flow_status)
-    return RESULTS.where(valid == RESULTS.successful, status, valid)
+    return first_of(valid, flow_status, solver)
 
 
-def _missing(leaf: Array, reached: Bool[Array, " time"]) -> Array:
-    """Replaces the values at save times that were never reached by NaN."""
-    return jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, jnp.nan)
+def _where_reached(reached: Bool[Array, " time"], leaf: Array, otherwise: Array) -> Array:
+    """Replaces the values at save times that were never reached."""
+    return jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, otherwise.astype(leaf.dtype))
+
+
+def _is_finite_where(reached: Bool[Array, " time"], saved: PyTree) -> Bool[Array, ""]:
+    """True if the values at all save times that were reached are finite."""
+    return is_finite(jax.tree.map(lambda leaf: _where_reached(reached, leaf, jnp.zeros(())), saved))

@@ -11,9 +11,10 @@ import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
+import numpy as np
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
-from ..results import RESULTS
+from ..results import RESULTS, first_of, status_name
 from .guards import Field
 from .integrate import combine
 from .motion import AbstractMotion, state_dtype
@@ -29,14 +30,16 @@ NORM_BOUND = 1e18
 class Outcome(eqx.Module):
     """The results kept of a finished lane.
 
-    Parameters `x` at `t_end`, missing if the lane failed; `a`, `loss` and `metrics` at the save times, missing at those
-    the lane never reached.
+    Parameters `x` at `t_end`; `a`, `loss` and `metrics` at the save times. Numbers from the save time `reached` on, and
+    `x` of a failed lane, mean nothing until `mark_missing` has replaced them: a NaN that says "missing" would look like
+    an error to `jax.debug_nans` if it left a compiled function.
     """
 
     x: Float[Array, "..."]
     a: Float[Array, " time"]
     loss: Float[Array, " time"]
     metrics: PyTree
+    reached: Int[Array, ""]
     t_end: Float[Array, ""]
     steps: Array
     rejected_steps: Array
@@ -47,7 +50,7 @@ def begin(motion: AbstractMotion, options: Options) -> Lane:
     """The lane of a motion at t = 0, its solver and controller started; bad input ends the lane there with a status."""
     with jax.default_matmul_precision("highest"):
         state = motion.initial()
-        valid = motion.input_status(state, options.t1)
+        valid = options.input_status(motion, state)
         start = jnp.zeros((), state_dtype(state))
         metrics, loss = eqx.filter_eval_shape(Field(motion, state).save, options.metrics, start, state)
         lane = Lane(
@@ -55,8 +58,8 @@ def begin(motion: AbstractMotion, options: Options) -> Lane:
             state=state,
             carried=choose_stepper(options).begin(motion, options, state),
             saved=jnp.array(0),
-            metrics=jax.tree.map(lambda leaf: _unreached(leaf, options), metrics),
-            loss=_unreached(loss, options),
+            metrics=jax.tree.map(lambda leaf: _buffer(leaf, options), metrics),
+            loss=_buffer(loss, options),
             steps=jnp.array(0),
             rejected_steps=jnp.array(0),
             work=jnp.array(0),
@@ -90,27 +93,47 @@ def advance(
 
 
 def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:
-    """The results of a finished lane. A lane that was steady before t1 has its last values up to t1."""
+    """The results of a finished lane. A lane that was steady before t1 has its last values up to t1.
+
+    The status looks at the values that are returned: log-scale coordinates stay finite where x = g(w) overflows.
+    """
     with jax.default_matmul_precision("highest"):
         t = motion.clock.time(lane.tick)
         end = motion.clock.ticks(options.t1, lane.tick.dtype)
+        point = motion.read(t, lane.state)
         kept, loss = Field(motion, lane.state).save(options.metrics, lane.tick, lane.state)
-        okay = lane.result == RESULTS.successful
+        result = first_of(lane.result, motion.end_status(t, lane.state))
+        okay = result == RESULTS.successful
+        finite = jnp.sum(jnp.cumprod(jnp.isfinite(lane.loss)))
         ahead = okay & (jnp.arange(options.ts.size) >= lane.saved)
 
         def fill(buffer: Array, now: Array) -> Array:
             return jnp.where(ahead.reshape(-1, *[1] * now.ndim), now, buffer)
 
         return Outcome(
-            x=jnp.where(okay, motion.read(t, lane.state).x, jnp.nan),
+            x=point.x,
             a=jax.vmap(motion.problem.accumulated)(options.ts),
             loss=fill(lane.loss, loss),
             metrics=jax.tree.map(fill, lane.metrics, kept),
+            reached=jnp.where(okay, options.ts.size, jnp.minimum(lane.saved, finite)),
             t_end=jnp.where(lane.tick == end, options.t1, t),
             steps=lane.steps,
             rejected_steps=lane.rejected_steps,
-            result=lane.result,
+            result=result,
         )
+
+
+def mark_missing(outcomes: Outcome) -> Outcome:
+    """Replaces the numbers that lanes never reached by NaN, on the host: outcomes (lanes, ..) as NumPy arrays."""
+    failed = status_name(outcomes.result) != "successful"
+
+    def over_time(leaf: Any) -> np.ndarray:
+        unreached = np.arange(leaf.shape[1]) >= outcomes.reached[:, None]
+        return np.where(unreached.reshape(*unreached.shape, *[1] * (leaf.ndim - 2)), np.nan, leaf).astype(leaf.dtype)
+
+    x = np.where(failed.reshape(-1, *[1] * (outcomes.x.ndim - 1)), np.nan, outcomes.x).astype(outcomes.x.dtype)
+    changed = x, over_time(outcomes.loss), jax.tree.map(over_time, outcomes.metrics)
+    return eqx.tree_at(lambda outcomes: (outcomes.x, outcomes.loss, outcomes.metrics), outcomes, changed)
 
 
 def _judge(motion: AbstractMotion, options: Options, lane: Lane, solver: RESULTS, paused: Bool[Array, ""]) -> Lane:
@@ -134,8 +157,9 @@ def _is_steady(motion: AbstractMotion, options: Options, lane: Lane, tolerance: 
     return settled & (jnp.linalg.norm(dx.ravel()) <= tolerance.astype(x.dtype) * jnp.linalg.norm(x.ravel()))
 
 
-def _unreached(leaf: Any, options: Options) -> Array:
-    return jnp.full((options.ts.size, *leaf.shape), jnp.nan, leaf.dtype)
+def _buffer(leaf: Any, options: Options) -> Array:
+    """Room for a value at each save time; the lane's `saved` says how many are there."""
+    return jnp.zeros((options.ts.size, *leaf.shape), leaf.dtype)
 
 
 def _strong(leaf: ArrayLike) -> Array:

@@ -4,6 +4,7 @@ Solvers, steppers and sweeps ask a motion and never ask which flow it belongs to
 """
 
 import abc
+from collections.abc import Callable
 
 import diffrax
 import equinox as eqx
@@ -13,9 +14,9 @@ from jaxtyping import Array, Float, PyTree
 
 from ..problem import Problem
 from ..problem.reparam import Weights
-from ..results import RESULTS
+from ..results import RESULTS, first_of
 from .clock import AbstractClock, ContinuousClock
-from .solution import Point
+from .solution import Point, is_finite
 from .solvers.controller import error_control
 
 Time = Float[Array, ""]
@@ -52,21 +53,39 @@ class AbstractMotion(eqx.Module):
         """`successful` if the flow is defined at the state reached at time t, else why the flow ended before t1."""
 
     @abc.abstractmethod
-    def default_solver(self, *, loose: bool) -> Solver:
-        """The solver used unless the caller names one; `loose`: the tolerance is 1e-4 or looser."""
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
+        """The solver used unless the caller names one.
 
-    def choose_solver(self, solver: Solver | None, *, loose: bool) -> Solver:
+        `is_stiff()` measures the flow when it is called. It is True if stability limits the steps of an explicit solver
+        and the tolerance is 1e-4 or looser, which a stabilized solver of second order can meet.
+        """
+
+    def choose_solver(self, solver: Solver | None, *, is_stiff: Callable[[], bool]) -> Solver:
         """The solver that the caller named, or the default one. Raises `ValueError` where none can be chosen."""
-        return self.default_solver(loose=loose) if solver is None else solver
+        return self.default_solver(is_stiff=is_stiff) if solver is None else solver
 
     def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
         """Error control that steps exactly to every breakpoint of the schedule."""
         return error_control(self.problem.schedule.breakpoints.astype(dtype), rtol.astype(dtype), atol.astype(dtype))
 
+    def end_status(self, t: Time, state: PyTree) -> RESULTS:
+        """`diverged` if x, w or the loss read from a state, or its velocity, is not finite, else `successful`.
+
+        The state alone does not tell: weights that overflow have finite logarithms, and a velocity that overflows is
+        replaced by a huge one, see `Field.velocity`, which no error estimate sees where it is the same at all points.
+        """
+        finite = self.read(t, state).is_finite() & is_finite(self.velocity(t, state))
+        return RESULTS.where(finite, RESULTS.successful, RESULTS.diverged)
+
+    def own_status(self) -> RESULTS:
+        """`successful` if the numbers that this motion has beside the problem and its weights can be used."""
+        return RESULTS.successful
+
     def input_status(self, state: PyTree, t1: Time) -> RESULTS:
         """`successful` if the numbers of this motion can be integrated from the initial state to t1."""
-        point = self.read(jnp.zeros_like(t1), state)
-        status = RESULTS.where(point.is_finite(), RESULTS.successful, RESULTS.invalid_weights)
+        usable = self.end_status(jnp.zeros_like(t1), state) == RESULTS.successful
+        status = RESULTS.where(usable, RESULTS.successful, RESULTS.invalid_weights)
+        status = first_of(status, self.own_status())
         status = RESULTS.where(self.clock.admits(t1), status, RESULTS.partial_step)
         return RESULTS.where(self.problem.schedule.valid(t1), status, RESULTS.invalid_schedule)
 
@@ -105,10 +124,21 @@ def refuse_nonsmooth(problem: Problem) -> None:
 
 def finite_status(state: PyTree) -> RESULTS:
     """`diverged` if a number in the state is not finite, else `successful`."""
-    finite = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(eqx.filter(state, eqx.is_inexact_array))]
-    return RESULTS.where(jnp.all(jnp.stack(finite)), RESULTS.successful, RESULTS.diverged)
+    return RESULTS.where(is_finite(state), RESULTS.successful, RESULTS.diverged)
 
 
 def state_dtype(state: PyTree) -> jnp.dtype:
-    """The dtype of a state, in which solvers count their ticks."""
-    return jnp.result_type(*jax.tree.leaves(state))
+    """The dtype of a state, in which solvers count their ticks.
+
+    **Raises:** `ValueError` for a state of 16 bits: bfloat16 counts to 256 only, and its rounding is far above the
+    tolerance of any adaptive solver.
+    """
+    dtype = jnp.result_type(*jax.tree.leaves(state))
+    floats = [leaf.dtype for leaf in jax.tree.leaves(state) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    short = [dtype for dtype in floats if jnp.finfo(dtype).bits < 32]
+    if short:
+        raise ValueError(
+            f"the weights are {short[0]}, too short to follow a flow or to count steps in; cast the weights and the "
+            "data of the objective to float32"
+        )
+    return dtype

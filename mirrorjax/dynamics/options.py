@@ -6,19 +6,34 @@ from typing import Any, TypedDict, TypeVar
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
-from ..checks import Number, Numbers, as_count, as_float, as_time_scalar, is_concrete, refuted, require_positive
+from ..checks import (
+    Number,
+    Numbers,
+    as_array,
+    as_count,
+    as_time,
+    as_time_scalar,
+    freeze,
+    is_concrete,
+    positive,
+    refuted,
+    require_kind,
+    require_positive,
+)
+from ..results import RESULTS
+from .adjoints import DIFFERENTIATES_STEPS, require_adjoint
 from .flows.primal import PrimalFlow
 from .guards import Metrics
 from .motion import AbstractFlow, AbstractMotion, Solver
+from .stiffness import motion_is_stiff
 
 # The default rtol of float32 is 1e-4, which rounds to a little less there.
 STABILIZED_FROM = 0.99e-4
-# Adjoints that differentiate the steps themselves, as RKC needs.
-DIFFERENTIATES_STEPS = diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
 
 Function = TypeVar("Function", bound=Callable)
 
@@ -59,6 +74,28 @@ class Options(eqx.Module):
     metrics: Metrics | None
     max_steps: int = eqx.field(static=True)  # static: diffrax sizes its checkpoints by it
 
+    def input_status(self, motion: AbstractMotion, state: PyTree) -> RESULTS:
+        """`successful` if the motion can be integrated from the initial state with these numbers, else why not.
+
+        The one place that judges numbers that may be traced: those known when the solve is called were refused then.
+        """
+        options, motion, state = freeze((self, motion, state))
+        increasing = jnp.all(jnp.diff(options.ts) > 0)
+        times = positive(options.t1) & increasing & (options.ts[0] >= 0) & (options.ts[-1] <= options.t1)
+        numbers = positive(options.rtol) & positive(options.atol) & motion.clock.valid()
+        status = RESULTS.where(numbers, motion.input_status(state, options.t1), RESULTS.invalid_options)
+        return RESULTS.where(times, status, RESULTS.invalid_times)
+
+    def usable_where(self, valid: Bool[Array, ""]) -> "Options":
+        """These options, with stand-ins for the numbers of a lane that is not valid.
+
+        Such a lane is not integrated, but it runs through the same program as the others, which must come to its end.
+        """
+        numbers = (self.ts, self.t1, self.rtol, self.atol)
+        placeholders = (jnp.zeros_like(self.ts), *map(jnp.ones_like, numbers[1:]))
+        chosen = jax.tree.map(lambda number, other: jnp.where(valid, number, other), numbers, placeholders)
+        return eqx.tree_at(lambda options: (options.ts, options.t1, options.rtol, options.atol), self, chosen)
+
 
 def refuse_unknown(how: Integration, caller: str) -> None:
     """Raises `TypeError` for a keyword that `caller` does not have."""
@@ -71,8 +108,7 @@ def choose_flow(how: Integration) -> AbstractFlow:
     """The flow asked for, `PrimalFlow()` where none is. Raises `ValueError` for anything that is not a flow."""
     flow = how.get("flow")
     flow = PrimalFlow() if flow is None else flow
-    if not isinstance(flow, AbstractFlow):
-        raise ValueError(f"flow must be a flow such as PrimalFlow() or Descent(optimizer, step_size), got {flow!r}")
+    require_kind(flow, AbstractFlow, "flow", "a flow such as PrimalFlow() or Descent(optimizer, step_size)")
     return flow
 
 
@@ -83,27 +119,31 @@ def make_options(
     t1: Float[Array, ""],
     how: Integration,
     adjoint: diffrax.AbstractAdjoint | None = None,
+    is_stiff: Callable[[], bool] | None = None,
 ) -> Options:
     """Checks the keywords and fills in the defaults of this motion.
 
     **Arguments:** `flow`; `motion`: of that flow, or its shapes; `dtype`: of the state; `t1`: the last time; `how`: the
-    keywords; `adjoint`: a diffrax adjoint, reverse mode where it is `None`.
+    keywords; `adjoint`: one that differentiates steps, reverse mode where it is `None`; `is_stiff`: measures whether
+    the flow is stiff, where the given motion is only its shapes.
     **Raises:** `ValueError` for an argument that does not fit, with its value.
     """
     require_positive(t1, "t1")
     flow.clock.check(t1, type(flow).__name__)
-    metrics = how.get("metrics")
-    if metrics is not None and not callable(metrics):
-        raise ValueError(f"metrics must be a function of (t, x, w), got {metrics!r}")
+    metrics = _require_metrics(how.get("metrics"))
+    _require_adaptive(how.get("solver"))
+    require_adjoint(adjoint)
     single = jnp.finfo(dtype).bits < 64
     rtol = _tolerance(how.get("rtol"), "rtol", 1e-4 if single else 1e-6)
     max_steps = how.get("max_steps")
+    loose = _is_loose(rtol, single, adjoint)
+    measure = (lambda: motion_is_stiff(motion, t1)) if is_stiff is None else is_stiff
     return Options(
         ts=_save_times(how.get("saveat"), t1),
         t1=t1,
         rtol=rtol,
         atol=_tolerance(how.get("atol"), "atol", rtol / 100),
-        solver=motion.choose_solver(how.get("solver"), loose=_is_loose(rtol, single, adjoint)),
+        solver=motion.choose_solver(how.get("solver"), is_stiff=lambda: loose and measure()),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         metrics=metrics,
         max_steps=100_000 if max_steps is None else as_count(max_steps, "max_steps"),
@@ -117,19 +157,59 @@ def _tolerance(value: Number | None, name: str, default: Any) -> Float[Array, ""
 
 
 def _is_loose(rtol: Float[Array, ""], single: bool, adjoint: diffrax.AbstractAdjoint | None) -> bool:
-    """True if the tolerance is 1e-4 or looser and the adjoint differentiates steps, as the stabilized solver needs."""
+    """True if the tolerance is 1e-4 or looser, all that a solver of second order can meet, and the adjoint one that
+    differentiates steps, as the stabilized solver needs."""
     loose = float(rtol) >= STABILIZED_FROM if is_concrete(rtol) else single
     return loose and (adjoint is None or isinstance(adjoint, DIFFERENTIATES_STEPS))
+
+
+def _require_metrics(metrics: Any) -> Metrics | None:
+    """The metrics. Raises `ValueError` unless they are `None` or a function that can be called with (t, x, w)."""
+    if metrics is None:
+        return None
+    if not callable(metrics):
+        raise ValueError(f"metrics must be a function of (t, x, w), got {metrics!r}")
+    try:
+        signature = inspect.signature(metrics)
+    except (TypeError, ValueError):  # a function written in C that does not tell
+        return metrics
+    try:
+        signature.bind("t", "x", "w")
+    except TypeError:
+        raise ValueError(f"metrics must be a function of (t, x, w), got one of {signature}") from None
+    return metrics
+
+
+def _require_adaptive(solver: Any) -> None:
+    """Raises `ValueError` unless the solver is `None` or one whose steps can be chosen by their errors."""
+    if solver is None:
+        return
+    wanted = "a solver such as RKC() or diffrax.Tsit5()"
+    require_kind(solver, diffrax.AbstractSolver, "solver", wanted)
+    name = type(solver).__name__
+    if not isinstance(solver, diffrax.AbstractAdaptiveSolver):
+        raise ValueError(
+            f"{name} gives no estimate of its error, by which steps are chosen; solver must be {wanted} or "
+            f"diffrax.HalfSolver({name}()); steps of one size are taken by flow=Descent(optax.sgd(1.0), step_size)"
+        )
+    if solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
+        raise ValueError(f"{name} is for equations of several terms, a flow has one; solver must be {wanted}")
 
 
 def _save_times(saveat: Numbers | None, t1: Float[Array, ""]) -> Float[Array, " time"]:
     if saveat is None:
         return t1[None]
-    ts = as_float(jnp.asarray(saveat), "saveat").astype(float)
+    ts = as_time(as_array(saveat, "saveat"), "saveat")
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(f"saveat must be a non-empty one-dimensional array of times, got shape {ts.shape}")
     if refuted(lambda: jnp.all(jnp.diff(ts) > 0), ts):
         raise ValueError(f"saveat must be increasing without repeats, got {np.asarray(ts)}")
-    if refuted(lambda: (ts[0] >= 0) & (ts[-1] <= t1), ts, t1):
+    if refuted(lambda: ts[0] >= 0, ts):
         raise ValueError(f"saveat must lie in [0, t1] = [0, {t1}], got {np.asarray(ts)}")
+    if refuted(lambda: ts[-1] <= t1, ts, t1):
+        excess = float(ts[-1]) - float(t1)
+        raise ValueError(
+            f"saveat must lie in [0, t1] = [0, {t1}], but its last time is above t1 by {excess:.3g}"
+            + (", a rounding: pass t1=saveat[-1]" if excess <= 8 * jnp.finfo(ts.dtype).eps * float(t1) else "")
+        )
     return ts

@@ -12,6 +12,12 @@ from ..reprs import readable
 from ..results import RESULTS
 
 
+def is_finite(tree: PyTree) -> Bool[Array, ""]:
+    """True if every number in the tree is finite; leaves that hold no floating-point numbers are not looked at."""
+    leaves = jax.tree.leaves(eqx.filter(tree, eqx.is_inexact_array))
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+
+
 class Point(eqx.Module):
     """One moment of a trajectory: `x = g(w)`, the weights w, the dual variable mu and the loss f(x)."""
 
@@ -22,8 +28,7 @@ class Point(eqx.Module):
 
     def is_finite(self) -> Bool[Array, ""]:
         """True if x, w and the loss are finite; mu is not looked at, because some flows do not follow it."""
-        leaves = jax.tree.leaves((self.x, self.w, self.loss))
-        return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in leaves]))
+        return is_finite((self.x, self.w, self.loss))
 
 
 class Solution(eqx.Module):

@@ -4,12 +4,15 @@ from typing import Unpack
 
 import diffrax
 import equinox as eqx
+import jax
 from jaxtyping import PyTree
 
-from ..checks import Number, as_time_scalar
+from ..calls import calling
+from ..checks import Number, as_time_scalar, require_kind
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
+from .adjoints import choose_adjoint
 from .integrate import integrate
 from .motion import state_dtype
 from .options import Integration, choose_flow, make_options, refuse_unknown, with_integration
@@ -17,6 +20,7 @@ from .solution import Solution
 
 
 @with_integration
+@jax.transfer_guard("allow")  # the transfers here are meant: arguments to the device, a status back
 def solve(
     problem: Problem,
     w0: PyTree,
@@ -36,17 +40,22 @@ def solve(
     - `problem`: a `Problem`.
     - `w0`: initial weights, a pytree that `problem.g` accepts.
     - `t1`: the last time, in units of the flow: gradient descent with step size eta advances eta a step.
-    - `adjoint`: a diffrax adjoint. Unless told otherwise reverse mode, `diffrax.RecursiveCheckpointAdjoint()`; for
-      `jax.jvp` and `jax.jacfwd` pass `diffrax.ForwardMode()`.
+    - `adjoint`: how the steps are differentiated: `diffrax.RecursiveCheckpointAdjoint()` in reverse mode,
+      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for both together, as in
+      `jax.hessian`. Chosen by the transformations around the call, as far as they show: outside a `jax.jit` around it
+      they do not, so that `jax.jacfwd(jax.jit(f))` needs the second one named, or `jax.jit(jax.jacfwd(f))`. Where a
+      solve fails, the derivatives of the values that it did not reach are NaN.
     - `throw`: raise when the result is not successful; otherwise look at `sol.result`.
     - `saveat`: increasing times in [0, t1] to save at; `None` for the final state only.
     - `metrics`: a function of `(t, x, w)`, saved at those times instead of the whole state.
     - `flow`: `PrimalFlow()` unless told otherwise; also `MirrorFlow()`, `RiemannianFlow()`, `Descent(..)`,
       `ProximalDescent(..)`.
-    - `solver`: an explicit or implicit diffrax solver. Unless told otherwise `RKC()`, which takes stiff flows in long
-      steps, where rtol >= 1e-4 (so in float32), and `diffrax.Tsit5()` where it is tighter (so in float64). Just after a
-      switch-off the error of RKC is 1e-4 to 3e-3 at rtol 1e-4, and 1e-6 to 1e-4 at the end: for the transient itself
-      ask for a tighter rtol. Descents have a solver of their own.
+    - `solver`: an explicit or implicit diffrax solver. Unless told otherwise `diffrax.Tsit5()`; but `RKC()`, which
+      takes stiff flows in long steps, where rtol >= 1e-4 (so in float32) and the flow is stiff: t1 times the spectral
+      radius of its Jacobian, measured at w0, is 350 or more. Inside `jit` and `vmap` the numbers of the flow are not
+      known when the solver is chosen, and it is Tsit5: pass `RKC()` for a stiff flow there. Chosen so, the relative
+      error of x at t1 is 1e-8 to 3e-4 at rtol 1e-4 (`python benchmarks/default_solver.py`). Just after a switch-off
+      that of RKC is 1e-4 to 3e-3: for the transient itself ask for a tighter rtol. Descents have a solver of their own.
     - `rtol`, `atol`: error per step, relative and absolute, in the flow's coordinates, which are of order one. Unless
       told otherwise 1e-6 in float64 and 1e-4 in float32, and a hundredth of that.
     - `max_steps`: give up after so many steps, accepted or not; 100,000 unless told otherwise.
@@ -59,10 +68,14 @@ def solve(
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), (5), (7).
     """
     refuse_unknown(how, "solve")
+    require_kind(problem, Problem, "problem", "a Problem(g, h, alpha, objective), the first argument before w0")
     w0, t1, flow = as_weights(w0), as_time_scalar(t1, "t1"), choose_flow(how)
     problem.check(w0, t1)
+    problem = problem.capture(w0)
     motion = flow.prepare(problem, w0)
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
+    adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
     options = make_options(flow, motion, dtype, t1, how, adjoint)
-    solution = eqx.filter_jit(integrate)(motion, options)
+    with calling("the problem"):
+        solution = eqx.filter_jit(integrate)(motion, options)
     return require_success(solution, solution.result) if throw else solution

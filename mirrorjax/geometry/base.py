@@ -5,69 +5,83 @@ and along grad h for "time" a: `grad Q_a(mu) = g(psi(mu, a))`, `Hess Q_a = J J^T
 """
 
 import abc
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float
+from jaxtyping import Array, Float
 
+from ..checks import Number, Numbers, require_kind
 from ..problem.reparam import Weights
-from ..results import RESULTS, require_success
-
-Scalar = Float[ArrayLike, ""]
-
-
-class Recovered(eqx.Module):
-    """A map evaluated point by point: `value`, NaN where there is none, and `result`, the reason, for each point.
-
-    For separable families `result` is shaped like the value, one status a coordinate; otherwise it is one scalar.
-    """
-
-    value: Float[Array, "..."]
-    result: RESULTS
-
-    @property
-    def ok(self) -> Array:
-        """Boolean, shaped like `result`."""
-        return self.result == RESULTS.successful
+from .divergence import divergence, envelope
+from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
 
 
 class AbstractLegendre(eqx.Module):
     """`R_a(x) = sup_mu <mu, x> - Q_a(mu)`, the time-dependent Legendre function of (g, h, w0).
 
     All methods take one point x or mu (shaped like `g(w)`) and the accumulated regularization a <= 0, a scalar; use
-    `jax.vmap` for more. A subclass gives `weights`, `potential`, `primal`, `dual`, `metric_vector` and `dual_interval`;
-    the rest follows.
+    `jax.vmap` for more. They convert and check their arguments and call the method of the same name with the ending
+    `_at`. A subclass gives `weights_at`, `potential_at`, `primal_at`, `dual_at`, `metric_vector_at` and
+    `dual_interval_at`, for arguments that are checked already; the rest follows.
 
     `primal` and `dual` return a status for each point. The methods named for the mathematics (`mirror_map`, ...) raise
     when a status is not successful, so none of them returns a NaN or a wrong number.
+
+    **Raises:** every method, `ValueError` for a point that is not an array of real numbers of the shape of g(w), and
+    for an a that is not a finite scalar <= 0. Where a is traced, methods with a status return `invalid_strength`
+    instead, those that raise do so at run time, and the others return NaN.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6, Eq. (5), (7).
     """
 
     @abc.abstractmethod
-    def weights(self, mu: Float[Array, "..."], a: Scalar) -> Weights:
-        """`psi(mu, a)`: the weights of the flow when its dual variable is mu; NaN outside the dual interval."""
+    def weights_at(self, mu: Point, a: Strength) -> Weights:
+        """`psi(mu, a)`; NaN outside the dual interval."""
 
     @abc.abstractmethod
-    def potential(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
-        """`Q_a(mu)`, the convex conjugate of R_a."""
+    def potential_at(self, mu: Point, a: Strength) -> Float[Array, ""]:
+        """`Q_a(mu)`."""
 
     @abc.abstractmethod
-    def primal(self, mu: Float[Array, "..."], a: Scalar) -> Recovered:
-        """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point."""
+    def primal_at(self, mu: Point, a: Strength) -> Recovered:
+        """`grad Q_a(mu)` with a status for each point."""
 
     @abc.abstractmethod
-    def dual(self, x: Float[Array, "..."], a: Scalar) -> Recovered:
+    def dual_at(self, x: Point, a: Strength) -> Recovered:
         """`grad R_a(x)` with a status for each point."""
 
     @abc.abstractmethod
-    def metric_vector(self, mu: Float[Array, "..."], v: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
-        """`Hess Q_a(mu) v = J J^T v = (Hess R_a(x))^{-1} v` at w = psi(mu, a)."""
+    def metric_vector_at(self, mu: Point, v: Point, a: Strength) -> Point:
+        """`Hess Q_a(mu) v`."""
 
     @abc.abstractmethod
-    def dual_interval(self, a: Scalar) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """The open interval of each mu_i on which Q_a is finite, `(lower, upper)`; infinite where it has no end."""
+    def dual_interval_at(self, a: Strength) -> tuple[Point, Point]:
+        """Both ends of the interval of each mu_i; NaN where R_a does not exist."""
+
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        """The shape and dtype of x and mu."""
+        return jax.eval_shape(lambda: self.dual_interval_at(0.0)[0])
+
+    def value_at(self, x: Point, mu: Point, a: Strength) -> Float[Array, ""]:
+        """`R_a(x)`, for x in range and mu = grad R_a(x), with the derivative mu in x."""
+        return envelope(self, x, mu, a)
+
+    def hessian_at(self, x: Point, mu: Point, a: Strength) -> Float[Array, "..."]:
+        """`Hess R_a(x)`, for x in range and mu = grad R_a(x)."""
+        basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
+        metric = jax.vmap(lambda v: self.metric_vector_at(mu, v, a))(basis).reshape(x.size, x.size)
+        return jnp.linalg.inv(metric).reshape(x.shape + x.shape)
+
+    def bregman_at(self, x: Point, z: Point, mu_x: Point, mu_z: Point, a: Strength) -> Float[Array, ""]:
+        """`D_a(x, z)`, for points in range with mirror maps `mu_x` and `mu_z`."""
+        return divergence(self, x, z, mu_x, mu_z, a)
+
+    def minimizer_at(self, a: Strength) -> Recovered:
+        """`argmin R_a` with a status for each point."""
+        like = self.point_like()
+        return self.primal_at(jnp.zeros(like.shape, like.dtype), a)
 
     @property
     def separable(self) -> bool:
@@ -77,37 +91,91 @@ class AbstractLegendre(eqx.Module):
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
 
-    def mirror_map(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
+    def weights(self, mu: Numbers, a: Number) -> Weights:
+        """`psi(mu, a)`: the weights of the flow when its dual variable is mu; NaN outside the dual interval."""
+        mu = as_point(mu, self.point_like(), "mu")
+        return at_strength(lambda a: self.weights_at(mu, a), as_strength(a))
+
+    def potential(self, mu: Numbers, a: Number) -> Float[Array, ""]:
+        """`Q_a(mu)`, the convex conjugate of R_a."""
+        mu = as_point(mu, self.point_like(), "mu")
+        return at_strength(lambda a: self.potential_at(mu, a), as_strength(a))
+
+    def primal(self, mu: Numbers, a: Number) -> Recovered:
+        """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point."""
+        mu = as_point(mu, self.point_like(), "mu")
+        return at_strength(lambda a: self.primal_at(mu, a), as_strength(a))
+
+    def dual(self, x: Numbers, a: Number) -> Recovered:
+        """`grad R_a(x)` with a status for each point."""
+        x = as_point(x, self.point_like(), "x")
+        return at_strength(lambda a: self.dual_at(x, a), as_strength(a))
+
+    def metric_vector(self, mu: Numbers, v: Numbers, a: Number) -> Point:
+        """`Hess Q_a(mu) v = J J^T v = (Hess R_a(x))^{-1} v` at w = psi(mu, a)."""
+        like = self.point_like()
+        mu, v = as_point(mu, like, "mu"), as_point(v, like, "v")
+        return at_strength(lambda a: self.metric_vector_at(mu, v, a), as_strength(a))
+
+    def dual_interval(self, a: Number) -> tuple[Point, Point]:
+        """The open interval of each mu_i on which Q_a is finite, `(lower, upper)`; infinite where it has no end.
+
+        Both ends are NaN in a coordinate where R_a does not exist; `primal` and `dual` give the reason.
+        """
+        return at_strength(self.dual_interval_at, as_strength(a))
+
+    def mirror_map(self, x: Numbers, a: Number) -> Point:
         """`grad R_a(x) = mu`. Raises where x is outside the range or the inversion failed."""
+        x = as_point(x, self.point_like(), "x")
         recovered = self.dual(x, a)
-        return raise_unless_ok(recovered)
+        return require_ok(recovered.value, recovered.result, x, "x")
 
-    def inverse_mirror_map(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
+    def inverse_mirror_map(self, mu: Numbers, a: Number) -> Point:
         """`grad R_a^*(mu) = grad Q_a(mu) = x`. Raises where mu is outside the dual interval."""
-        return raise_unless_ok(self.primal(mu, a))
+        mu = as_point(mu, self.point_like(), "mu")
+        recovered = self.primal(mu, a)
+        return require_ok(recovered.value, recovered.result, mu, "mu")
 
-    def value(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
-        """`R_a(x) = <mu, x> - Q_a(mu)` at `mu = grad R_a(x)`. Raises like `mirror_map`."""
-        mu = self.mirror_map(x, a)
-        return jnp.sum(mu * x) - self.potential(mu, a)
+    def value(self, x: Numbers, a: Number) -> Float[Array, ""]:
+        """`R_a(x) = <mu, x> - Q_a(mu)` at `mu = grad R_a(x)`. Raises like `mirror_map`.
 
-    def hessian(self, x: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
+        Its gradient is the mirror map itself, with all the digits of mu.
+        """
+        (x,), (mu,), a = self._recovered(a, x=x)
+        return self.value_at(x, mu, a)
+
+    def hessian(self, x: Numbers, a: Number) -> Float[Array, "..."]:
         """`Hess R_a(x) = (J J^T)^{-1}`, dense, of shape `x.shape + x.shape`. Raises like `mirror_map`."""
-        mu = self.mirror_map(x, a)
-        basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)
-        metric = jax.vmap(lambda v: self.metric_vector(mu, v, a))(basis).reshape(x.size, x.size)
-        return jnp.linalg.inv(metric).reshape(x.shape + x.shape)
+        (x,), (mu,), a = self._recovered(a, x=x)
+        return self.hessian_at(x, mu, a)
 
-    def bregman(self, x: Float[Array, "..."], z: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
-        """`D_a(x, z) = R_a(x) - R_a(z) - <grad R_a(z), x - z> >= 0`. Raises like `mirror_map`."""
-        return self.value(x, a) - self.value(z, a) - jnp.sum(self.mirror_map(z, a) * (x - z))
+    def bregman(self, x: Numbers, z: Numbers, a: Number) -> Float[Array, ""]:
+        """`D_a(x, z) = R_a(x) - R_a(z) - <grad R_a(z), x - z> >= 0`. Raises like `mirror_map`.
 
-    def minimizer(self, a: Scalar) -> Float[Array, "..."]:
-        """`argmin R_a = g(psi(0, a))`, the positional bias."""
-        lower, _ = self.dual_interval(a)
-        return self.inverse_mirror_map(jnp.zeros_like(lower), a)
+        The closed forms and the numeric path never take this difference, so that D keeps its digits where x is close
+        to z; `mirrorjax.geometry.divergence` says how, and what other subclasses get.
+        """
+        (x, z), (mu_x, mu_z), a = self._recovered(a, x=x, z=z)
+        return self.bregman_at(x, z, mu_x, mu_z, a)
+
+    def minimizer(self, a: Number) -> Point:
+        """`argmin R_a = g(psi(0, a))`, the positional bias. Raises where R_a does not exist."""
+        recovered = at_strength(self.minimizer_at, as_strength(a))
+        return require_ok(recovered.value, recovered.result, jnp.zeros_like(recovered.value), "mu")
+
+    def _recovered(self, a: Number, **points: Numbers) -> tuple[list[Point], list[Point], Strength]:
+        """The points and their mirror maps, which are checked to be successful, and a."""
+        like = self.point_like()
+        given = {name: as_point(point, like, name) for name, point in points.items()}
+        found = [self.dual(point, a) for point in given.values()]
+        # The check sits on the points: a formula that needs no mu would otherwise lose it under jit.
+        checked = [
+            require_ok(point, recovered.result, point, name)
+            for (name, point), recovered in zip(given.items(), found, strict=True)
+        ]
+        return checked, [recovered.value for recovered in found], as_strength(a)
 
 
-def raise_unless_ok(recovered: Recovered) -> Float[Array, "..."]:
-    """Returns the value, and raises at run time, naming the first failure, where a point was not successful."""
-    return require_success(recovered.value, recovered.result)
+def require_legendre(R: Any) -> None:
+    """Raises `ValueError` unless R is a Legendre function."""
+    require_kind(R, AbstractLegendre, "R", "a Legendre function, such as legendre(g, h, w0) returns")

@@ -7,14 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, ArrayLike, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from ..checks import as_count, is_concrete
+from ..checks import Number, as_count, as_scalar, is_concrete, refuted
 from ..problem import AbstractRegularizer, AbstractReparameterization
-from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from .commutators import spectral_commutator
 from .fields import Fields, brackets, covectors, hessian_error, rank, rank_is_exact, wronskian
+from .points import as_finite_weights, require_pair
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,9 +133,9 @@ def check(
     h: AbstractRegularizer,
     w: Weights,
     *,
-    radius: ArrayLike = 0.2,
+    radius: Number = 0.2,
     points: int = 8,
-    tolerance: ArrayLike | None = None,
+    tolerance: Number | None = None,
     key: PRNGKeyArray | None = None,
 ) -> Report:
     """Measures the theory's conditions around w: `[grad g_i, grad g_j] = 0 = [grad g_i, grad h]`, J of full rank.
@@ -148,29 +148,32 @@ def check(
     formed without an inverse, from sums over the D weights whose rounding adds up like sqrt(D), and 100 leaves room for
     the few dozen roundings of each term (raise it for matrices known to fewer digits than eps); `key`: seed of the
     points.
-    **Returns:** `Report`. **Raises:** `ValueError` for weights that g or h refuses, a radius or number of points that
-    is not positive, or a point at which g or h is not finite.
+    **Returns:** `Report`. **Raises:** `ValueError` for a g or h that is not an object of its kind, weights that g or h
+    refuses, a radius or tolerance that is not between 0 and 1, points that are no positive count, a key that is none,
+    or a point at which g or h is not finite.
 
     Source: the paper's Theorems 3.6 and 3.10.
     """
-    w = as_weights(w)
+    require_pair(g, h)
+    w = as_finite_weights(w, "w")
     g.check(w)
     h.check(w)
     points = as_count(points, "points")
-    if is_concrete(radius) and not 0 < float(np.asarray(radius)) < 1:
-        raise ValueError(f"radius must lie between 0 and 1, it is relative to the weights; got {radius}")
     flat = ravel_pytree(w)[0]
-    if tolerance is None:
-        tolerance = 100 * float(jnp.finfo(flat.dtype).eps) * flat.size**0.5
-    report = _check(
-        g,
-        h,
-        w,
-        jnp.asarray(radius, flat.dtype),
-        points,
-        jnp.asarray(tolerance, flat.dtype),
-        jax.random.key(0) if key is None else key,
+    radius = as_scalar(radius, "radius")
+    if refuted(lambda: (radius > 0) & (radius < 1), radius):
+        raise ValueError(f"radius must lie between 0 and 1, it is relative to the weights; got {radius}")
+    tolerance = as_scalar(
+        100 * float(jnp.finfo(flat.dtype).eps) * flat.size**0.5 if tolerance is None else tolerance, "tolerance"
     )
+    # A normalised bracket is at most 1: a larger tolerance would pass any pair, and NaN none.
+    sane = (tolerance > 0) & (tolerance < 1)
+    if refuted(lambda: (tolerance > 0) & (tolerance < 1), tolerance):
+        raise ValueError(
+            f"tolerance must be positive and finite, and below 1, the largest bracket that there is; got {tolerance}"
+        )
+    key = _as_key(key)
+    report = _check(g, h, w, radius.astype(flat.dtype), points, tolerance.astype(flat.dtype), key)
     numbers = (report.brackets, report.hessian_error, report.lowest_h)
     finite = jnp.all(jnp.stack([jnp.isfinite(number) for number in jax.tree.leaves(numbers)]))
     message = (
@@ -179,7 +182,19 @@ def check(
     )
     if is_concrete(finite) and not bool(finite):
         raise ValueError(f"{message} than {radius}")
+    report = eqx.error_if(report, ~sane, "tolerance must be positive, finite and below 1")
     return eqx.error_if(report, ~finite, message)
+
+
+def _as_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
+    """The key, by default that of seed 0. Raises `ValueError` for anything not one random key."""
+    if key is None:
+        return jax.random.key(0)
+    if isinstance(key, jax.Array):
+        typed = jnp.issubdtype(key.dtype, jax.dtypes.prng_key) and key.ndim == 0
+        if typed or (key.dtype == jnp.uint32 and key.shape == (2,)):
+            return key
+    raise ValueError(f"key must be one random key, such as jax.random.key(0), got {key!r}")
 
 
 @eqx.filter_jit

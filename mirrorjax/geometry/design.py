@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import is_concrete
+from ..checks import is_concrete, require_kind
 from ..problem import AbstractRegularizer, AbstractReparameterization, Compatible, QuadraticForm
 from .commutators import largest_commutator, spectral_commutator
 
@@ -30,11 +30,13 @@ def compatible_regularizers(g: AbstractReparameterization) -> list[Admissible]:
 
     **Arguments:** `g`: a reparameterization with concrete numbers.
     **Returns:** a list of `Admissible`, never empty.
-    **Raises:** `ValueError`, saying why, for a g for which the theory names none: Linear, Custom, Hadamard of another
-    depth than 2, a Quadratic whose matrices do not commute, or one too large for its null space.
+    **Raises:** `ValueError` for a g that is no reparameterization, and, saying why, for one for which the theory names
+    none: Linear, Custom, Hadamard of another depth than 2, a Quadratic whose matrices do not commute, or one too large
+    for its null space.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Corollary 3.12, Theorem 3.15, Corollary D.1, Theorem D.2.
     """
+    require_kind(g, AbstractReparameterization, "g", "a reparameterization such as Hadamard(), or Custom(fn)")
     forms = g.quadratic_forms
     if forms is not None:
         return _commutant(forms)
@@ -45,6 +47,8 @@ def compatible_regularizers(g: AbstractReparameterization) -> list[Admissible]:
 def _commutant(G: Float[Array, "d D D"]) -> list[Admissible]:
     """A basis of the symmetric G_0 with `G_0 G_i = G_i G_0` for every i, by the null space of that linear map."""
     side = G.shape[-1]
+    if not G.size:
+        raise ValueError(f"g needs at least one matrix with entries, got G of shape {G.shape}")
     if not is_concrete(G):
         raise ValueError("the commutant's dimension depends on the numbers in G: call this outside jit, vmap and grad")
     if side > _LARGEST:

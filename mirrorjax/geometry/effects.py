@@ -6,12 +6,24 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, Bool, Float
 
-from ..checks import is_concrete
+from ..calls import calling
+from ..checks import (
+    Number,
+    Numbers,
+    as_scalar,
+    as_time,
+    refuted,
+    require_finite,
+    require_kind,
+    require_nonnegative,
+    require_positive,
+)
 from ..problem.schedule import AbstractSchedule
 from ..results import RESULTS, first_failure, select, status_name
-from .base import AbstractLegendre, Recovered, Scalar
+from .base import AbstractLegendre, require_legendre
+from .points import Recovered, as_point, as_strength, require_strengths
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -79,9 +91,7 @@ class Explanation(eqx.Module):
         return table
 
 
-def local_exponent(
-    R: AbstractLegendre, a: Scalar, scale: Scalar, direction: Float[ArrayLike, "..."] | None = None
-) -> Recovered:
+def local_exponent(R: AbstractLegendre, a: Number, scale: Number, direction: Numbers | None = None) -> Recovered:
     """`d log(R_a(x) - min R_a) / d log s` at `x = argmin R_a + s v`: 2 is L2-like, 1 is L1-like, at the scale s.
 
     It is `<mu, x - x*> / (R_a(x) - R_a(x*))`, mu = grad R_a(x). The difference of values is never taken: close to the
@@ -97,30 +107,34 @@ def local_exponent(
     **Arguments:** `R`; `a`: the accumulated regularization, <= 0; `scale`: s > 0, in units of x; `direction`: v, shaped
     like x, by default all ones: each coordinate at distance s from its own minimum.
     **Returns:** the exponent, a scalar >= 1, and a status: past exhaustion, or where x is outside the range, NaN.
-    **Raises:** `ValueError` for an a that is positive or a scale that is not.
+    **Raises:** `ValueError` for an a that is not finite and <= 0, a scale that is not finite and positive, or a
+    direction of another shape.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 3.
     """
-    _refuse(a, scale)
-    return _local_exponent(R, *_leaves(a, scale, direction))
+    require_legendre(R)
+    a = jnp.asarray(as_strength(a), float)
+    return _local_exponent(R, a, *_distance(R, scale, direction))
 
 
 def effects(
     R: AbstractLegendre,
-    a_values: Float[ArrayLike, "..."],
-    scale: Scalar,
-    direction: Float[ArrayLike, "..."] | None = None,
+    a_values: Numbers,
+    scale: Number,
+    direction: Numbers | None = None,
 ) -> Effects:
     """Minimizer, local exponent, dual interval and metric of R_a at each of several strengths a.
 
     **Arguments:** as for `local_exponent`, with `a_values` (n,).
     **Returns:** `Effects`; a strength past exhaustion has a status and NaN entries, and disturbs no other.
-    **Raises:** `ValueError` for an a that is positive, a scale that is not, or a_values that are not one axis.
+    **Raises:** `ValueError` as `local_exponent` does, and for a_values that are not one axis.
     """
-    if jnp.ndim(a_values) != 1:
-        raise ValueError(f"a_values must be one axis of strengths a <= 0, got shape {jnp.shape(a_values)}")
-    _refuse(a_values, scale)
-    a_values, scale, direction = _leaves(a_values, scale, direction)
+    require_legendre(R)
+    a_values = as_time(a_values, "a_values")
+    if a_values.ndim != 1:
+        raise ValueError(f"a_values must be one axis of strengths a <= 0, got shape {a_values.shape}")
+    require_strengths(a_values)
+    scale, direction = _distance(R, scale, direction)
     minimizer, exponent, lower, upper, metric = _effects(R, a_values, scale, direction)
     return Effects(a_values, minimizer, exponent.value, lower, upper, metric, exponent.result)
 
@@ -128,30 +142,43 @@ def effects(
 def explain(
     R: AbstractLegendre,
     schedule: AbstractSchedule,
-    ts: Float[ArrayLike, " n"],
-    scale: Scalar,
-    direction: Float[ArrayLike, "..."] | None = None,
+    ts: Numbers,
+    scale: Number,
+    direction: Numbers | None = None,
 ) -> Explanation:
     """The effects over time along a schedule, at `a_t = -int_0^t alpha(s) ds`: what `mirrorjax explain` prints.
 
     **Arguments:** `schedule`: alpha; `ts` (n,): times >= 0 in units of the flow; the rest as for `effects`.
-    **Raises:** `ValueError` as `effects` does.
+    **Raises:** `ValueError` as `effects` does, for a schedule that is none, and for times that are negative, not finite
+    or not one axis.
     """
-    ts = jnp.asarray(ts, float)
-    alpha, total = jax.vmap(schedule)(ts), jax.vmap(schedule.integral)(ts)
+    require_legendre(R)
+    require_kind(schedule, AbstractSchedule, "schedule", "a schedule such as SwitchOff(0.1, 2.0) or Constant(0.1)")
+    ts = as_time(ts, "ts")
+    if ts.ndim != 1:
+        raise ValueError(f"ts must be one axis of times, got shape {ts.shape}; for one time pass [t]")
+    require_nonnegative(ts, "ts", finite=True)
+    with calling("the schedule"):
+        alpha, total = jax.vmap(schedule)(ts), jax.vmap(schedule.integral)(ts)
     return Explanation(ts, alpha, effects(R, 0.0 - total, scale, direction))
 
 
-def _leaves(
-    a: Float[ArrayLike, "..."], scale: Scalar, direction: Float[ArrayLike, "..."] | None
-) -> tuple[Array, Array, Array | None]:
-    """The numbers as arrays, so that a new value never recompiles."""
-    return jnp.asarray(a, float), jnp.asarray(scale, float), None if direction is None else jnp.asarray(direction)
+def _distance(R: AbstractLegendre, scale: Number, direction: Numbers | None) -> tuple[Array, Array | None]:
+    """The scale and the direction as arrays, so that a new value never recompiles; known bad ones are refused."""
+    scale = as_scalar(scale, "scale").astype(float)
+    require_positive(scale, "scale", "; it is a distance from the minimum")
+    if direction is None:
+        return scale, None
+    direction = as_point(direction, R.point_like(), "direction")
+    require_finite(direction, "direction")
+    if refuted(lambda: jnp.any(direction != 0), direction):
+        raise ValueError("direction must not be 0")
+    return scale, direction
 
 
 @eqx.filter_jit
 def _effects(
-    R: AbstractLegendre, a_values: Float[Array, " n"], scale: Scalar, direction: Float[ArrayLike, "..."] | None
+    R: AbstractLegendre, a_values: Float[Array, " n"], scale: Float[Array, ""], direction: Float[Array, "..."] | None
 ) -> tuple[Array, Recovered, Array, Array, Array]:
     """Minimizer, exponent, both ends of the dual interval and metric, for each a."""
 
@@ -163,7 +190,7 @@ def _effects(
         def shown(value: Float[Array, "..."]) -> Float[Array, "..."]:
             return jnp.where(exponent.ok, value, jnp.nan)
 
-        metric = R.metric_vector(origin, v, a)
+        metric = R.metric_vector_at(origin, v, a)
         return shown(R.primal(origin, a).value), exponent, shown(lower), shown(upper), shown(metric)
 
     return jax.vmap(at)(a_values)
@@ -171,11 +198,12 @@ def _effects(
 
 @eqx.filter_jit
 def _local_exponent(
-    R: AbstractLegendre, a: Scalar, scale: Scalar, direction: Float[ArrayLike, "..."] | None
+    R: AbstractLegendre, a: Float[Array, ""], scale: Float[Array, ""], direction: Float[Array, "..."] | None
 ) -> Recovered:
     (lower, upper), v = R.dual_interval(a), _direction(R, a, direction)
     minimizer = R.primal(jnp.zeros_like(lower), a)
-    step = jnp.asarray(scale, lower.dtype) * v
+    # A traced scale that is not positive gives no point, and with it the status of one.
+    step = jnp.where(scale > 0, scale, jnp.nan).astype(lower.dtype) * v
     end = R.dual(minimizer.value + step, a)
     mu = jnp.where(jnp.isfinite(end.value), end.value, 0.0)
 
@@ -192,27 +220,31 @@ def _local_exponent(
     return Recovered(jnp.where(result == RESULTS.successful, exponent, jnp.nan), result)
 
 
-def _direction(R: AbstractLegendre, a: Scalar, direction: Float[ArrayLike, "..."] | None) -> Float[Array, "..."]:
+def _direction(R: AbstractLegendre, a: Float[Array, ""], direction: Float[Array, "..."] | None) -> Float[Array, "..."]:
     lower, _ = R.dual_interval(a)
-    return jnp.ones_like(lower) if direction is None else jnp.asarray(direction, lower.dtype)
+    return jnp.ones_like(lower) if direction is None else direction
 
 
 def _exponent_along_mu(
-    R: AbstractLegendre, mu: Float[Array, "..."], v: Float[Array, "..."], a: Scalar
+    R: AbstractLegendre, mu: Float[Array, "..."], v: Float[Array, "..."], a: Float[Array, ""]
 ) -> Float[Array, ""]:
     largest = jnp.max(jnp.abs(mu))
     # The quotient does not depend on the length of mu; where nothing is left of mu, M is constant and v serves.
     unit = jnp.where(largest > 0, mu / jnp.where(largest > 0, largest, 1.0), v)
     distances, weights = _graded_rule(mu.dtype)
-    squares = jax.vmap(lambda tau: jnp.sum(unit * R.metric_vector(tau * mu, unit, a)))(1 - distances)
+    squares = jax.vmap(lambda tau: jnp.sum(unit * R.metric_vector_at(tau * mu, unit, a)))(1 - distances)
     return jnp.sum(weights * squares) / jnp.sum(weights * (1 - distances) * squares)
 
 
 def _exponent_along_x(
-    R: AbstractLegendre, minimizer: Float[Array, "..."], step: Float[Array, "..."], mu: Float[Array, "..."], a: Scalar
+    R: AbstractLegendre,
+    minimizer: Float[Array, "..."],
+    step: Float[Array, "..."],
+    mu: Float[Array, "..."],
+    a: Float[Array, ""],
 ) -> Recovered:
     fractions, weights = _graded_rule(step.dtype)
-    slopes = jax.vmap(lambda r: R.dual(minimizer + r * step, a))(fractions)
+    slopes = jax.vmap(lambda r: R.dual_at(minimizer + r * step, a))(fractions)
     value = jnp.sum(mu * step) / jnp.sum(weights * jax.vmap(lambda slope: jnp.sum(slope * step))(slopes.value))
     return Recovered(value, first_failure(slopes.result))
 
@@ -237,13 +269,6 @@ def _clear(distance: Float[Array, "..."], end: Float[Array, "..."], margin: floa
 def _prefer_failure(earlier: RESULTS, later: RESULTS) -> RESULTS:
     first = first_failure(earlier)
     return select(first == RESULTS.successful, later, first)
-
-
-def _refuse(a: Float[ArrayLike, "..."], scale: Scalar) -> None:
-    if is_concrete(a) and not np.all(np.asarray(a) <= 0):
-        raise ValueError(f"a = -int alpha must be <= 0, got {a}; pass the negative of the accumulated strength")
-    if is_concrete(scale) and not np.asarray(scale) > 0:
-        raise ValueError(f"scale is a distance from the minimum and must be > 0, got {scale}")
 
 
 def _range_text(minimizer: np.ndarray) -> str:

@@ -4,12 +4,12 @@ from typing import Literal, get_args
 
 from ..checks import is_concrete
 from ..problem import AbstractRegularizer, AbstractReparameterization
-from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from . import families as families  # registers the closed forms of this package
 from .base import AbstractLegendre
 from .conditions import check
 from .numeric import NumericLegendre
+from .points import as_finite_weights, require_pair
 from .registry import closed_form, register_legendre as register_legendre
 
 Method = Literal["auto", "closed_form", "numeric"]
@@ -32,14 +32,16 @@ def legendre(
     `"closed_form"` insists on it, `"numeric"` never takes it; `unchecked`: skip `check` for pairs without a closed
     form; the result is then an R_a only on the set where the pair does commute.
     **Returns:** an `AbstractLegendre`.
-    **Raises:** `ValueError` for weights that have no R_a (balanced, not positive, ...), for an unknown method, for
-    `"closed_form"` where there is none, and, with the report of `check`, for a pair outside the theory.
+    **Raises:** `ValueError` for a g or h that is not an object of its kind, for weights that are not finite or have no
+    R_a (balanced, not positive, ...), for an unknown method, for `"closed_form"` where there is none, and, with the
+    report of `check`, for a pair outside the theory.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6.
     """
     if method not in get_args(Method):
         raise ValueError(f"method must be one of {', '.join(get_args(Method))}; got {method!r}")
-    w0 = as_weights(w0)
+    require_pair(g, h)
+    w0 = as_finite_weights(w0)
     closed = closed_form(g, h, w0)
     if closed is None and method == "closed_form":
         raise ValueError(

@@ -13,13 +13,25 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
-from ..checks import as_time_scalar, freeze, is_concrete, refuted
+from ..checks import (
+    Number,
+    Numbers,
+    as_count,
+    as_scalar,
+    as_time_scalar,
+    freeze,
+    is_concrete,
+    refuted,
+    require_kind,
+    require_nonnegative,
+)
 from ..problem.objective import AbstractMeasured, AbstractObjective, Logistic
 from ..results import RESULTS, first_failure
-from .base import AbstractLegendre
+from .base import AbstractLegendre, require_legendre
 from .newton import first_good
+from .points import as_strength
 
 Parameters = Float[Array, "..."]
 Measurements = Float[Array, " n"]
@@ -52,10 +64,10 @@ class Limit(eqx.Module):
 def predict_limit(
     R: AbstractLegendre,
     objective: AbstractObjective,
-    a: Float[ArrayLike, "..."],
+    a: Number,
     *,
-    rtol: float | None = None,
-    atol: float = 0.0,
+    rtol: Number | None = None,
+    atol: Number = 0.0,
     max_steps: int = 200,
 ) -> Limit:
     """`x = argmin R_a(x)` s.t. `Z x = y`: the point the flow tends to once the decay is switched off at this a.
@@ -79,30 +91,28 @@ def predict_limit(
 
     **Returns:** a `Limit`. Its status is `outside_range` where `Z x = y` has no solution at all, `not_converged` where
     it has none that the parameterization can reach (or steps ran out), `invalid_weights`, `range_exhausted` where R_a
-    does not exist, `invalid_schedule` for a traced a that is positive or not finite.
+    does not exist, `invalid_strength` for a traced a that is positive or not finite.
 
     **Raises:** `ValueError` for an objective without interpolation (`Logistic`, or not a function of `Z x`), for one
-    that does not fit the shape of x, for sensing matrices a spectral R does not hold for, or for a positive a.
+    that does not fit the shape of x, for sensing matrices a spectral R does not hold for, for an a that is not a finite
+    scalar <= 0, and for tolerances or steps that are not numbers of their kind.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.11.
     """
+    require_legendre(R)
     objective = _require_interpolation(objective)
     _check_pair(R, objective)
-    a = as_time_scalar(a, "a")
-    if refuted(lambda: (a <= 0) & jnp.isfinite(a), a):
-        raise ValueError(f"a = -int alpha must be finite and <= 0, got {a}; pass minus the accumulated strength")
+    a = as_time_scalar(as_strength(a), "a")
     dtype = objective.y.dtype
-    relative = float(jnp.finfo(dtype).eps) ** 0.75 if rtol is None else rtol
-    for tolerance, name in ((relative, "rtol"), (atol, "atol")):
-        if not tolerance >= 0:
-            raise ValueError(f"{name} must be >= 0, got {tolerance}")
-    if max_steps < 1:
-        raise ValueError(f"max_steps must be at least 1, got {max_steps}")
-    tolerances = jnp.asarray([relative, atol], dtype)
-    return eqx.filter_jit(_predict)(R, objective, a, tolerances, jnp.asarray(max_steps))
+    default = float(jnp.finfo(dtype).eps) ** 0.75
+    given = as_scalar(default if rtol is None else rtol, "rtol"), as_scalar(atol, "atol")
+    for tolerance, name in zip(given, ("rtol", "atol"), strict=True):
+        require_nonnegative(tolerance, name, finite=True)
+    tolerances = jnp.stack([tolerance.astype(dtype) for tolerance in given])
+    return eqx.filter_jit(_predict)(R, objective, a, tolerances, jnp.asarray(as_count(max_steps, "max_steps")))
 
 
-def kkt_residual(R: AbstractLegendre, objective: AbstractObjective, x: Parameters, a: Float[ArrayLike, ""]) -> Array:
+def kkt_residual(R: AbstractLegendre, objective: AbstractObjective, x: Numbers, a: Number) -> Array:
     """`|mu - P mu| / |mu|`, `mu = grad R_a(x)`, P the projection on range(Z^T): 0 at the limit of a flow, else up to 1.
 
     Norms are Euclidean (Frobenius for matrices); where mu = 0 the residual is 0. The residual ignores y. Where
@@ -116,12 +126,14 @@ def kkt_residual(R: AbstractLegendre, objective: AbstractObjective, x: Parameter
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.11.
     """
+    require_legendre(R)
     objective = _require_measured(objective)
     _check_pair(R, objective)
     return _distance_from_rows(_whiten(objective), R.mirror_map(x, a))
 
 
 def _require_measured(objective: AbstractObjective) -> AbstractMeasured:
+    require_kind(objective, AbstractObjective, "objective", "an objective such as LeastSquares(Z, y)")
     if not isinstance(objective, AbstractMeasured):
         raise ValueError(
             f"{type(objective).__name__} is not known to depend on x through linear measurements Z x alone, which the "
@@ -142,7 +154,7 @@ def _require_interpolation(objective: AbstractObjective) -> AbstractMeasured:
 
 
 def _check_pair(R: AbstractLegendre, objective: AbstractMeasured) -> None:
-    objective.check(jax.eval_shape(lambda: R.dual_interval(0.0)[0]))
+    objective.check(R.point_like())
     if is_concrete(R, objective):
         R.check_measurements(_rows(objective))
 
@@ -212,7 +224,7 @@ def _predict(
         # The value of W^T theta, which has lost nothing where Z is ill-conditioned, with the derivative of Z^T nu.
         image = objective.adjoint(nu)
         mu = system.adjoint(theta) + (image - jax.lax.stop_gradient(image))
-        x = R.primal(mu, a).value
+        x = R.primal_at(mu, a).value
         kkt, fit = _residuals(frozen_R, system, frozen_a, jax.lax.stop_gradient(mu), jax.lax.stop_gradient(x))
     x, mu, nu, kkt, fit = (jnp.where(ok, value, jnp.nan) for value in (x, mu, nu, kkt, fit))
     return Limit(x, mu, nu, kkt, fit, path.steps, result)
@@ -221,7 +233,7 @@ def _predict(
 def _residuals(R: AbstractLegendre, system: _Whitened, a: Array, mu: Parameters, x: Parameters) -> tuple[Array, Array]:
     # grad R_a at x itself, but for entries that underflow to 0: those say nothing, and their mu is kept.
     silent = (x == 0) & R.separable
-    slope = jnp.where(silent, mu, R.dual(jnp.where(silent, 1.0, x), a).value)
+    slope = jnp.where(silent, mu, R.dual_at(jnp.where(silent, 1.0, x), a).value)
     size = jnp.linalg.norm(x.reshape(-1))
     miss = jnp.linalg.norm(system.measure(x) - system.z)
     return _distance_from_rows(system, slope), miss / jnp.where(size > 0, size, 1.0)
@@ -230,8 +242,7 @@ def _residuals(R: AbstractLegendre, system: _Whitened, a: Array, mu: Parameters,
 def _initial_status(R: AbstractLegendre, system: _Whitened, a: Array) -> RESULTS:
     """The reason why there can be no limit at this a, known before any search; else `successful`."""
     result = first_failure(R.primal(jnp.zeros_like(system.W[0]), a).result)
-    result = RESULTS.where((result != RESULTS.successful) | system.consistent, result, RESULTS.outside_range)
-    return RESULTS.where((a <= 0) & jnp.isfinite(a), result, RESULTS.invalid_schedule)
+    return RESULTS.where((result != RESULTS.successful) | system.consistent, result, RESULTS.outside_range)
 
 
 class _Path(eqx.Module):
@@ -269,8 +280,8 @@ def _follow(
 def _advance(R: AbstractLegendre, system: _Whitened, a: Array, tolerances: Array, path: _Path) -> _Path:
     """One linear solve: a Newton step at s, and where that is near the path a step of s as well."""
     mu = system.adjoint(path.theta)
-    x, drift = jax.jvp(lambda s: R.primal(mu, s).value, (path.s,), (jnp.ones_like(path.s),))
-    pull = R.metric_vector(mu, mu, path.s)
+    x, drift = jax.jvp(lambda s: R.primal_at(mu, s).value, (path.s,), (jnp.ones_like(path.s),))
+    pull = R.metric_vector_at(mu, mu, path.s)
     residual, size = system.measure(x) - system.z, jnp.linalg.norm(x.reshape(-1))
     distance = jnp.linalg.norm(residual)
     eps = jnp.finfo(x.dtype).eps
@@ -293,7 +304,7 @@ def _advance(R: AbstractLegendre, system: _Whitened, a: Array, tolerances: Array
         s = jnp.where(outward & (t == 1), a, path.s + change)
         move = change.astype(x.dtype)
         theta = path.theta * (1 + rate * move) + bend * move + t * newton
-        there = R.primal(system.adjoint(theta), s)
+        there = R.primal_at(system.adjoint(theta), s)
         miss = system.measure(there.value) - system.z
         distance = jnp.linalg.norm(miss)
         # The dual is convex: its slope along the step rises, and has passed its minimum not far where it is below half.
@@ -315,7 +326,7 @@ def _advance(R: AbstractLegendre, system: _Whitened, a: Array, tolerances: Array
 
 def _hessian(R: AbstractLegendre, system: _Whitened, mu: Parameters, a: Array) -> Float[Array, "r r"]:
     """`W J J^T W^T`."""
-    images = jax.vmap(lambda row: R.metric_vector(mu, row, a))(system.W)
+    images = jax.vmap(lambda row: R.metric_vector_at(mu, row, a))(system.W)
     return images.reshape(len(images), -1) @ system.W.reshape(len(images), -1).T
 
 
@@ -338,7 +349,7 @@ def _implicit(
     """nu again, as a function of R, Z, y and a, by the derivative of `0 = Z grad Q_a(Z^T nu) - y`."""
 
     def residual(nu: Measurements) -> Measurements:
-        return objective.measure(R.primal(objective.adjoint(nu), a).value) - objective.y
+        return objective.measure(R.primal_at(objective.adjoint(nu), a).value) - objective.y
 
     def tangent(linear: Callable, rhs: Measurements) -> Measurements:
         # nu = B^T theta keeps to the span of the rows, and B times the derivative in theta is W M W^T.

@@ -9,31 +9,22 @@ No derivative passes through an integrator. Each result is tied to its arguments
 `d psi = J^T dmu + grad h da`, `d mu = (J J^T)^{-1} (dx - J grad h da)`, `dQ = <g, dmu> + h da`.
 """
 
-import math
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..checks import freeze, is_concrete
+from ..checks import as_scalar, freeze, require_positive
 from ..problem import AbstractRegularizer, AbstractReparameterization
-from ..problem.problem import as_weights
 from ..problem.reparam import Weights
-from ..results import RESULTS, select
-from .base import AbstractLegendre, Recovered, Scalar
-from .newton import damped_newton, solve_spd
+from ..results import RESULTS, require_success, select
+from .base import AbstractLegendre
+from .cells import End, flow_cell, follow_cell, integrate, recover_cell, rise_cell, size_of, solve_metric, where_tree
+from .divergence import tie_divergence
+from .points import Recovered, Strength, as_finite_weights, require_pair
 from .tied import tied
-
-
-class _End(eqx.Module):
-    """The end of an integration: it arrived, or met a singularity on the way; both are False where neither is sure."""
-
-    arrived: Bool[Array, "*cells"]
-    singular: Bool[Array, "*cells"]
 
 
 class NumericLegendre(AbstractLegendre):
@@ -67,45 +58,46 @@ class NumericLegendre(AbstractLegendre):
     rtol: Float[Array, ""]
 
     def __init__(self, g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights, *, rtol: Any = None):
-        self.g, self.h, self.w0 = g, h, as_weights(w0)
+        require_pair(g, h)
+        self.g, self.h, self.w0 = g, h, as_finite_weights(w0)
         g.check(self.w0)
         h.check(self.w0)
         if not h.smooth:
             raise ValueError(f"{type(h).__name__} is not differentiable, so it has no R_a; use a smooth regularizer")
         leaves = jax.tree.leaves(self.w0)
-        if is_concrete(leaves) and not all(np.all(np.isfinite(leaf)) for leaf in leaves):
-            raise ValueError("w0 holds NaN or infinite entries")
         if len({leaf.dtype for leaf in leaves}) > 1:
             raise ValueError(f"w0 must have one dtype, got {sorted({str(leaf.dtype) for leaf in leaves})}")
         default = 1e-12 if leaves[0].dtype == jnp.float64 else 1e-6
-        self.rtol = jnp.asarray(default if rtol is None else rtol, leaves[0].dtype)
+        tolerance = as_scalar(default if rtol is None else rtol, "rtol")
+        require_positive(tolerance, "rtol")
+        self.rtol = tolerance.astype(leaves[0].dtype)
 
-    def weights(self, mu: Float[Array, "..."], a: Scalar) -> Weights:
+    def weights_at(self, mu: Float[Array, "..."], a: Strength) -> Weights:
         return self._psi(mu, a)[0]
 
-    def potential(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
+    def potential_at(self, mu: Float[Array, "..."], a: Strength) -> Float[Array, ""]:
         """`Q_a(mu)`, with `Q_0(0) = 0`; NaN outside the dual interval."""
         a = jnp.asarray(a, self.rtol.dtype)
         w, q, _ = self._psi(mu, a)
         return _tie_potential(q, self, w, mu, a)
 
-    def primal(self, mu: Float[Array, "..."], a: Scalar) -> Recovered:
+    def primal_at(self, mu: Float[Array, "..."], a: Strength) -> Recovered:
         w, _, result = self._psi(mu, a)
         ok = result == RESULTS.successful
-        return Recovered(jnp.where(ok, self.g(_where(ok, w, self.w0)), jnp.nan), result)
+        return Recovered(jnp.where(ok, self.g(where_tree(ok, w, self.w0)), jnp.nan), result)
 
-    def dual(self, x: Float[Array, "..."], a: Scalar) -> Recovered:
+    def dual_at(self, x: Float[Array, "..."], a: Strength) -> Recovered:
         a = jnp.asarray(a, self.rtol.dtype)
         mu, w, result = _recover(*freeze((self, x, a)))
         ok = result == RESULTS.successful
         return Recovered(_tie_dual(mu, self, w, ok, x, a), result)
 
-    def metric_vector(self, mu: Float[Array, "..."], v: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
+    def metric_vector_at(self, mu: Float[Array, "..."], v: Float[Array, "..."], a: Strength) -> Float[Array, "..."]:
         w, _, result = self._psi(mu, a)
         ok = result == RESULTS.successful
-        return jnp.where(ok, self.g.push(_where(ok, w, self.w0), v), jnp.nan)
+        return jnp.where(ok, self.g.push(where_tree(ok, w, self.w0), v), jnp.nan)
 
-    def dual_interval(self, a: Scalar) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+    def dual_interval_at(self, a: Strength) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """Both ends of each mu_i, found by following the flow along that axis with the others at 0.
 
         The flow is followed for 88 e-folds of the weights (11 in float32). An end is finite where they blow up or leave
@@ -116,24 +108,42 @@ class NumericLegendre(AbstractLegendre):
         arguments = (self, jnp.asarray(a, self.rtol.dtype))
         return _ends(*eqx.internal.nondifferentiable(arguments, name="NumericLegendre.dual_interval"))
 
-    def minimizer(self, a: Scalar) -> Float[Array, "..."]:
-        """`argmin R_a = g(psi(0, a))`, the positional bias. Raises where it does not exist."""
-        return self.inverse_mirror_map(jnp.zeros_like(self.g(self.w0)), a)
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return jax.eval_shape(self.g, self.w0)
 
-    def _start(self, a: Float[Array, ""]) -> tuple[Weights, Float[Array, ""], _End]:
+    def value_at(self, x: Float[Array, "..."], mu: Float[Array, "..."], a: Strength) -> Float[Array, ""]:
+        a = jnp.asarray(a, self.rtol.dtype)
+        w, q, _ = self._psi(mu, a)
+        return _tie_value(jnp.sum(freeze(mu) * freeze(x)) - q, self, w, mu, x, a)
+
+    def bregman_at(
+        self,
+        x: Float[Array, "..."],
+        z: Float[Array, "..."],
+        mu_x: Float[Array, "..."],
+        mu_z: Float[Array, "..."],
+        a: Strength,
+    ) -> Float[Array, ""]:
+        """`D_a(x, z)`, integrated along the line from z to x. Raises where that meets a singularity."""
+        a = jnp.asarray(a, self.rtol.dtype)
+        value, rise, result = _between(*freeze((self, x, z, mu_z, a)))
+        value = require_success(value, result)
+        return tie_divergence(value, rise, self, (x, z, mu_x, mu_z), a)
+
+    def _start(self, a: Float[Array, ""]) -> tuple[Weights, Float[Array, ""], End]:
         """`psi(0, a)`, `Q_a(0)` and how it ended."""
-        scale = _size(self.w0)
-        unit = jnp.abs(a) * (jnp.abs(self.h(self.w0)) + _size(jax.grad(self.h)(self.w0)) * scale)
+        scale = size_of(self.w0)
+        unit = jnp.abs(a) * (jnp.abs(self.h(self.w0)) + size_of(jax.grad(self.h)(self.w0)) * scale)
         unit = jnp.where(unit > 0, unit, 1) / scale
 
         def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
             value, slope = jax.value_and_grad(self.h)(state[0])
             return jax.tree.map(lambda leaf: a * leaf, slope), a * value / unit
 
-        (w, q), end = _integrate(self.g, field, (self.w0, jnp.zeros_like(a)), scale, self.rtol)
+        (w, q), end = integrate(self.g, field, (self.w0, jnp.zeros_like(a)), scale, self.rtol)
         return w, q * unit, end
 
-    def _psi(self, mu: Float[Array, "..."], a: Scalar) -> tuple[Weights, Float[Array, ""], RESULTS]:
+    def _psi(self, mu: Float[Array, "..."], a: Strength) -> tuple[Weights, Float[Array, ""], RESULTS]:
         """`psi(mu, a)` and `Q_a(mu)`, NaN where they do not exist, and a status a cell; only psi has derivatives."""
         a = jnp.asarray(a, self.rtol.dtype)
         w, q, result = _advance(*freeze((self, mu, a)))
@@ -161,12 +171,12 @@ def _advance(
     w_a, q_a, start = legendre._start(a)
     cells = legendre._cells(mu)
     finite = jnp.all(jnp.isfinite(cells), axis=tuple(range(1, cells.ndim)))
-    flow = jax.vmap(lambda w, mu: _flow(legendre.g, w, mu, legendre.rtol))
+    flow = jax.vmap(lambda w, mu: flow_cell(legendre.g, w, mu, legendre.rtol))
     w, q, end = flow(legendre._split(w_a), jnp.where(_expand(finite, cells), cells, 0))
     failure = select(end.singular | ~finite, RESULTS.outside_dual_interval, RESULTS.not_converged)
     result = legendre._shape(_with_start(start, select(end.arrived & finite, RESULTS.successful, failure)))
     ok = result == RESULTS.successful
-    return _where(ok, legendre._join(w), jnp.nan), jnp.where(jnp.all(ok), q_a + jnp.sum(q), jnp.nan), result
+    return where_tree(ok, legendre._join(w), jnp.nan), jnp.where(jnp.all(ok), q_a + jnp.sum(q), jnp.nan), result
 
 
 @eqx.filter_jit
@@ -177,13 +187,25 @@ def _recover(
     w_a, _, start = legendre._start(a)
     cells = legendre._cells(x)
     finite = jnp.all(jnp.isfinite(cells), axis=tuple(range(1, cells.ndim)))
-    recover = jax.vmap(lambda w, x: _recover_cell(legendre.g, w, x, legendre.rtol))
+    recover = jax.vmap(lambda w, x: recover_cell(legendre.g, w, x, legendre.rtol))
     mu, w, result = recover(
         legendre._split(w_a), jnp.where(_expand(finite, cells), cells, legendre._cells(legendre.g(legendre.w0)))
     )
     result = _with_start(start, select(finite, result, RESULTS.outside_range))
     mu = jnp.where(_expand(result == RESULTS.successful, mu), mu, jnp.nan)
     return mu.reshape(x.shape), legendre._join(w), legendre._shape(result)
+
+
+@eqx.filter_jit
+def _between(
+    legendre: NumericLegendre, x: Float[Array, "..."], z: Float[Array, "..."], mu_z: Float[Array, "..."], a: Array
+) -> tuple[Float[Array, ""], Float[Array, "..."], RESULTS]:
+    """`D_a(x, z)`, `mu_x - mu_z` and a status, by moving in a straight line from z to x."""
+    w_z, _, _ = _advance(legendre, mu_z, a)
+    rise = jax.vmap(lambda w, x, z: rise_cell(legendre.g, w, x, z, legendre.rtol))
+    change, value, end = rise(legendre._split(w_z), legendre._cells(x), legendre._cells(z))
+    result = select(jnp.all(end.arrived), RESULTS.successful, RESULTS.not_converged)
+    return jnp.sum(value), change.reshape(x.shape), result
 
 
 @eqx.filter_jit
@@ -195,130 +217,16 @@ def _ends(legendre: NumericLegendre, a: Float[Array, ""]) -> tuple[Float[Array, 
         w, axes, over = legendre._split(w), jnp.ones(x.size, x.dtype), 0
     else:
         axes, over = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape), None
-    follow = jax.vmap(lambda w, axis: _follow(legendre.g, w, axis, legendre.rtol), in_axes=(over, 0))
+    follow = jax.vmap(lambda w, axis: follow_cell(legendre.g, w, axis, legendre.rtol), in_axes=(over, 0))
     lower, upper = -follow(w, -axes).reshape(x.shape), follow(w, axes).reshape(x.shape)
-    return _where(start.arrived, (lower, upper), jnp.nan)
-
-
-def _flow(g: AbstractReparameterization, w: Weights, mu: Array, rtol: Array) -> tuple[Weights, Array, _End]:
-    """From w along J^T mu for a unit of time: the weights, `int_0^1 <mu, g> ds`, and how it ended."""
-    scale = _size(w)
-    unit = _size(mu) * _size(g(w)) * mu.size + _size(g.pull(w, mu)) * scale
-    unit = jnp.where(unit > 0, unit, 1) / scale
-
-    def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
-        return g.pull(state[0], mu), jnp.sum(mu * g(state[0])) / unit
-
-    (w, q), end = _integrate(g, field, (w, jnp.zeros_like(rtol)), scale, rtol)
-    inside = jnp.all(jnp.isfinite(g(w)))  # a step may land beyond the edge of the domain of g
-    return w, q * unit, _End(end.arrived & inside, end.singular | (end.arrived & ~inside))
-
-
-def _recover_cell(g: AbstractReparameterization, w_a: Weights, x: Array, rtol: Array) -> tuple[Array, Weights, RESULTS]:
-    """One cell's `mu` with `g(psi(mu, a)) = x`: along a straight line from x_a, then damped Newton."""
-    x_a = g(w_a)
-    unit = jnp.sqrt(jnp.max(jnp.abs(g.metric(w_a))))  # mu times this has the size of the weights
-    # After strong regularization x is far away on the scale of the weights: the line is followed in e-folds of it.
-    folds = jnp.maximum(jnp.log1p(_size(x - x_a) / (unit * _size(w_a))), 1e-3)
-
-    def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
-        speed = folds * jnp.exp(folds * s) / jnp.expm1(folds)
-        rate = _solve(g.metric(state[0]), (x - x_a) * speed)
-        return g.pull(state[0], rate), rate * unit
-
-    (w, mu), end = _integrate(g, field, (w_a, jnp.zeros_like(x)), _size(w_a), rtol)
-    start = jnp.where(end.arrived, mu / unit, 0).reshape(-1)
-    target = jnp.where(end.arrived, x, x_a)
-    # g moves this much when each weight moves by the error that the integrator was allowed.
-    w = _where(end.arrived, w, w_a)
-    allowed = 20 * rtol * (jnp.abs(target) + jnp.sqrt(jnp.max(jnp.abs(g.metric(w)))) * _size(w))
-
-    def equations(z: Array) -> tuple[Array, Weights]:
-        w, _, end = _flow(g, w_a, z.reshape(x.shape), rtol)
-        return jnp.where(end.arrived, (g(w) - target).reshape(-1), jnp.inf), w
-
-    found, w = damped_newton(equations, lambda z, w: g.metric(w), start, tolerance=allowed.reshape(-1))
-    result = select(end.arrived, found.result, RESULTS.not_converged)
-    return found.value.reshape(x.shape), w, select(end.singular, RESULTS.outside_range, result)
-
-
-def _follow(g: AbstractReparameterization, w: Weights, axis: Array, rtol: Array) -> Array:
-    """The length by which mu can grow along an axis from w: infinite where it has no end, NaN where neither shows."""
-
-    def rate(w: Weights) -> Array:
-        return _size(w) / _size(g.pull(w, axis))  # the time in which the weights change by their own size
-
-    unit = rate(w) / _size(w)
-    horizon = math.log(float(jnp.finfo(rtol.dtype).max)) / 8  # leaves room for the powers of the weights in g
-
-    def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
-        clock = jnp.where(jnp.all(jnp.isfinite(g(state[0]))), rate(state[0]), jnp.nan)
-        return jax.tree.map(lambda leaf: clock * leaf, g.pull(state[0], axis)), clock / unit
-
-    (w_end, s), end = _integrate(g, field, (w, jnp.zeros_like(rtol)), _size(w), rtol, horizon)
-    length = s * unit
-    stopped = rate(w_end) <= jnp.sqrt(jnp.finfo(rtol.dtype).eps) * length
-    moving = end.arrived & (rate(w_end) > 1e-3 * length)
-    return jnp.where(stopped, length, jnp.where(moving, jnp.inf, jnp.nan))
-
-
-def _integrate(
-    g: AbstractReparameterization, field: Any, start: Any, scale: Array, rtol: Array, horizon: float = 1.0
-) -> tuple[Any, _End]:
-    """`dy/ds = field(s, y)` for y = (weights, an integral), from 0 to the horizon: the last y, and how it ended."""
-    # Factors of an elementwise g keep all their digits as they decay; weights that mix coordinates may cancel, and
-    # are followed to a thousandth of what the largest is.
-    floor = 1e-20 if g.elementwise else 1e-3
-    eps, limit = float(jnp.finfo(rtol.dtype).eps), float(jnp.finfo(rtol.dtype).max) ** 0.125
-    solution = diffrax.diffeqsolve(
-        diffrax.ODETerm(lambda s, y, args: field(s, y)),
-        diffrax.Dopri8(),
-        t0=jnp.zeros_like(rtol),
-        t1=jnp.full_like(rtol, horizon),
-        dt0=None,
-        y0=start,
-        # Only the weights' error counts: the integral beside them is as smooth, but may pass through 0.
-        # A step of exactly dtmin is accepted whatever its error: an irrational one is never met exactly.
-        stepsize_controller=diffrax.PIDController(
-            rtol=rtol,
-            atol=floor * rtol * scale,
-            norm=lambda error: _size(error[0]),
-            dtmin=5 * math.pi * eps * horizon,
-            force_dtmin=False,
-        ),
-        saveat=diffrax.SaveAt(t1=True),
-        adjoint=diffrax.ForwardMode(),  # no derivative passes through the solve, so nothing need be stored for one
-        max_steps=4096,
-        throw=False,
-    )
-    y = jax.tree.map(lambda leaf: leaf[0], solution.ys)
-    arrived = (solution.result == diffrax.RESULTS.successful) & jnp.isfinite(_size(y))
-    # Steps shrink to rounding at a singularity; also where numbers overflow, which is none.
-    shrunk = (solution.result == diffrax.RESULTS.dt_min_reached) & (_size(y) < limit * scale)
-    assert solution.ts is not None  # for the type checker: SaveAt(t1=True) gives it
-    return y, _End(arrived, shrunk & (solution.ts[0] < (1 - eps**0.5) * horizon))
-
-
-def _solve(matrix: Float[Array, "n n"], b: Array) -> Array:
-    if b.size == 1:
-        return b / matrix.reshape(b.shape)
-    return solve_spd(matrix, b.reshape(-1)).reshape(b.shape)
-
-
-def _size(tree: Any) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)])))
+    return where_tree(start.arrived, (lower, upper), jnp.nan)
 
 
 def _expand(flags: Bool[Array, " cells"], like: Float[Array, "cells ..."]) -> Bool[Array, "cells ..."]:
     return flags.reshape(flags.shape + (1,) * (like.ndim - 1))
 
 
-def _where(condition: Array, tree: Any, other: Any) -> Any:
-    other = jax.tree.map(lambda leaf: jnp.full_like(leaf, other), tree) if isinstance(other, float) else other
-    return jax.tree.map(lambda leaf, rest: jnp.where(condition, leaf, rest), tree, other)
-
-
-def _with_start(start: _End, result: RESULTS) -> RESULTS:
+def _with_start(start: End, result: RESULTS) -> RESULTS:
     everywhere = jnp.broadcast_to(start.singular, (result == RESULTS.successful).shape)
     failure = select(everywhere, RESULTS.range_exhausted, RESULTS.not_converged)
     return select(jnp.broadcast_to(start.arrived, everywhere.shape), result, failure)
@@ -340,8 +248,8 @@ def _tie_weights(w: Weights, args: tuple, tangents: tuple) -> Weights:
     """`psi(mu, a)`, known to be w, with its derivatives: `dw = J^T dmu + grad h da`."""
     legendre, ok, mu, a = args
     t_mu, t_a = _filled(tangents, mu, a)
-    change = _change_of_weights(legendre, _where(ok, w, legendre.w0), t_mu, t_a)
-    return _where(ok, change, jnp.nan)
+    change = _change_of_weights(legendre, where_tree(ok, w, legendre.w0), t_mu, t_a)
+    return where_tree(ok, change, jnp.nan)
 
 
 # The two rules are compiled whole: outside jit, each of their hundred operations would be compiled by itself.
@@ -356,7 +264,7 @@ def _change_of_weights(legendre: NumericLegendre, w: Weights, t_mu: Array, t_a: 
 def _change_of_mu(legendre: NumericLegendre, w: Weights, t_x: Array, t_a: Array) -> Array:
     """`dmu = (J J^T)^{-1} (dx - J grad h da)`."""
     change = t_x - jax.jvp(legendre.g, (w,), (jax.grad(legendre.h)(w),))[1] * t_a
-    solve = jax.vmap(lambda w, change: _solve(legendre.g.metric(w), change))
+    solve = jax.vmap(lambda w, change: solve_metric(legendre.g.metric(w), change))
     return solve(legendre._split(w), legendre._cells(change)).reshape(t_x.shape)
 
 
@@ -366,8 +274,18 @@ def _tie_potential(q: Array, args: tuple, tangents: tuple) -> Array:
     legendre, w, mu, a = args
     t_mu, t_a = _filled(tangents, mu, a)
     ok = jnp.isfinite(q)
-    point = _where(ok, w, legendre.w0)
+    point = where_tree(ok, w, legendre.w0)
     change = jnp.sum(legendre.g(point) * t_mu) + legendre.h(point) * t_a
+    return jnp.where(ok, change, jnp.nan)
+
+
+@tied
+def _tie_value(value: Array, args: tuple, tangents: tuple) -> Array:
+    """`R_a(x)`, known to be `value`, with its derivatives: `dR = <mu, dx> - h(w) da`, by the envelope theorem."""
+    legendre, w, mu, x, a = args
+    t_x, t_a = _filled(tangents, x, a)
+    ok = jnp.isfinite(value)
+    change = jnp.sum(mu * t_x) - legendre.h(where_tree(ok, w, legendre.w0)) * t_a
     return jnp.where(ok, change, jnp.nan)
 
 
@@ -376,5 +294,5 @@ def _tie_dual(mu: Array, args: tuple, tangents: tuple) -> Array:
     """`grad R_a(x)`, known to be mu, with its derivatives: `dmu = (J J^T)^{-1} (dx - J grad h da)`."""
     legendre, w, ok, x, a = args
     t_x, t_a = _filled(tangents, x, a)
-    point = _where(ok, _tie_weights(w, legendre, ok, mu, a), legendre.w0)
+    point = where_tree(ok, _tie_weights(w, legendre, ok, mu, a), legendre.w0)
     return jnp.where(ok, _change_of_mu(legendre, point, t_x, t_a), jnp.nan)

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..problem import AbstractRegularizer, AbstractReparameterization
-from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from .base import AbstractLegendre
+from .points import as_finite_weights, require_pair
 
 Build = Callable[[Any, Any, Weights], AbstractLegendre | None]
 
@@ -51,7 +51,8 @@ def closed_form(g: AbstractReparameterization, h: AbstractRegularizer, w0: Weigh
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Corollary 3.12, Example 3.14, Theorem 3.15.
     """
-    w0 = as_weights(w0)
+    require_pair(g, h)
+    w0 = as_finite_weights(w0)
     g.check(w0)
     h.check(w0)
     build = _FORMS.get((type(g), type(h)))

@@ -15,7 +15,7 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..checks import freeze
 from ..results import RESULTS, select
-from .base import Recovered
+from .points import Recovered
 from .tied import tied
 
 _STEPS = 256  # two bisections a bit of a 64-bit float, and as many Newton steps: never reached by a monotone function

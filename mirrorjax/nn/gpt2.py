@@ -4,11 +4,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from ..checks import refuted
-from .layers import Block, BlockConfig, layer_norm, normal_init, require_sizes
+from ..checks import as_array, refuted, require_kind
+from ..extras import needs
+
+with needs("nn", __name__):
+    from flax import nnx
+
+    from .layers import Block, BlockConfig, layer_norm, normal_init, set_sizes, sizes_of
 
 SIZES = {  # layers, width, heads
     "gpt2": (12, 768, 12),
@@ -25,7 +29,8 @@ class GPT2Config:
     **Arguments:** `vocabulary`: number of tokens; `context`: the longest text, in tokens; `layers`, `width`, `heads`;
     `is_tied`: the head is the embedding; `epsilon`: of the layer norms; `dtype`: the precision of activations, e.g.
     `jnp.bfloat16`, None for float32, that of the parameters.
-    **Raises:** `ValueError` for a size below 1, or heads that do not divide the width.
+    **Raises:** `ValueError` for a size below 1, heads that do not divide the width, an epsilon that is not positive, or
+    a dtype that is not floating point.
     """
 
     vocabulary: int = 50257
@@ -38,14 +43,12 @@ class GPT2Config:
     dtype: Any = None
 
     def __post_init__(self) -> None:
-        require_sizes(self, "vocabulary", "context", "layers", "width", "heads")
+        set_sizes(self, "vocabulary", "context", "layers", "width", "heads")
 
     @classmethod
     def named(cls, name: str) -> "GPT2Config":
         """Returns the published sizes of `gpt2`, `gpt2-medium`, `gpt2-large` or `gpt2-xl`."""
-        if name not in SIZES:
-            raise ValueError(f"no GPT-2 is named {name!r}; there are {', '.join(SIZES)}")
-        layers, width, heads = SIZES[name]
+        layers, width, heads = sizes_of(name, SIZES, "GPT-2")
         return cls(layers=layers, width=width, heads=heads)
 
     @property
@@ -76,6 +79,8 @@ class GPT2(nnx.Module):
     """
 
     def __init__(self, config: GPT2Config, *, rngs: nnx.Rngs):
+        require_kind(config, GPT2Config, "config", 'a GPT2Config such as GPT2Config.named("gpt2")')
+        require_kind(rngs, nnx.Rngs, "rngs", "nnx.Rngs(seed)")
         sizes = {"dtype": config.dtype, "param_dtype": jnp.float32, "rngs": rngs}
         self.config = config
         self.wte = nnx.Embed(config.vocabulary, config.width, embedding_init=normal_init(0.02), **sizes)
@@ -88,10 +93,10 @@ class GPT2(nnx.Module):
     def __call__(self, tokens: Int[Array, "batch length"]) -> Float[Array, "batch length vocabulary"]:
         """Computes the logits, in the precision of the parameters.
 
-        **Raises:** `ValueError` for a text longer than the context, and for concrete tokens outside of the vocabulary;
-        traced ones, under `jax.jit`, give NaN.
+        **Raises:** `ValueError` for tokens that are not whole numbers of shape (batch, length), a text longer than the
+        context, and concrete tokens outside of the vocabulary; traced ones, under `jax.jit`, give NaN.
         """
-        self._require(tokens)
+        tokens = self._checked(tokens)
         x = self.wte(tokens) + self.wpe(jnp.arange(tokens.shape[1]))[None]
         for block in self.blocks:
             x = block(x)
@@ -99,10 +104,19 @@ class GPT2(nnx.Module):
         logits = self.wte.attend(x) if self.head is None else self.head(x)
         return logits.astype(self.wte.embedding.dtype)
 
-    def _require(self, tokens: Int[Array, "batch length"]) -> None:
+    def _checked(self, tokens: Int[Array, "batch length"]) -> Int[Array, "batch length"]:
         vocabulary, context = self.config.vocabulary, self.config.context
+        tokens = as_array(tokens, "tokens")
+        if not jnp.issubdtype(tokens.dtype, jnp.integer):
+            raise ValueError(f"tokens must be whole numbers, got dtype {tokens.dtype}")
+        if tokens.ndim != 2:
+            remedy = "; a single text is tokens[None]" if tokens.ndim == 1 else ""
+            raise ValueError(f"tokens must have shape (batch, length), got {tokens.shape}{remedy}")
         if tokens.shape[1] > context:
             raise ValueError(f"a text of {tokens.shape[1]} tokens is longer than the context, {context}: cut it")
+        if tokens.dtype.itemsize < 4:
+            tokens = tokens.astype(jnp.int32)  # 8 bits do not hold the vocabulary that they are compared with
         if refuted(lambda: jnp.all((tokens >= 0) & (tokens < vocabulary)), tokens):
             low, high = int(tokens.min()), int(tokens.max())
             raise ValueError(f"tokens must lie in 0 .. {vocabulary - 1}, got {low} .. {high}: is it another tokenizer?")
+        return tokens

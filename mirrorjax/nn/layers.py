@@ -4,19 +4,23 @@ Query, key and value have a kernel each, (in, out) with the heads side by side i
 `mirrorjax.nn.reparameterize` and spectra can name them: `blocks/0/attn/query/kernel`. Parameters are float32.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PyTree
 
-from ..checks import as_count
+from ..checks import as_count, as_scalar, require_positive
+from ..extras import needs
 from ..paths import named_leaves
-from .spectral import Factors, attention_factors
+from .spectral import Factors, split_heads
+
+with needs("nn", __name__):
+    from flax import nnx
 
 Tokens = Float[Array, "batch length width"]
 
@@ -108,26 +112,63 @@ def normal_init(deviation: float) -> Initializer:
     return jax.nn.initializers.normal(deviation)
 
 
-def require_sizes(config: Any, *names: str) -> None:
-    """Raises `ValueError` for a size that is no whole number of at least 1, or heads that do not divide the width."""
+def set_sizes(config: Any, *names: str) -> None:
+    """Converts the sizes of a config to `int`, and checks these, its `epsilon` and its `dtype`.
+
+    **Raises:** `ValueError` for a size that is no whole number of at least 1, heads that do not divide the width, an
+    epsilon that is not positive and finite, and a dtype that is not floating point.
+    """
     for name in names:
-        as_count(getattr(config, name), name)
+        object.__setattr__(config, name, as_count(getattr(config, name), name))  # the config is frozen from here on
     if config.width % config.heads:
         raise ValueError(f"heads must divide width, got heads={config.heads} and width={config.width}")
+    require_positive(as_scalar(config.epsilon, "epsilon"), "epsilon")
+    if config.dtype is not None and not _is_floating(config.dtype):
+        raise ValueError(f"dtype must be a floating-point dtype such as jnp.bfloat16, or None, got {config.dtype!r}")
+
+
+def _is_floating(dtype: Any) -> bool:
+    try:
+        return jnp.issubdtype(jnp.dtype(dtype), jnp.floating)
+    except TypeError:
+        return False
+
+
+def sizes_of(name: Any, table: Mapping[str, tuple[int, ...]], kind: str) -> tuple[int, ...]:
+    """Returns the sizes of a published model. Raises `ValueError`, with the names that there are, for another name."""
+    if not isinstance(name, str) or name not in table:
+        raise ValueError(f"no {kind} is named {name!r}; there are {', '.join(table)}")
+    return table[name]
 
 
 def attention_products(params: PyTree, heads: int) -> Factors:
     """`W_K, W_Q^T` of every layer and head of a GPT-2 or ViT, stacked: the arguments of `product_spectrum`.
 
-    **Arguments:** `params`: the model's parameters, e.g. `nnx.state(model, nnx.Param)` or `split.merge(weights)`;
-    `heads`: `model.config.heads`.
+    **Arguments:** `params`: the model's parameters, e.g. `nnx.state(model, nnx.Param)` or `split.merge(weights)`. The
+    kernels are (d, heads * r), or (d, heads, r) as in Flax's `MultiHeadAttention`; `heads`: `model.config.heads`.
     **Returns:** factors (layers, heads, d, r) and (layers, heads, r, d); without the biases of key and query.
-    **Raises:** `ValueError` for a tree without such kernels, or whose width the heads do not divide.
+    **Raises:** `ValueError` for a tree without such kernels, or kernels that do not divide into the heads.
     """
-    named = named_leaves(params)
+    heads, named = as_count(heads, "heads"), named_leaves(params)
     keys, queries = (
-        [leaf for name, leaf in named if name.endswith(f"attn/{part}/kernel")] for part in ("key", "query")
+        [_merged(name, leaf, heads) for name, leaf in named if name.endswith(f"attn/{part}/kernel")]
+        for part in ("key", "query")
     )
     if not keys:
         raise ValueError("the tree has no tensor .../attn/key/kernel: give the parameters of a GPT2 or a ViT")
-    return attention_factors(jnp.stack(keys), jnp.stack(queries), heads)
+    if len({kernel.shape for kernel in (*keys, *queries)}) > 1 or len(keys) != len(queries):
+        raise ValueError(
+            f"the kernels of keys and queries must come in pairs of one shape, got {[x.shape for x in keys]} and "
+            f"{[x.shape for x in queries]}; hand pairs to attention_factors"
+        )
+    return split_heads(jnp.stack(keys), jnp.stack(queries), heads)
+
+
+def _merged(name: str, kernel: Array, heads: int) -> Float[Array, "d w"]:
+    """The kernel as (d, heads * r), whichever of the two layouts it has. Raises `ValueError` for another shape."""
+    shape = jnp.shape(kernel)
+    if len(shape) == 2 and shape[1] % heads == 0:
+        return jnp.asarray(kernel)
+    if len(shape) == 3 and shape[1] == heads:
+        return jnp.reshape(kernel, (shape[0], -1))
+    raise ValueError(f"{name} must have shape (d, heads * r) or (d, heads, r), got {shape} and heads={heads}")

@@ -10,8 +10,11 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from .gpt2 import GPT2Config
-from .vit import ViTConfig
+from ..extras import needs
+
+with needs("nn", __name__):
+    from .gpt2 import GPT2Config
+    from .vit import ViTConfig
 
 
 class Entry(NamedTuple):

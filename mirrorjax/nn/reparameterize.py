@@ -16,10 +16,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
+from ..checks import require_key, require_kind
 from ..paths import is_named, leaf_names, require_match
 from ..problem import AbstractReparameterization
 from ..problem.reparam import Weights
 from .rules import AbstractRule, Factored
+
+Shapes = tuple[tuple[int, ...], ...]
 
 
 class TensorCount(NamedTuple):
@@ -54,9 +57,14 @@ class Reparameterization(eqx.Module):
     kept: tuple[PyTree, ...]
     treedef: Any = eqx.field(static=True)  # static: the structure of the model's tree
     tensors: tuple[TensorCount, ...] = eqx.field(static=True)  # static: names and shapes
+    shapes: tuple[Shapes, ...] = eqx.field(static=True)  # static: the shapes of the weights of each tensor
 
     def merge(self, weights: PyTree) -> PyTree:
-        """Computes the tree of tensors, differentiably. Raises `ValueError` for weights of another structure."""
+        """Computes the tree of tensors, differentiably.
+
+        **Raises:** `ValueError` for weights of another structure, or whose arrays have other shapes, such as the tree
+        of tensors itself; weights of several lanes are merged under `jax.vmap`.
+        """
         parts = zip(self.rules, self._parts(weights), self.kept, strict=True)
         return jax.tree.unflatten(
             self.treedef, [part if rule is None else rule.merge(part, kept) for rule, part, kept in parts]
@@ -93,7 +101,32 @@ class Reparameterization(eqx.Module):
         return rows
 
     def _parts(self, weights: PyTree) -> list[Any]:
-        return self.treedef.flatten_up_to(weights)
+        """The weights of each tensor. Raises `ValueError` where they are not shaped as `reparameterize` returned them.
+
+        A family such as `Hadamard` takes the product of the rows of a lone array, which would be another tensor.
+        """
+        try:
+            parts = self.treedef.flatten_up_to(weights)
+        except (TypeError, ValueError) as error:
+            kind = type(weights).__name__
+            why = " ".join(str(error).split())[:200]
+            raise ValueError(f"the weights must be the tree that reparameterize returned, got {kind}: {why}") from None
+        for tensor, rule, part, shapes in zip(self.tensors, self.rules, parts, self.shapes, strict=True):
+            if rule is not None and (found := _shapes(part)) != shapes:
+                raise ValueError(
+                    f"{tensor.name} is written by {tensor.rule} with weights of shapes {_listed(shapes)}, got "
+                    f"{_listed(found)}: give the weights that reparameterize returned and training changed, not the "
+                    "tensors of the model; lanes of weights go under jax.vmap"
+                )
+        return parts
+
+
+def _shapes(weights: PyTree) -> Shapes:
+    return tuple(map(jnp.shape, jax.tree.leaves(weights)))
+
+
+def _listed(shapes: Shapes) -> str:
+    return ", ".join(map(str, shapes)) or "none"
 
 
 def _norm(tree: PyTree) -> Float[Array, ""]:
@@ -119,11 +152,15 @@ def reparameterize(
     **Returns:** `(split, weights)`: a `Reparameterization`, and the tree of trained weights, which is like params with
     every tensor with a rule replaced by its weights, `(m, w)` for `Hadamard()`, or by `None` if it is frozen.
 
-    **Raises:** `ValueError` for a pattern that names nothing (with the nearest names) or whose tensors all go to
-    earlier patterns, and for a tensor that its rule does not fit, by name.
+    **Raises:** `ValueError` for rules that are no dict from patterns to rules, a pattern that names nothing (with the
+    nearest names) or whose tensors all go to earlier patterns, a tensor that its rule does not fit, by name, and a
+    key that is none.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 3, applied tensor by tensor.
     """
+    require_kind(rules, Mapping, "rules", 'a dict from pattern to rule, e.g. {"*/kernel": Factored(Hadamard())}')
+    if key is not None:
+        require_key(key, "key")
     names, (leaves, treedef) = leaf_names(params), jax.tree.flatten(params)
     chosen = [_as_rule(rule) for rule in _choose(names, rules)]
     divided = [
@@ -132,25 +169,28 @@ def reparameterize(
     ]
     weights, kept = [part for part, _ in divided], tuple(kept for _, kept in divided)
     tensors = tuple(map(_count, names, chosen, leaves, weights))
-    return Reparameterization(tuple(chosen), kept, treedef, tensors), jax.tree.unflatten(treedef, weights)
+    shapes = tuple(map(_shapes, weights))
+    return Reparameterization(tuple(chosen), kept, treedef, tensors, shapes), jax.tree.unflatten(treedef, weights)
 
 
 def _choose(names: list[str], rules: Mapping[str, Any]) -> list[Any]:
     """Returns for each name the rule of the first pattern that matches, or None; every pattern must be used."""
+    for pattern in rules:
+        require_kind(pattern, str, "a key of rules", 'a pattern over names of tensors, e.g. "*/kernel"')
+        require_match(names, pattern)
     first = [next((pattern for pattern in rules if is_named(name, pattern)), None) for name in names]
     for pattern in rules:
-        require_match(names, pattern)
         if pattern not in first:
             raise ValueError(f"every tensor named by {pattern!r} goes to an earlier pattern: put {pattern!r} before it")
     return [None if pattern is None else rules[pattern] for pattern in first]
 
 
 def _as_rule(rule: Any) -> AbstractRule | None:
-    if rule is None or isinstance(rule, AbstractRule):
-        return rule
-    if isinstance(rule, AbstractReparameterization):
-        return Factored(rule)
-    raise ValueError(f"a rule is Factored(g), a reparameterization g, LowRank(rank) or Frozen(); got {rule!r}")
+    if rule is None:
+        return None
+    kinds = (AbstractRule, AbstractReparameterization)
+    require_kind(rule, kinds, "a rule", "Factored(g), a reparameterization g, LowRank(rank), Frozen() or None")
+    return Factored(rule) if isinstance(rule, AbstractReparameterization) else rule
 
 
 def _split(name: str, rule: AbstractRule | None, leaf: Any, key: PRNGKeyArray | None) -> tuple[Weights | None, PyTree]:

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
-from ..checks import as_count, as_scalar, refuted, require_positive
+from ..calls import calling, require_numbers
+from ..checks import as_count, as_scalar, refuted, require_kind, require_positive
 from ..problem import AbstractReparameterization, MatrixProduct
 from ..problem.reparam import Weights
 from .initial import initial_weights
@@ -53,8 +54,8 @@ class Factored(AbstractRule):
 
     **Arguments:** `g`: a reparameterization; `balance` > 0: selects among the weights that give x, see
     `initial_weights`; `initial`: your own rule, a function of x that returns weights w with g(w) = x.
-    **Raises:** `ValueError` for a balance that is not positive and finite; from `split` if no weights give x, or
-    those of `initial` do not.
+    **Raises:** `ValueError` for a g that is no reparameterization, a balance that is not positive and finite, or an
+    `initial` that is no function; from `split` if no weights give x, or those of `initial` do not.
 
     Source: Jacobs and Burkholz, Mask in the Mirror (arXiv 2408.09966), for x = m w at m^2 - w^2 = balance.
     """
@@ -65,8 +66,15 @@ class Factored(AbstractRule):
 
     is_factored = property(lambda self: True)
 
+    def __check_init__(self):
+        require_kind(self.g, AbstractReparameterization, "g", "a reparameterization such as mirrorjax.Hadamard()")
+        if self.initial is not None and not callable(self.initial):
+            raise ValueError(f"initial must be a function of x that returns weights w with g(w) = x: {self.initial!r}")
+
     def split(self, x: Tensor, key: PRNGKeyArray | None) -> tuple[Weights, PyTree]:
-        weights = self.initial(x) if self.initial else initial_weights(self.g, x, self.balance.astype(x.dtype))
+        if refuted(lambda: jnp.all(jnp.isfinite(x)), x):
+            raise ValueError("the tensor has NaN or infinite entries, which no weights give")
+        weights = self._own(x) if self.initial else initial_weights(self.g, x, self.balance.astype(x.dtype))
         found = self.merge(weights, None)
         if found.shape != x.shape:
             raise ValueError(f"the weights give a tensor of shape {found.shape}, not {x.shape}")
@@ -78,6 +86,15 @@ class Factored(AbstractRule):
                 "`initial`, or whether the tensor is in the family's range in this precision"
             )
         return weights, None
+
+    def _own(self, x: Tensor) -> Weights:
+        """The weights that the user's rule gives. Raises `ValueError` unless these are numbers."""
+        with calling("initial"):
+            weights = self.initial(x)  # type: ignore[misc]
+        require_numbers(weights, "initial")
+        if not jax.tree.leaves(weights):
+            raise ValueError(f"initial must return weights w with g(w) = x, got {weights!r}")
+        return weights
 
     def _size(self, x: Tensor) -> Float[Array, ""]:
         """The size that the rounding of g is relative to near x = 0: the balance, or the norm for products."""

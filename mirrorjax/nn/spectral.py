@@ -11,9 +11,10 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from ..checks import as_count
+from ..calls import calling
+from ..checks import as_count, as_float, require_kind
 
 Values = Float[Array, "*batch r"]
 Factors = tuple[Float[Array, "..."], Float[Array, "..."]]  # (.., n, r) and (.., r, m)
@@ -29,40 +30,53 @@ class Spectrum(eqx.Module):
     All three are 0 for the zero matrix (a LoRA product before training), and do not depend on the scale of others. They
     are not differentiable: a gradient raises `ValueError`.
 
+    **Arguments:** `values`: singular values, largest first; `exponent`: whole numbers e (batch), if the singular values
+    are `values * 2^e`. Where these leave the range of the precision, `values`, `nuclear` and `frobenius` are infinite
+    or 0, and the three ratios are still right.
+
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Figs. 4, 14 to 16 for the ratio; Roy and Vetterli, The effective
     rank, EUSIPCO 2007; Rudelson and Vershynin (2007) for the stable rank.
     """
 
-    values: Values
+    relative: Values  # s / s_1: squares of these neither overflow nor vanish
+    largest: Float[Array, "*batch"]  # s_1
+
+    def __init__(self, values: Values, exponent: Int[Array, "*batch"] | None = None):
+        self.relative = _divide(values, values[..., :1])
+        self.largest = values[..., 0] if exponent is None else jnp.ldexp(values[..., 0], exponent)
+
+    @property
+    def values(self) -> Values:
+        s_1 = self.largest[..., None]
+        return jnp.where(self.relative == 0, 0, self.relative * s_1)  # 0 also beside an infinite s_1
 
     @property
     def nuclear(self) -> Float[Array, "*batch"]:
-        return jnp.sum(self.values, axis=-1)
+        return self._scaled(jnp.sum(self.relative, axis=-1))
 
     @property
     def frobenius(self) -> Float[Array, "*batch"]:
-        return self.values[..., 0] * jnp.sqrt(jnp.sum(self._relative**2, axis=-1))
+        return self._scaled(jnp.sqrt(jnp.sum(self.relative**2, axis=-1)))
 
     @property
     def ratio(self) -> Float[Array, "*batch"]:
-        s = self._relative
+        s = self.relative
         return _divide(jnp.sum(s, axis=-1), jnp.sqrt(jnp.sum(s**2, axis=-1)))
 
     @property
     def effective_rank(self) -> Float[Array, "*batch"]:
-        s = self._relative
+        s = self.relative
         p = _divide(s, jnp.sum(s, axis=-1, keepdims=True))
         entropy = -jnp.sum(p * jnp.log(jnp.where(p == 0, 1, p)), axis=-1)
-        return jnp.where(self.values[..., 0] == 0, 0, jnp.exp(entropy))
+        return jnp.where(s[..., 0] == 0, 0, jnp.exp(entropy))
 
     @property
     def stable_rank(self) -> Float[Array, "*batch"]:
-        return jnp.sum(self._relative**2, axis=-1)
+        return jnp.sum(self.relative**2, axis=-1)
 
-    @property
-    def _relative(self) -> Values:
-        """`s / s_1`: squares of these neither overflow nor vanish."""
-        return _divide(self.values, self.values[..., :1])
+    def _scaled(self, norm: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+        """The norm of X from that of `X / s_1`; 0 for the zero matrix."""
+        return jnp.where(norm == 0, 0, norm * self.largest)
 
     def summary(self) -> dict[str, Float[Array, "*batch"]]:
         """Returns the numbers to log: `ratio`, `effective_rank`, `stable_rank`, `nuclear`, `frobenius`."""
@@ -95,15 +109,28 @@ def _refuse(primals: Any, tangents: Any) -> Any:
 def product_spectrum(a: Float[Array, "..."], b: Float[Array, "..."]) -> Spectrum:
     """Computes the singular values of `a @ b` without forming the product.
 
+    Each factor is first divided by a power of two near its largest entry, which is exact, so that products of very
+    large or very small factors have the same ratios as others.
+
     **Arguments:** `a` (.., n, r), `b` (.., r, m): the factors, e.g. LoRA's A and B; leading axes are a batch. Factors
-    in less than float32 are converted to float32.
+    in less than float32 are converted to float32, and integers to the default float type.
     **Returns:** a `Spectrum` with min(n, r, m) values.
-    **Raises:** `ValueError` for factors that do not fit. Non-finite factors give NaN.
+    **Raises:** `ValueError` for factors that do not fit, are empty or not real. Non-finite factors give NaN.
     """
+    a, b = as_float(a, "a"), as_float(b, "b")
     if a.ndim < 2 or a.ndim != b.ndim or a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
         raise ValueError(f"the factors of a product have shapes (.., n, r) and (.., r, m), got {a.shape} and {b.shape}")
+    if 0 in (*a.shape[-2:], *b.shape[-2:]):
+        raise ValueError(f"the factors of a product must have entries, got shapes {a.shape} and {b.shape}")
     dtype = max(a.dtype, b.dtype, jnp.dtype(jnp.float32), key=lambda dtype: jnp.finfo(dtype).bits)
-    return Spectrum(_core_values(a.astype(dtype), b.astype(dtype)))
+    (a, of_a), (b, of_b) = _normalized(a.astype(dtype)), _normalized(b.astype(dtype))
+    return Spectrum(_core_values(a, b), of_a + of_b)
+
+
+def _normalized(x: Float[Array, "*batch n m"]) -> tuple[Float[Array, "*batch n m"], Int[Array, "*batch"]]:
+    """Returns `2^-e x` and e, with the largest entry of each matrix in 1/2 .. 1."""
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(x), axis=(-2, -1)))
+    return jnp.ldexp(x, -exponent[..., None, None]), exponent
 
 
 def attention_factors(key: Float[Array, "..."], query: Float[Array, "..."], heads: int) -> Factors:
@@ -111,12 +138,33 @@ def attention_factors(key: Float[Array, "..."], query: Float[Array, "..."], head
 
     The paper writes this matrix as `W_K^T W_Q`, with the weights on the left; Flax keeps them on the right.
 
-    **Arguments:** `key`, `query` (.., d, heads * r): kernels; `heads`: how many share the last axis, head by head.
+    **Arguments:** `key`, `query`: kernels (.., d, heads * r), whose last axis holds head after head, or (.., d, heads,
+    r), as in Flax's `MultiHeadAttention`; `heads`: how many there are.
     **Returns:** factors (.., heads, d, r), (.., heads, r, d) for `product_spectrum`.
-    **Raises:** `ValueError` for shapes that differ or do not divide into heads.
+    **Raises:** `ValueError` for kernels whose shapes differ or do not divide into heads, and for three or more axes
+    that can be read both ways: with `heads` next to last and a last axis that `heads` divides.
     """
-    if key.shape != query.shape or key.ndim < 2 or key.shape[-1] % heads:
-        raise ValueError(f"key and query have shapes (.., d, heads * r), got {key.shape}, {query.shape}, heads={heads}")
+    heads = as_count(heads, "heads")
+    key, query = as_float(key, "key"), as_float(query, "query")
+    layouts = "(.., d, heads * r) or (.., d, heads, r)"
+    if key.shape != query.shape or key.ndim < 2:
+        raise ValueError(f"key and query have shapes {layouts}, got {key.shape}, {query.shape}, heads={heads}")
+    is_flat, is_split = key.shape[-1] % heads == 0, key.ndim > 2 and key.shape[-2] == heads
+    if is_flat and is_split:
+        raise ValueError(
+            f"kernels of shape {key.shape} with heads={heads} can be (.., d, heads, r) and (.., d, heads * r); merge "
+            "the last two axes of the first, kernel.reshape(*kernel.shape[:-2], -1), and map over the leading axes of "
+            "the second with jax.vmap"
+        )
+    if not is_flat and not is_split:
+        raise ValueError(f"key and query have shapes {layouts}, got {key.shape}, {query.shape}, heads={heads}")
+    if is_split:
+        key, query = (kernel.reshape(*kernel.shape[:-2], -1) for kernel in (key, query))
+    return split_heads(key, query, heads)
+
+
+def split_heads(key: Float[Array, "*batch d w"], query: Float[Array, "*batch d w"], heads: int) -> Factors:
+    """The factors that `attention_factors` returns, of kernels (.., d, heads * r)."""
     split = (*key.shape[:-1], heads, key.shape[-1] // heads)
     per_head = [jnp.moveaxis(kernel.reshape(split), -2, -3) for kernel in (key, query)]
     return per_head[0], jnp.swapaxes(per_head[1], -1, -2)
@@ -128,7 +176,8 @@ class SpectralTracker(eqx.Module):
     **Arguments:** `products`: name -> function of the parameters that returns the two factors, for instance
     `lambda weights: split.factors(weights)["attention/kernel"]` for LoRA's (A, B), or a function that returns
     `attention_factors`; `every`: how many steps lie between two measurements, >= 1.
-    **Raises:** `ValueError` for `every` below 1, or no products.
+    **Raises:** `ValueError` for `every` below 1, or no products; when it measures, for a product that does not return
+    two factors.
 
     In a loop in Python, `tracker.due(step)` is True at the steps to measure, and `tracker(params)`, which is compiled,
     returns a dictionary of `Spectrum`s. In a compiled loop, `tracker.at(step, params)` computes the spectra at those
@@ -140,8 +189,12 @@ class SpectralTracker(eqx.Module):
     every: int = eqx.field(static=True, default=1)  # static: a Python loop counts with it
 
     def __init__(self, products: Mapping[str, Callable[[PyTree], Factors]], every: int = 1):
+        require_kind(products, Mapping, "products", "a dict from name to a function of the parameters")
         if not products:
             raise ValueError("a tracker needs at least one product, name -> function of the parameters")
+        for name, factors in products.items():
+            if not callable(factors):
+                raise ValueError(f"products[{name!r}] must be a function of the parameters, got {factors!r}")
         self.products, self.every = tuple(products.items()), as_count(every, "every")
 
     def due(self, step: int) -> bool:
@@ -154,7 +207,7 @@ class SpectralTracker(eqx.Module):
 
     def measure(self, params: PyTree) -> dict[str, Spectrum]:
         """Computes the spectra; not compiled by itself, for use inside a compiled function."""
-        return {name: product_spectrum(*factors(params)) for name, factors in self.products}
+        return {name: product_spectrum(*_two_factors(name, factors, params)) for name, factors in self.products}
 
     def at(self, step: Array, params: PyTree) -> dict[str, Spectrum]:
         """Computes the spectra if the step is due, and returns NaN of the same shapes if not."""
@@ -164,3 +217,12 @@ class SpectralTracker(eqx.Module):
             return jax.tree.map(lambda like: jnp.full(like.shape, jnp.nan, like.dtype), shapes)
 
         return jax.lax.cond(step % self.every == 0, self.measure, skip, params)
+
+
+def _two_factors(name: str, factors: Callable[[PyTree], Factors], params: PyTree) -> Factors:
+    """Calls the function of a product. Raises `ValueError`, naming the product, unless it returns two factors."""
+    with calling(f"products[{name!r}]"):
+        pair = factors(params)
+    if not isinstance(pair, tuple | list) or len(pair) != 2:
+        raise ValueError(f"products[{name!r}] must return two factors (a, b), whose product is measured; got {pair!r}")
+    return pair[0], pair[1]

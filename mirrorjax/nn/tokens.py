@@ -1,9 +1,14 @@
 """Builds GPT-2's byte-pair tokenizer from a file of ranks. Nothing is downloaded."""
 
 import base64
+import os
 from pathlib import Path
 
-import tiktoken
+from ..checks import require_kind
+from ..extras import needs
+
+with needs("nn", __name__):
+    import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
 RANKS = 50_256
@@ -19,6 +24,7 @@ def gpt2_tokens(ranks: str | Path) -> tiktoken.Encoding:
 
     Source: Radford et al., Language models are unsupervised multitask learners (2019).
     """
+    require_kind(ranks, (str, os.PathLike), "ranks", "the path of a file, such as mirrorjax.data.gpt2_ranks()")
     path = Path(ranks)
     if not path.is_file():
         raise ValueError(f"there is no file of ranks {path}; mirrorjax.data.gpt2_ranks() finds or downloads it")

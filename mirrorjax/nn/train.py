@@ -5,6 +5,7 @@ in the program. Grids, stores and datasets are those of `mirrorjax.sweep`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,22 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
-from ..checks import Numbers, as_count
+from ..calls import refuse_traced, require_parameters
+from ..checks import Numbers, as_count, require_kind
 from ..paths import leaf_names, named_leaves, variable_name
+from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace
-from ..runs.dataset import Arrays, Dataset, flatten
+from ..runs.dataset import About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, Devices, choose_devices, on_devices, spread
-from ..runs.engine import About, AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
+from ..signals import stoppable
+from .lane import Carry, Task, call_lane, look, measured_by, start, update
 
 KEPT = "weights."  # prefix of the names of the trained weights
 TEXTS = {
@@ -33,11 +38,11 @@ TEXTS = {
     "loss": ("mean loss of the batches since the last record", "1"),
     "status": ("how the lane ended", "1"),
 }
-Carry = tuple[PyTree, PyTree]  # weights and the optimizer's state
 History = dict[str, np.ndarray]
 State = tuple[Carry, History, np.ndarray]  # the carry, what was recorded, and the count of steps
 
 
+@stoppable()
 def train(
     lane: Callable[..., tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]],
     grid: Mapping[str, Numbers | Zip] | Zip,
@@ -61,8 +66,9 @@ def train(
 
     **Arguments:**
 
-    - `lane`: parameters -> `(optimizer, weights, key)`, pure JAX; each parameter arrives as a scalar. The key draws the
-      batches: lanes of equal keys see equal ones.
+    - `lane`: parameters -> `(optimizer, weights, key)`, pure JAX; each parameter arrives as a scalar. The optimizer is
+      any of optax; those that search along a line or scale by the loss get `value`, `grad` and `value_fn`, on the
+      batches of the step. The key draws the batches: lanes of equal keys see equal ones.
     - `grid`: as in `mirrorjax.sweep`, e.g. `{"weight_decay": [0, 0.1], "seed": [0, 1, 2]}`.
     - `loss`, `batch`: weights and a batch -> a number; a key -> a batch, a pytree with the examples along the first
       axes. Both are pure JAX; the precision is the model's. Use `equinox.Module`s for functions with data sets or
@@ -82,10 +88,17 @@ def train(
     over the batches since the previous record (missing at step 0), the metrics, and a `status`, `"diverged"` if a loss
     was infinite or NaN.
 
-    **Raises:** `ValueError` for `steps` that `every` does not divide, metrics named like variables of every run, or a
-    store that holds another run.
+    **Raises:** `ValueError` for `steps` that `every` does not divide, a lane that returns something else or weights
+    that are not floating point, an optimizer that needs more than those three arguments, a loss that is no scalar,
+    metrics that are not real numbers or named like variables of every run, or a store that holds another run;
+    `TypeError` for a function that needs the value of a number that is traced; `OSError` where the store cannot be
+    written.
     """
+    for name, function in {"loss": loss, "batch": batch, "metrics": metrics or _nothing}.items():
+        if not callable(function) or isinstance(function, type):
+            raise ValueError(f"{name} must be a function or a module with __call__, got {function!r}")
     lanes, chosen = Grid(grid), choose_devices(devices)
+    require_parameters(lane, lanes.labels.parameters(), "the lane")
     steps, every = as_count(steps, "steps"), as_count(every, "every")
     accumulate = as_count(accumulate, "accumulate")
     if steps % every:
@@ -93,7 +106,8 @@ def train(
     shares = chosen if len(lanes) < len(chosen) else ()
     task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    carry, measured, records = eqx.filter_eval_shape(_start, task, one), _shapes(task, one), 1 + steps // every
+    carry, measured = eqx.filter_eval_shape(look, task, one)
+    records = 1 + steps // every
     lane_bytes = records * (size_of(measured) + 8) + (size_of(carry[0]) if keep else 0)
     slots = recorded_slots(chunk, store, resume) or choose_slots(lane_bytes + size_of(carry), len(lanes), chosen)
     size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
@@ -108,7 +122,7 @@ def train(
             lane_bytes=lane_bytes,
         ),
         lanes,
-        about=About(np.arange(records) * every, ("loss", *flatten(measured, "metric")), TEXTS),
+        about=_about(measured, carry[0] if keep else {}, np.arange(records) * every),
         configure=lambda: configuration(
             lanes,
             trace(lambda values: _once(task, values), one),
@@ -124,23 +138,50 @@ def train(
     )
 
 
+def _about(measured: PyTree, kept: PyTree, ts: np.ndarray) -> About:
+    """Describes the dataset: loss and metrics over time, the status, and the weights that are kept."""
+    number = np.dtype(float)
+    metrics = {name: Shape(number, (len(ts), *leaf.shape)) for name, leaf in flatten(measured, "metric").items()}
+    named = joined({"loss": Shape(number, (len(ts),)), "status": Shape(TEXT)}, metrics)
+    weights = joined(named, {_kept(name): leaf for name, leaf in named_leaves(kept)}, "weights")
+    return About(results_like(weights), ts, ("loss", *metrics), TEXTS)
+
+
 def weights_of(dataset: Dataset, like: PyTree, **lane: Any) -> PyTree:
     """Returns the trained weights of one lane, stored by `train(.., keep=True)`, structured like its initial weights.
 
     **Arguments:** `like`: weights of the same structure; `lane`: the value of each parameter of the grid, e.g.
     `seed=0`.
-    **Raises:** `ValueError` if weights were not stored or have another structure; `KeyError` for another lane.
+    **Raises:** `ValueError` if weights were not stored or have another structure, and for a lane that there is not.
     """
-    chosen = dataset.sel(lane) if lane else dataset
+    require_kind(dataset, Dataset, "dataset", "the dataset that train returned")
+    chosen = _one_lane(dataset, lane)
     names = [_kept(name) for name in leaf_names(like)]
+    if not names:
+        raise ValueError(f"like must be weights such as those that the lane starts from, got {like!r}")
     if missing := [name for name in names if name not in chosen]:
         raise ValueError(f"the dataset has no {', '.join(missing[:3])}: train with keep=True, and give like's weights")
     leaves, treedef = jax.tree.flatten(like)
     found = [np.asarray(chosen[name]) for name in names]
     for name, leaf, array in zip(names, leaves, found, strict=True):
-        if array.shape != leaf.shape:
-            raise ValueError(f"{name} has shape {array.shape}, like's has {leaf.shape}: name one lane of the grid")
+        if array.shape != jnp.shape(leaf):
+            raise ValueError(f"{name} has shape {array.shape}, like's has {jnp.shape(leaf)}: name one lane of the grid")
     return jax.tree.unflatten(treedef, [jnp.asarray(a, x.dtype) for a, x in zip(found, leaves, strict=True)])
+
+
+def _one_lane(dataset: Dataset, lane: Mapping[str, Any]) -> Dataset:
+    """The part of a dataset with these values. Raises `ValueError`, with the values that there are, for others."""
+    for name, value in lane.items():
+        if name not in dataset.indexes:
+            raise ValueError(
+                f"{name} is no dimension whose values choose a lane, those are {', '.join(map(str, dataset.indexes))}; "
+                "parameters of one Zip are chosen by number before, dataset.isel(..)"
+            )
+        try:
+            dataset = dataset.sel({name: value})
+        except (KeyError, TypeError, ValueError):
+            raise ValueError(f"no lane has {name}={value!r}; its values are {dataset[name].values}") from None
+    return dataset
 
 
 def _nothing(weights: PyTree) -> PyTree:
@@ -152,57 +193,47 @@ def _kept(name: str) -> str:
     return KEPT + variable_name(name)
 
 
-class Task(eqx.Module):
-    """The functions that define the training of a lane; they may be modules that hold data."""
-
-    lane: Callable
-    loss: Callable
-    batch: Callable
-    metrics: Callable
-    every: int = eqx.field(static=True)  # static: the length of a loop
-    accumulate: int = eqx.field(static=True)  # static: the length of a loop
-    shares: Devices = eqx.field(static=True)  # static: devices that each batch is divided over
-
-
 def _begin(task: Task, values: Values) -> Carry:
-    return jax.vmap(lambda values: _start(task, values))(values)
-
-
-def _start(task: Task, values: OneLane) -> Carry:
-    optimizer, weights, _ = task.lane(**values)
-    return weights, optimizer.init(weights)
+    return jax.vmap(lambda values: start(task, values))(values)
 
 
 def _advance(shared: tuple[Task, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
-    """Takes `every` steps of each lane from the count `start`; returns weights, states and mean losses."""
-    task, start = shared
+    """Takes `every` steps of each lane from the count `first`; returns weights, states and mean losses."""
+    task, first = shared
 
     def lane(values: OneLane, carry: Carry) -> tuple[Carry, Float[Array, ""]]:
-        optimizer, _, key = task.lane(**values)
+        optimizer, _, key = call_lane(task, values)
 
         def step(carry: Carry, count: Array) -> tuple[Carry, Float[Array, ""]]:
             weights, state = carry
-            value, gradient = _gradient(task, weights, jax.random.fold_in(key, count))
-            updates, state = optimizer.update(gradient, state, weights)
+            keys = jax.random.split(jax.random.fold_in(key, count), task.accumulate)
+            value, gradient = _gradient(task, weights, keys)
+            value_fn = partial(_mean_loss, task, keys)  # computed only by optimizers that call it
+            updates, state = update(optimizer, gradient, state, weights, value, value_fn)
             return (optax.apply_updates(weights, updates), state), value
 
-        carry, losses = jax.lax.scan(step, carry, start + jnp.arange(task.every))
+        carry, losses = jax.lax.scan(step, carry, first + jnp.arange(task.every))
         return carry, jnp.mean(losses)
 
     return jax.vmap(lane)(*lanes)
 
 
-def _gradient(task: Task, weights: PyTree, key: PRNGKeyArray) -> tuple[Float[Array, ""], PyTree]:
+def _gradient(task: Task, weights: PyTree, keys: Shaped[Array, "batches *key"]) -> tuple[Float[Array, ""], PyTree]:
     """Averages loss and gradient over the batches of a step."""
 
     def add(total: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
         batch = _divide(task.batch(key), task.shares)
         return jax.tree.map(jnp.add, total, jax.value_and_grad(task.loss)(weights, batch)), None
 
-    like = jax.eval_shape(lambda: task.loss(weights, task.batch(key)))
+    like = jax.eval_shape(lambda: task.loss(weights, task.batch(keys[0])))
     zero = jnp.zeros(like.shape, like.dtype), jax.tree.map(jnp.zeros_like, weights)
-    total, _ = jax.lax.scan(add, zero, jax.random.split(key, task.accumulate))
+    total, _ = jax.lax.scan(add, zero, keys)
     return jax.tree.map(lambda x: x / task.accumulate, total)
+
+
+def _mean_loss(task: Task, keys: Shaped[Array, "batches *key"], weights: PyTree) -> Float[Array, ""]:
+    """The loss of the batches of a step, of whose mean `_gradient` is the gradient."""
+    return jnp.mean(jax.lax.map(lambda key: task.loss(weights, _divide(task.batch(key), task.shares)), keys))
 
 
 def _divide(batch: PyTree, devices: Devices) -> PyTree:
@@ -217,18 +248,14 @@ def _divide(batch: PyTree, devices: Devices) -> PyTree:
 
 
 def _measure(task: Task, weights: PyTree) -> PyTree:
-    return jax.vmap(task.metrics)(weights)
+    return jax.vmap(lambda weights: measured_by(task, weights))(weights)
 
 
-def _once(task: Task, values: OneLane) -> Carry:
+def _once(task: Task, values: OneLane) -> PyTree:
     """Computes one lane up to its first record; the checksum of this program identifies a stored run."""
     lanes = jax.tree.map(lambda value: value[None], values)
-    carry, _ = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
-    return jax.tree.map(lambda leaf: leaf[0], carry)
-
-
-def _shapes(task: Task, values: OneLane) -> PyTree:
-    return eqx.filter_eval_shape(lambda: task.metrics(task.lane(**values)[1]))
+    carry, losses = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
+    return carry, losses, _measure(task, carry[0])
 
 
 class _Job(AbstractJob):
@@ -248,16 +275,11 @@ class _Job(AbstractJob):
         fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
         found: Any = None if checkpoint is None else checkpoint.find(fresh)
         state: State = fresh if found is None else found
-        try:
-            while state[-1] < self.steps:
-                state = self._step(values, state)
-                if checkpoint is not None:
-                    checkpoint.offer(state)
-                reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
-        except KeyboardInterrupt:
+        while state[-1] < self.steps:
+            state = self._step(values, state)
             if checkpoint is not None:
-                checkpoint.offer(state, now=True)
-            raise
+                checkpoint.offer(state)
+            reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
         carry, history, _ = state
         results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
@@ -271,14 +293,14 @@ class _Job(AbstractJob):
         return carry, self._record(history, int(count) // self.task.every, loss, carry), np.asarray(count)
 
     def _call(self, fn: Callable, shared: PyTree, lanes: PyTree) -> Any:
-        return eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
+        results = eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
+        refuse_traced(results, "train")  # functions may have closed over a number of an outer transformation
+        return results
 
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
         """Returns the history with one more record; an empty history becomes one with the first record."""
         measured = flatten(self._call(_measure, self.task, carry[0]), "metric")
         now = {name: np.asarray(value, float) for name, value in measured.items()}
-        if clash := {"loss", "status"} & set(now):
-            raise ValueError(f"the metrics {sorted(clash)} have the names of variables of every run; rename them")
         now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
         length = 1 + self.steps // self.task.every
         changed = {}

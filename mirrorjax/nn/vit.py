@@ -6,10 +6,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array, Float
 
-from .layers import Block, BlockConfig, layer_norm, normal_init, require_sizes
+from ..checks import as_array, require_kind
+from ..extras import needs
+
+with needs("nn", __name__):
+    from flax import nnx
+
+    from .layers import Block, BlockConfig, layer_norm, normal_init, set_sizes, sizes_of
 
 # The initializers of the published code. Flax's modules hold them, so one object each lets equal models share programs.
 XAVIER = jax.nn.initializers.xavier_uniform()
@@ -33,8 +38,8 @@ class ViTConfig:
     inside the perceptrons, None for 4 width; `classes`; `epsilon`: of the layer norms, 1e-6 in augreg files and 1e-12
     in Hugging Face's; `dtype`: the precision of activations, e.g. `jnp.bfloat16`, None for float32, that of the
     parameters.
-    **Raises:** `ValueError` for a size below 1, heads that do not divide the width, or patches that do not tile the
-    image.
+    **Raises:** `ValueError` for a size below 1, heads that do not divide the width, patches that do not tile the image,
+    an epsilon that is not positive, or a dtype that is not floating point.
     """
 
     image: int = 224
@@ -50,16 +55,14 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         hidden = () if self.hidden is None else ("hidden",)
-        require_sizes(self, "image", "patch", "channels", "layers", "width", "heads", "classes", *hidden)
+        set_sizes(self, "image", "patch", "channels", "layers", "width", "heads", "classes", *hidden)
         if self.image % self.patch:
             raise ValueError(f"patch must divide image, got patch={self.patch} and image={self.image}")
 
     @classmethod
     def named(cls, name: str) -> "ViTConfig":
         """Returns the sizes of the published `tiny/16`, `small/16`, `base/16`, `large/16`, or of `cifar`: 32 x 32."""
-        if name not in SIZES:
-            raise ValueError(f"no ViT is named {name!r}; there are {', '.join(SIZES)}")
-        image, patch, layers, width, heads, classes = SIZES[name]
+        image, patch, layers, width, heads, classes = sizes_of(name, SIZES, "ViT")
         return cls(image=image, patch=patch, layers=layers, width=width, heads=heads, classes=classes)
 
     @property
@@ -116,6 +119,8 @@ class ViT(nnx.Module):
     """
 
     def __init__(self, config: ViTConfig, *, rngs: nnx.Rngs):
+        require_kind(config, ViTConfig, "config", 'a ViTConfig such as ViTConfig.named("tiny/16")')
+        require_kind(rngs, nnx.Rngs, "rngs", "nnx.Rngs(seed)")
         sizes = {"dtype": config.dtype, "param_dtype": jnp.float32, "rngs": rngs}
         self.config = config
         self.patch = Patches(config, rngs=rngs)
@@ -129,10 +134,17 @@ class ViT(nnx.Module):
     def __call__(self, images: Float[Array, "batch height width channels"]) -> Float[Array, "batch classes"]:
         """Computes the logits, in the precision of the parameters.
 
-        **Raises:** `ValueError` for images of another size than the config's.
+        **Raises:** `ValueError` for images of another size than the config's, and for integers, which are not scaled as
+        images are in training.
         """
+        images = as_array(images, "images")
+        if not jnp.issubdtype(images.dtype, jnp.floating):
+            raise ValueError(
+                f"images must be floating point, scaled as in training, got dtype {images.dtype}; for the published "
+                "weights, images / 127.5 - 1"
+            )
         size = (self.config.image, self.config.image, self.config.channels)
-        if images.shape[1:] != size:
+        if images.ndim != 4 or images.shape[1:] != size:
             raise ValueError(f"images must have shape (batch, {', '.join(map(str, size))}), got {images.shape}")
         x = self.patch(images)
         cls = jnp.broadcast_to(self.cls[...], (x.shape[0], 1, x.shape[2])).astype(x.dtype)
@@ -143,7 +155,11 @@ class ViT(nnx.Module):
 
 
 def with_head(model: ViT, classes: int, *, rngs: nnx.Rngs) -> ViT:
-    """Returns the model with a new head for so many classes, zero, to be fine-tuned. It shares the other tensors."""
+    """Returns the model with a new head for so many classes, zero, to be fine-tuned. It shares the other tensors.
+
+    **Raises:** `ValueError` for something that is no ViT, or a number of classes below 1.
+    """
+    require_kind(model, ViT, "model", "a ViT")
     config = dataclasses.replace(model.config, classes=classes)
     head = nnx.Linear(config.width, classes, kernel_init=ZEROS, dtype=config.dtype, param_dtype=jnp.float32, rngs=rngs)
     return _changed(model, config, head=head)
@@ -155,10 +171,11 @@ def at_resolution(model: ViT, image: int) -> ViT:
     The embedding of the patches is resized as an image, by cubic interpolation with antialiasing; that of the class
     token stays. The model that is returned shares the other tensors.
 
-    **Raises:** `ValueError` for a side that patches do not tile.
+    **Raises:** `ValueError` for a side that patches do not tile, or something that is no ViT.
 
     Source: Dosovitskiy et al. (arXiv 2010.11929), section 3.2.
     """
+    require_kind(model, ViT, "model", "a ViT")
     old, config = model.config, dataclasses.replace(model.config, image=image)
     cls, grid = model.positions[:, :1], model.positions[:, 1:]
     resized = jax.image.resize(

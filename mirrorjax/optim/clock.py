@@ -5,13 +5,14 @@ strength decides which of the two it gets.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, Int
 
-from ..checks import as_time_scalar, nonnegative, require_nonnegative, require_positive
+from ..calls import calling
+from ..checks import as_scalar, as_time_scalar, nonnegative, require_nonnegative, require_positive
 from ..problem import AbstractSchedule
 
 Count = Int[Array, ""]
@@ -54,9 +55,13 @@ def or_nan(value: Float[Array, ""]) -> Float[Array, ""]:
 
 
 def as_step_size(value: StepSize) -> Callable[[Count], Float[Array, ""]]:
-    """Converts a learning rate to a function of the count of steps. Raises `ValueError` if it is not positive."""
+    """Converts a learning rate to a function of the count of steps.
+
+    **Raises:** `ValueError` if it is not positive, or a schedule of the flow's time, which it is what measures.
+    """
+    refuse_time(value, "step_size")
     if callable(value):
-        return lambda count: or_nan(jnp.asarray(value(count)).astype(float))
+        return lambda count: or_nan(_at_count(value, count, "step_size"))
     step = as_time_scalar(value, "step_size")
     require_positive(step, "step_size")
     return lambda count: or_nan(step)
@@ -64,19 +69,40 @@ def as_step_size(value: StepSize) -> Callable[[Count], Float[Array, ""]]:
 
 def as_strength(value: Strength, name: str) -> Callable[[ClockState], Float[Array, ""]]:
     """Converts a strength to a function of the clock. Raises `ValueError` if it is negative or not finite."""
+    if isinstance(value, type):
+        raise ValueError(f"{name} must be a schedule or a number, got the class {value.__name__} itself; call it")
     if isinstance(value, AbstractSchedule):
 
         def of_time(state: ClockState) -> Float[Array, ""]:
             # Read a few roundings later, as in the descents of mirrorjax.dynamics: if t_off is the time of a step, the
             # rounding of t must not delay the switch-off by one step.
-            return or_nan(value(state.time * (1 + 4 * jnp.finfo(state.time.dtype).eps)))
+            alpha = value(state.time * (1 + 4 * jnp.finfo(state.time.dtype).eps))
+            # After a bad learning rate t is NaN. A comparison with NaN is false, which would read as switched off.
+            return or_nan(jnp.where(jnp.isnan(state.time), jnp.nan, alpha))
 
         return of_time
     if callable(value):
-        return lambda state: or_nan(jnp.asarray(value(state.count)).astype(float))
+        return lambda state: or_nan(_at_count(value, state.count, name))
     constant = as_time_scalar(value, name)
     require_nonnegative(constant, name, finite=True)
     return lambda state: or_nan(constant)
+
+
+def _at_count(schedule: Callable, count: Count, name: str) -> Float[Array, ""]:
+    """The value of an optax schedule. Raises `ValueError` unless it returns one real number."""
+    with calling(f"the schedule {name}"):
+        value = schedule(count)
+    return as_scalar(value, f"the value of the schedule {name}").astype(float)
+
+
+def refuse_time(value: Any, name: str) -> None:
+    """Raises `ValueError` for a schedule of the flow's time where the count of steps is all that there is."""
+    kind = value if isinstance(value, type) else type(value)
+    if issubclass(kind, AbstractSchedule):
+        raise ValueError(
+            f"{name} counts steps, {kind.__name__} is a function of the flow's time, the sum of the learning rates; "
+            "give a number or an optax schedule"
+        )
 
 
 def switched_off(strength: Callable | ArrayLike, off_at: ArrayLike, name: str) -> Callable[[Count], Float[Array, ""]]:

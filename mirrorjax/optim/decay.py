@@ -8,46 +8,27 @@ Numbers may be traced: several strengths and switch-off times are lanes of `jax.
 the mapped function, and a new value does not recompile a step that takes it as an argument.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ..paths import path_mask
+from ..checks import as_scalar, require_nonnegative
 from ..problem import AbstractSchedule
-from .clock import ClockState, StepSize, Strength, advance, as_step_size, as_strength, start_clock, switched_off
-
-# A mask as optax takes it (a tree of booleans, or a function of the parameters), or patterns over paths.
-Mask = Any
-
-
-def as_mask(mask: Mask) -> Mask:
-    """Converts patterns to a mask of optax; returns a tree of booleans or a function as it is."""
-    if isinstance(mask, str):
-        return path_mask(mask)
-    if isinstance(mask, Sequence) and mask and all(isinstance(pattern, str) for pattern in mask):
-        return path_mask(mask)
-    return mask
-
-
-def masked(transformation: optax.GradientTransformation, mask: Mask) -> optax.GradientTransformation:
-    """Restricts the transformation to the tensors of the mask; `None` means all."""
-    return transformation if mask is None else optax.masked(transformation, as_mask(mask))
-
-
-def require_params(params: PyTree, name: str) -> None:
-    """Raises `ValueError` for an update without parameters, an optional argument in optax."""
-    if params is None:
-        raise ValueError(f"{name} acts on the parameters: call optimizer.update(gradients, state, params)")
-
-
-def add_multiple(updates: PyTree, factor: Float[Array, ""], params: PyTree) -> PyTree:
-    """`updates + factor * params`, in each tensor's own dtype; `None` in place of an update stays `None`."""
-    return jax.tree.map(
-        lambda u, p: None if u is None else u + factor.astype(p.dtype) * p, updates, params, is_leaf=lambda u: u is None
-    )
+from .clock import (
+    ClockState,
+    StepSize,
+    Strength,
+    advance,
+    as_step_size,
+    as_strength,
+    refuse_time,
+    start_clock,
+    switched_off,
+)
+from .masks import Mask, masked
+from .tensors import add_multiple, require_optimizer, require_params, require_share
 
 
 def scheduled_weight_decay(
@@ -71,8 +52,10 @@ def scheduled_weight_decay(
     **Returns:** an optax transformation; its state, a `ClockState`, is three scalars.
 
     **Raises:** `ValueError` for a strength that is negative or not finite, a step size that is not positive, a missing
-    or superfluous step size, `update` without parameters, and a pattern that names nothing. A bad value that is
-    known only in the compiled step (a traced number, a schedule that turns negative) makes the update NaN.
+    or superfluous step size, `update` without parameters, tensors of integers, a mask that is no tree of booleans
+    or does not fit the parameters, and a pattern that names nothing. A bad value that is
+    known only in the compiled step (a traced number, a schedule that turns negative) makes the update NaN. So does a
+    learning rate that turns negative, from the next step on: the time is lost, and with it when to switch off.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3) in discrete time, Theorem 3.10 for the switch-off.
     """
@@ -90,7 +73,7 @@ def scheduled_weight_decay(
     clock = as_step_size(1.0 if step_size is None else step_size)
 
     def add(u: PyTree, strength: Float[Array, ""], eta: Float[Array, ""], params: PyTree) -> PyTree:
-        return add_multiple(u, 2 * strength, params)
+        return add_multiple("scheduled_weight_decay", u, 2 * strength, params)
 
     return masked(_decay(as_strength(alpha, "alpha"), clock, add, "scheduled_weight_decay"), mask)
 
@@ -121,6 +104,7 @@ def coupled_weight_decay(
 
     Source: the paper's Eq. (3).
     """
+    require_optimizer(optimizer, "coupled_weight_decay")
     return optax.chain(scheduled_weight_decay(alpha, step_size=step_size, mask=mask), optimizer)
 
 
@@ -141,8 +125,9 @@ def decoupled_weight_decay(
     """
 
     def subtract(u: PyTree, strength: Float[Array, ""], eta: Float[Array, ""], params: PyTree) -> PyTree:
-        return add_multiple(u, -2 * strength * eta, params)
+        return add_multiple("decoupled_weight_decay", u, -2 * strength * eta, params)
 
+    require_optimizer(optimizer, "decoupled_weight_decay")
     decay = _decay(as_strength(alpha, "alpha"), as_step_size(step_size), subtract, "decoupled_weight_decay")
     return optax.chain(optimizer, masked(decay, mask))
 
@@ -166,10 +151,16 @@ def switch_off_adamw(
     theory's alpha) and its masks, or patterns over paths; `off_at`: the number of steps with decay, >= 0, `inf` for
     all.
     **Returns:** an optax transformation.
-    **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN.
+    **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN, a learning rate
+    or an eps that is negative or not finite, and b1 or b2 outside [0, 1).
 
     Source: the paper's section 5, Tables 3 and 5 (decay switched off in training).
     """
+    _require_rate(learning_rate)
+    for name, value in {"b1": b1, "b2": b2}.items():
+        require_share(value, name)
+    for name, value in {"eps": eps, "eps_root": eps_root}.items():
+        require_nonnegative(as_scalar(value, name), name, finite=True)
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root, mu_dtype=mu_dtype, nesterov=nesterov),
         _switch_off(weight_decay, off_at, mask),
@@ -195,14 +186,25 @@ def switch_off_sgd(
     `off_at`: the number of steps with decay, >= 0, `inf` for all; `mask`: which tensors, as in
     `scheduled_weight_decay`.
     **Returns:** an optax transformation.
-    **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN.
+    **Raises:** as `scheduled_weight_decay`, and `ValueError` for an `off_at` that is negative or NaN, a learning rate
+    that is negative or not finite, and a momentum outside [0, 1).
 
     Source: the paper's section 5, Table 5 (SGD with momentum 0.9).
     """
+    _require_rate(learning_rate)
+    if momentum is not None:
+        require_share(momentum, "momentum")
     return optax.chain(
         _switch_off(weight_decay, off_at, mask),
         optax.sgd(learning_rate, momentum, nesterov, accumulator_dtype),  # type: ignore[arg-type]
     )
+
+
+def _require_rate(learning_rate: StepSize) -> None:
+    """Raises `ValueError` for a learning rate that is a schedule of the flow's time, negative or not finite."""
+    refuse_time(learning_rate, "learning_rate")
+    if not callable(learning_rate):
+        require_nonnegative(as_scalar(learning_rate, "learning_rate"), "learning_rate", finite=True)
 
 
 def _switch_off(weight_decay: Callable | ArrayLike, off_at: ArrayLike, mask: Mask) -> optax.GradientTransformation:

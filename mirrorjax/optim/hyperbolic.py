@@ -14,14 +14,14 @@ and no R_a exists while beta > 0: decay moves the weights and leaves no trace in
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..checks import as_time_scalar, require_nonnegative
 from .clock import ClockState, StepSize, Strength, advance, as_step_size, as_strength, or_nan, start_clock
-from .decay import Mask, as_mask, masked, require_params
+from .masks import Mask, as_mask, masked, spread
+from .tensors import over_tensors, require_optimizer, require_params
 
 
 def _curvature(alpha: ArrayLike) -> Float[Array, ""]:
@@ -55,12 +55,10 @@ def hyperbolic_gradient(
         require_params(params, "hyperbolic_gradient")
         decay = strength(state)
 
-        def precondition(u: Array | None, p: Array) -> Array | None:
-            if u is None:
-                return None
+        def precondition(u: Array, p: Array) -> Array:
             return (1 + growth.astype(p.dtype) * jnp.abs(p)) * u + decay.astype(p.dtype) * p
 
-        moved = jax.tree.map(precondition, updates, params, is_leaf=lambda u: u is None)
+        moved = over_tensors(precondition, "hyperbolic_gradient", updates, params)
         return moved, advance(state, clock(state.count))
 
     return masked(optax.GradientTransformation(init, update), mask)
@@ -88,6 +86,8 @@ def hyperbolic_step(
 
     Source: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, HAM (arXiv 2506.02630), Algorithm 1.
     """
+    require_optimizer(optimizer, "hyperbolic_step")
+    chosen_of = as_mask(mask)
     optimizer = optax.with_extra_args_support(optimizer)
     growth, strength, clock = _curvature(alpha), as_strength(beta, "beta"), as_step_size(step_size)
 
@@ -100,22 +100,15 @@ def hyperbolic_step(
         updates, memory = optimizer.update(gradients, memory, params, **extra)
         eta, decay = clock(time.count), strength(time)
 
-        def scale(chosen: bool, u: Array | None, grad: Array | None, p: Array) -> Array | None:
-            if u is None or grad is None or not chosen:
+        def scale(u: Array, p: Array, grad: Array | None) -> Array:
+            if grad is None:
                 return u
             half = p + u
             rate = growth.astype(p.dtype) * jnp.sign(half) * grad + decay.astype(p.dtype)
             return u + half * jnp.expm1(-eta.astype(p.dtype) * rate)
 
-        chosen = spread(mask, params)
-        moved = jax.tree.map(scale, chosen, updates, gradients, params, is_leaf=lambda u: u is None)
+        chosen = spread(chosen_of, params)
+        moved = over_tensors(scale, "hyperbolic_step", updates, params, gradients, chosen=chosen)
         return moved, (memory, advance(time, eta))
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def spread(mask: Mask, params: PyTree) -> PyTree:
-    """Returns the mask as one boolean a tensor; `None` means all."""
-    mask = as_mask(True if mask is None else mask)
-    tree = mask(params) if callable(mask) else mask
-    return jax.tree.map(lambda chosen, subtree: jax.tree.map(lambda _: chosen, subtree), tree, params)

@@ -20,7 +20,9 @@ from jaxtyping import Array, ArrayLike, Float, PyTree
 from ..checks import as_time_scalar, refuted, require_positive
 from ..problem import CosineDecay
 from .clock import StepSize
-from .decay import Mask, decoupled_weight_decay, masked, require_params
+from .decay import decoupled_weight_decay
+from .masks import Mask, masked
+from .tensors import require_params
 
 
 def pilot_schedule(balance: ArrayLike, width: ArrayLike, t_off: ArrayLike) -> CosineDecay:

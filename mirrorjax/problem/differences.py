@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..checks import is_count, refuted
+from ..checks import as_count, refuted
+from .functions import call, capture, output_shape, require_function
 from .reparam import AbstractReparameterization, Admission, Weights, check_factors, check_same_shape
 
 _EXAMPLE = "Corollary 3.12, Example 3.14"
@@ -50,6 +51,10 @@ class AbstractDifference(AbstractReparameterization):
         )
 
 
+def _k(value: Any) -> int:
+    return as_count(value, "k of PowerDifference")
+
+
 class PowerDifference(AbstractDifference):
     """`x = u^{2k} - v^{2k}`, elementwise; k = 1 is the square difference u^2 - v^2.
 
@@ -67,11 +72,7 @@ class PowerDifference(AbstractDifference):
         "power-difference-3": {"k": 3},
     }
 
-    k: int = eqx.field(static=True, default=1)  # static: integer powers differentiate exactly, also at 0
-
-    def __check_init__(self):
-        if not is_count(self.k) or self.k < 1:
-            raise ValueError(f"PowerDifference needs a whole k of at least 1, got {self.k}")
+    k: int = eqx.field(static=True, default=1, converter=_k)  # static: integer powers differentiate exactly, also at 0
 
     degree = property(lambda self: 2 * self.k)
     compatible_is_squares = property(lambda self: self.k == 1)
@@ -157,7 +158,8 @@ class Separable(AbstractDifference):
     Weights: (u, v) of one shape.
 
     **Arguments:** `g_u`, `g_v`: functions of one array, elementwise, analytic and increasing where the flow runs.
-    **Raises:** `ValueError` when one is not callable.
+    **Raises:** `ValueError` when one is no function of one argument; from `check` when one does not return an array
+    like its factor.
 
     Source: the paper's Corollary 3.12.
     """
@@ -166,17 +168,31 @@ class Separable(AbstractDifference):
     g_v: Callable
 
     def __check_init__(self):
-        for name, function in (("g_u", self.g_u), ("g_v", self.g_v)):
-            if not callable(function):
-                raise ValueError(f"Separable takes two functions, got {name} = {function!r}")
+        require_function(self.g_u, "Separable, g_u,", "one factor")
+        require_function(self.g_v, "Separable, g_v,", "one factor")
 
     degree = property(lambda self: None)
 
     def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.g_u(u)
+        return call(self.g_u, "Separable, g_u,", u)
 
     def minus(self, v: Float[Array, "..."]) -> Float[Array, "..."]:
-        return self.g_v(v)
+        return call(self.g_v, "Separable, g_v,", v)
+
+    def check(self, w: PyTree) -> None:
+        factors = check_factors(w, 2, "Separable", "(u, v)")
+        check_same_shape(factors, "Separable")
+        for name, function, factor in zip(("g_u", "g_v"), (self.g_u, self.g_v), factors, strict=True):
+            value = output_shape(function, f"Separable, {name},", factor)
+            if (getattr(value, "shape", None), getattr(value, "dtype", None)) != (factor.shape, factor.dtype):
+                raise ValueError(
+                    f"the function {name} of Separable must return an array like its factor, of shape {factor.shape} "
+                    f"and dtype {factor.dtype}, got {value}"
+                )
+
+    def capture(self, w: Weights) -> "Separable":
+        u, v = w
+        return Separable(capture(self.g_u, "Separable, g_u,", u), capture(self.g_v, "Separable, g_v,", v))
 
 
 def _parts(x: Float[Array, "..."], balance: Float[Array, ""]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:

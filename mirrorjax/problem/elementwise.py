@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..checks import is_count, refuted
+from ..checks import as_count, is_count, refuted
 from .reparam import AbstractReparameterization, Admission, Weights, check_factors, check_same_shape
 
 
@@ -42,6 +42,12 @@ class Linear(AbstractReparameterization):
         return ("grad g_i is constant, so its bracket with h is -Hess h e_i: x = w commutes with affine h only",)
 
 
+def _depth(value: Any) -> int:
+    if is_count(value) and value == 1:
+        raise ValueError("depth of Hadamard must be at least 2, got 1; depth 1 is Linear()")
+    return as_count(value, "depth of Hadamard", least=2)
+
+
 class Hadamard(AbstractReparameterization):
     """`x = w_1 * w_2 * ... * w_depth`, elementwise; `x = m w` at depth 2.
 
@@ -56,11 +62,7 @@ class Hadamard(AbstractReparameterization):
 
     command_line: ClassVar[Mapping[str, Mapping[str, Any]]] = {"hadamard": {}}
 
-    depth: int = eqx.field(static=True, default=2)  # static: it is the number of arrays in w
-
-    def __check_init__(self):
-        if not is_count(self.depth) or self.depth < 2:
-            raise ValueError(f"Hadamard needs a whole depth of at least 2, got {self.depth}; depth 1 is Linear()")
+    depth: int = eqx.field(static=True, default=2, converter=_depth)  # static: it is the number of arrays in w
 
     degree = property(lambda self: self.depth)
     elementwise = property(lambda self: True)

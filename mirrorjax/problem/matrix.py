@@ -1,19 +1,27 @@
 """x = g(w) whose coordinates share weights: U U^T, K^T Q, A B and quadratic forms."""
 
+from typing import Any
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ..checks import as_float, is_concrete
+from ..checks import as_float, is_concrete, require_finite
 from .reparam import AbstractReparameterization, Admission, Weights, check_factors
 
 
 def as_symmetric(value: ArrayLike, name: str) -> Float[Array, "... n n"]:
-    """Converts `value` to a floating-point array of symmetric matrices. Raises `ValueError` when it is not one."""
+    """Converts `value` to a floating-point array of symmetric matrices.
+
+    **Raises:** `ValueError` when it is not one, or not finite.
+    """
     array = as_float(value, name)
     if array.ndim < 2 or array.shape[-1] != array.shape[-2]:
         raise ValueError(f"{name} must be square in its last two axes, got shape {array.shape}")
+    if array.size == 0:
+        raise ValueError(f"{name} must hold at least one matrix entry, got shape {array.shape}")
+    require_finite(array, name)
     if is_concrete(array):
         known = np.asarray(array)
         asymmetry = np.max(np.abs(known - np.swapaxes(known, -1, -2)), initial=0.0)
@@ -68,6 +76,12 @@ class Gram(AbstractReparameterization):
         return "for measurements that commute or are aligned with the weights, build SpectralGram(U0, scale) yourself"
 
 
+def _transpose(value: Any) -> bool:
+    if not isinstance(value, bool | np.bool_):
+        raise ValueError(f"transpose of MatrixProduct must be True or False, got {value!r}")
+    return bool(value)
+
+
 class MatrixProduct(AbstractReparameterization):
     """`X = K^T Q` (attention; K (r, n), Q (r, m)), or `X = A B` (LoRA; A (n, r), B (r, m)) with `transpose=False`.
 
@@ -75,11 +89,13 @@ class MatrixProduct(AbstractReparameterization):
     Hadamard form: Frobenius -> nuclear.
 
     **Arguments:** `transpose`: True if the first factor enters transposed.
+    **Raises:** `ValueError` for anything but True or False.
 
     Source: the paper's section 5, Theorem 3.15.
     """
 
-    transpose: bool = eqx.field(static=True, default=True)  # static: it fixes the shapes of w
+    # static: it fixes the shapes of w
+    transpose: bool = eqx.field(static=True, default=True, converter=_transpose)
 
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)

@@ -11,7 +11,7 @@ from jaxtyping import Array, ArrayLike, Float
 
 from ..checks import as_float, is_concrete, refuted
 from ..reprs import readable
-from .regularizer import check_scalar
+from .functions import call, capture, check_scalar, require_function
 
 Shape = tuple[int, ...]
 
@@ -32,6 +32,10 @@ class AbstractObjective(eqx.Module):
     @abc.abstractmethod
     def check(self, x: jax.ShapeDtypeStruct) -> None:
         """Raises `ValueError` if f does not accept parameters of this shape and dtype."""
+
+    def capture(self, x: jax.ShapeDtypeStruct) -> "AbstractObjective":
+        """This objective, with the traced numbers that a user's function in it closes over as leaves."""
+        return self
 
     def gradient(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """`grad f(x)`, shaped like x."""
@@ -186,12 +190,14 @@ class MatrixSensing(AbstractMeasured):
     symmetric: bool = eqx.field(static=True)  # static: decides how features are laid out
 
     def __init__(self, A: ArrayLike, y: ArrayLike, symmetric: bool | None = None):
+        if symmetric is not None and not isinstance(symmetric, bool | np.bool_):
+            raise ValueError(f"symmetric must be True, False or None, got {symmetric!r}")
         A, self.y = _data(A, y, "A", "m, n1, n2")
         self.shape = A.shape[1:]
         looks_symmetric = _is_symmetric(A)
         if symmetric and looks_symmetric is False:
             raise ValueError("A was said to be symmetric and is not; pass (A + A^T) / 2 or symmetric=False")
-        self.symmetric = bool(looks_symmetric) if symmetric is None else symmetric
+        self.symmetric = bool(looks_symmetric) if symmetric is None else bool(symmetric)
         if self.symmetric:
             rows, columns = np.triu_indices(self.shape[0])
             self.features = A[:, rows, columns]
@@ -247,17 +253,19 @@ class CustomObjective(AbstractObjective):
     """`f(x) = fn(x)` for any differentiable scalar function of the parameters.
 
     **Arguments:** `fn`: x -> scalar.
-    **Raises:** `ValueError` if fn is not callable or does not return one scalar.
+    **Raises:** `ValueError` if fn is no function of one argument or does not return one scalar.
     """
 
     fn: Callable
 
     def __check_init__(self):
-        if not callable(self.fn):
-            raise ValueError(f"CustomObjective takes a function of x, got {self.fn!r}")
+        require_function(self.fn, "CustomObjective", "x")
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, ""]:
-        return self.fn(x)
+        return call(self.fn, "CustomObjective", x)
 
     def check(self, x: jax.ShapeDtypeStruct) -> None:
         check_scalar(self.fn, x, "CustomObjective")
+
+    def capture(self, x: jax.ShapeDtypeStruct) -> "CustomObjective":
+        return CustomObjective(capture(self.fn, "CustomObjective", x))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
-from ..checks import as_array
+from ..checks import as_array, as_time_scalar, refuted, require_kind
 from ..reprs import readable
 from .objective import AbstractObjective
 from .regularizer import AbstractRegularizer
@@ -56,8 +56,7 @@ class Problem(eqx.Module):
             ),
         }
         for name, (part, kind, advice) in parts.items():
-            if not isinstance(part, kind):
-                raise ValueError(f"{name} must be {advice}; got {part!r}")
+            require_kind(part, kind, name, advice)
         self.g, self.h, self.schedule, self.objective = g, h, schedule, objective
 
     def __repr__(self) -> str:
@@ -69,6 +68,20 @@ class Problem(eqx.Module):
         self.h.check(w0)
         self.objective.check(jax.eval_shape(self.g, w0))
         self.schedule.check(t1)
+        t1 = as_time_scalar(t1, "t1")
+        if refuted(lambda: jnp.isfinite(self.accumulated(t1)), eqx.filter(self.schedule, eqx.is_array), t1):
+            raise ValueError(
+                f"alpha is too strong: int_0^t1 alpha is {-self.accumulated(t1)} for t1 = {t1}; weaken it, or end it "
+                "earlier"
+            )
+
+    def capture(self, w0: PyTree) -> "Problem":
+        """This problem, with the traced numbers that users' functions close over as leaves.
+
+        A compiled solve takes functions as constants, and a tracer cannot be one. Schedules do this when they are made.
+        """
+        g, h = self.g.capture(w0), self.h.capture(w0)
+        return Problem(g, h, self.schedule, self.objective.capture(jax.eval_shape(self.g, w0)))
 
     def strength(self, t: Float[ArrayLike, ""], like: Float[Array, "..."]) -> Float[Array, ""]:
         """`alpha(t)` in the dtype of an array: schedules keep the precision of time, states may be shorter."""
@@ -86,6 +99,8 @@ class Problem(eqx.Module):
 def _as_schedule(alpha: Any) -> AbstractSchedule:
     if isinstance(alpha, AbstractSchedule):
         return alpha
+    if isinstance(alpha, type) and issubclass(alpha, AbstractSchedule):
+        require_kind(alpha, AbstractSchedule, "alpha", "a schedule or a number")
     if callable(alpha):
         raise ValueError(
             f"alpha must be a schedule or a number, got the function {alpha!r}; wrap a function of the flow's time in "

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
-from ..checks import as_scalar, is_concrete, require_finite
+from ..checks import as_scalar, is_concrete, require_finite, require_kind
+from .functions import call, capture, check_scalar, require_function
 from .matrix import as_symmetric
 from .of_weights import AbstractOfWeights
-from .reparam import AbstractReparameterization, Weights, check_degree
+from .reparam import AbstractReparameterization, Weights, as_homogeneity, check_degree, check_leaves
 
 
 def _scale(value: ArrayLike) -> Float[Array, ""]:
@@ -43,6 +44,13 @@ class AbstractRegularizer(AbstractOfWeights):
 
     def check(self, w: PyTree) -> None:
         """Raises `ValueError` when h does not accept these weights."""
+
+    def capture(self, w: PyTree) -> "AbstractRegularizer":
+        """This regularizer, with the traced numbers that a user's function in it closes over as leaves.
+
+        `mirrorjax.solve` asks for it before it compiles. The weights w are an example: shapes and dtypes are kept.
+        """
+        return self
 
     def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
         """The scale c with `h = c g.compatible`; `None` where h is no multiple of it. A known c = 0 fits every g."""
@@ -77,6 +85,9 @@ class WeightDecay(AbstractRegularizer):
     def __call__(self, w: Weights) -> Float[Array, ""]:
         squares = [jnp.sum(leaf**2) for leaf in jax.tree.leaves(w)]
         return self.scale.astype(squares[0].dtype) * sum(squares[1:], squares[0])
+
+    def check(self, w: PyTree) -> None:
+        check_leaves(w, "WeightDecay")
 
     def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
         return self.scale if g.compatible_is_squares or _is_zero(self.scale) else None
@@ -113,6 +124,9 @@ class L1(AbstractRegularizer):
         sums = [jnp.sum(jnp.abs(leaf)) for leaf in jax.tree.leaves(w)]
         return self.scale.astype(sums[0].dtype) * sum(sums[1:], sums[0])
 
+    def check(self, w: PyTree) -> None:
+        check_leaves(w, "L1")
+
     def prox(self, w: Weights, strength: Float[ArrayLike, ""]) -> Weights:
         """`argmin_z |z - w|^2 / 2 + strength h(z)`, soft thresholding at strength * scale."""
 
@@ -135,13 +149,17 @@ class Compatible(AbstractRegularizer):
     For Hadamard it is m^2 + w^2, for Square w^2, for Gram and MatrixProduct the squared Frobenius norms.
 
     **Arguments:** `g`: a reparameterization that has one; `scale`: c, a finite scalar.
-    **Raises:** `ValueError` for a non-finite scale, or, when first evaluated, for a g that has none.
+    **Raises:** `ValueError` for a non-finite scale, something else than a reparameterization, or, when first
+    evaluated, for a g that has none.
 
     Source: the paper's Corollary 3.12, Example 3.14.
     """
 
     g: AbstractReparameterization
     scale: Float[Array, ""] = eqx.field(converter=_scale, default=1.0)
+
+    def __check_init__(self):
+        require_kind(self.g, AbstractReparameterization, "g of Compatible", "a reparameterization such as Hadamard()")
 
     smooth: ClassVar[bool] = True
     degree = property(lambda self: self.g.degree)
@@ -154,6 +172,9 @@ class Compatible(AbstractRegularizer):
     def check(self, w: PyTree) -> None:
         self.g.check(w)
         jax.eval_shape(self.g.compatible, w)
+
+    def capture(self, w: Weights) -> "Compatible":
+        return Compatible(self.g.capture(w), self.scale)
 
     def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
         squares = self.g.compatible_is_squares and g.compatible_is_squares
@@ -205,32 +226,27 @@ class CustomRegularizer(AbstractRegularizer):
 
     **Arguments:** `fn`: weights -> scalar; `homogeneity`: q if you know that `fn(r w) = r^q fn(w)` for r > 0, else
     None.
-    **Raises:** `ValueError` when fn is not callable; from `check` when it does not return one scalar for the weights,
-    or is not homogeneous of the degree given.
+    **Raises:** `ValueError` when fn is no function of one argument, or homogeneity no whole number; from
+    `check` when it does not return one scalar for the weights, or is not homogeneous of the degree given.
     """
 
     fn: Callable
-    homogeneity: int | None = eqx.field(static=True, default=None)  # static: it decides the flow's coordinates
+    # static: it decides the flow's coordinates
+    homogeneity: int | None = eqx.field(static=True, default=None, converter=as_homogeneity)
 
     smooth: ClassVar[bool] = True
     degree = property(lambda self: self.homogeneity)
     elementwise = property(lambda self: False)
 
     def __check_init__(self):
-        if not callable(self.fn):
-            raise ValueError(f"CustomRegularizer takes a function of the weights, got {self.fn!r}")
+        require_function(self.fn, "CustomRegularizer", "the weights")
 
     def __call__(self, w: Weights) -> Float[Array, ""]:
-        return self.fn(w)
+        return call(self.fn, "CustomRegularizer", w)
 
     def check(self, w: PyTree) -> None:
         check_scalar(self.fn, w, "CustomRegularizer")
         check_degree(self.fn, w, self.homogeneity, "CustomRegularizer")
 
-
-def check_scalar(fn: Callable, argument: PyTree, owner: str) -> None:
-    """Refuses a function that does not return one floating-point scalar for this argument."""
-    value = jax.eval_shape(fn, argument)
-    shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
-    if shape != () or dtype is None or not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"the function of {owner} must return one floating-point scalar, got {value}")
+    def capture(self, w: Weights) -> "CustomRegularizer":
+        return CustomRegularizer(capture(self.fn, "CustomRegularizer", w), self.homogeneity)

@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 from typing_extensions import TypeAliasType
 
-from ..checks import refuted
+from ..checks import is_count, refuted
+from .functions import call, capture, output_shape, require_function
 from .of_weights import AbstractOfWeights
 
 Weights = TypeAliasType("Weights", PyTree[Float[Array, "..."]])
@@ -89,6 +90,13 @@ class AbstractReparameterization(AbstractOfWeights):
             "Factored(g, initial=lambda x: w) with g(w) = x"
         )
 
+    def capture(self, w: PyTree) -> "AbstractReparameterization":
+        """This reparameterization, with the traced numbers that a user's function in it closes over as leaves.
+
+        `mirrorjax.solve` asks for it before it compiles. The weights w are an example: shapes and dtypes are kept.
+        """
+        return self
+
     def notes(self) -> tuple[str, ...]:
         """Sentences of the theory about g that `mirrorjax.check` prints beside its numbers."""
         return ()
@@ -149,7 +157,8 @@ def check_degree(fn: Callable, w: PyTree, degree: int | None, owner: str) -> Non
         return
 
     def holds() -> Bool[Array, ""]:
-        value, halved = fn(w), 2.0**degree * fn(jax.tree.map(lambda leaf: leaf / 2, w))
+        value = call(fn, owner, w)
+        halved = 2.0**degree * call(fn, owner, jax.tree.map(lambda leaf: leaf / 2, w))
         # Halving is exact, so a right degree is off by rounding inside fn only, a wrong one by a factor of 2.
         return jnp.max(jnp.abs(value - halved), initial=0.0) <= 0.01 * jnp.max(jnp.abs(value), initial=0.0)
 
@@ -160,35 +169,52 @@ def check_degree(fn: Callable, w: PyTree, degree: int | None, owner: str) -> Non
         )
 
 
+def check_leaves(w: PyTree, owner: str) -> None:
+    """Refuses weights without arrays, or with leaves that are no floating-point arrays."""
+    leaves = jax.tree.leaves(w)
+    if not leaves:
+        raise ValueError(f"{owner} takes a pytree of arrays, got one without leaves")
+    for leaf in leaves:
+        check_factors(leaf, 1, owner, "in any pytree")
+
+
+def as_homogeneity(value: Any) -> int | None:
+    """Converts a degree of homogeneity to `int`; `None` says that it is not known."""
+    if value is None:
+        return None
+    if not is_count(value):
+        raise ValueError(f"homogeneity must be a whole number, got {value!r}; leave it out where it is not known")
+    return int(value)
+
+
 class Custom(AbstractReparameterization):
     """`x = fn(w)` for any differentiable function of a pytree of floating-point arrays.
 
     **Arguments:** `fn`: weights -> one array; `homogeneity`: p if you know that `fn(r w) = r^p fn(w)` for r > 0, which
     lets the flow follow tiny weights without losing digits, otherwise `None`.
-    **Raises:** `ValueError` when fn is not callable; from `check` when fn does not return one floating-point array, or
-    is not homogeneous of the degree given.
+    **Raises:** `ValueError` when fn is no function of one argument, or homogeneity no whole number; from
+    `check` when fn does not return one floating-point array, or is not homogeneous of the degree given.
     """
 
     fn: Callable
-    homogeneity: int | None = eqx.field(static=True, default=None)  # static: it decides the flow's coordinates
+    # static: it decides the flow's coordinates
+    homogeneity: int | None = eqx.field(static=True, default=None, converter=as_homogeneity)
 
     def __check_init__(self):
-        if not callable(self.fn):
-            raise ValueError(f"Custom takes a function of the weights, got {self.fn!r}")
+        require_function(self.fn, "Custom", "the weights")
 
     degree = property(lambda self: self.homogeneity)
     elementwise = property(lambda self: False)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:
-        return self.fn(w)
+        return call(self.fn, "Custom", w)
 
     def check(self, w: PyTree) -> None:
-        leaves = jax.tree.leaves(w)
-        if not leaves:
-            raise ValueError("Custom takes a pytree of arrays, got one without leaves")
-        for leaf in leaves:
-            check_factors(leaf, 1, "Custom", "in any pytree")
-        x = jax.eval_shape(self.fn, w)
+        check_leaves(w, "Custom")
+        x = output_shape(self.fn, "Custom", w)
         if not isinstance(x, jax.ShapeDtypeStruct) or not jnp.issubdtype(x.dtype, jnp.floating):
             raise ValueError(f"the function of Custom must return one floating-point array, got {x}")
         check_degree(self.fn, w, self.homogeneity, "Custom")
+
+    def capture(self, w: Weights) -> "Custom":
+        return Custom(capture(self.fn, "Custom", w), self.homogeneity)

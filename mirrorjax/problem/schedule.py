@@ -9,10 +9,11 @@ import abc
 from collections.abc import Sequence
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Bool, Float
 
-from ..checks import as_time, as_time_scalar, nonnegative, refuted, require_nonnegative
+from ..checks import as_array, as_time, as_time_scalar, freeze, nonnegative, refuted, require_nonnegative
 from ..reprs import readable
 
 Time = Float[ArrayLike, ""]
@@ -22,7 +23,8 @@ class AbstractSchedule(eqx.Module):
     """`alpha(t) >= 0`, its exact integral `int_0^t alpha(s) ds = -a_t`, and its breakpoints. Times in units of the
     flow.
 
-    A subclass gives `__call__`, `integral`, `breakpoints` and `valid`, each for one scalar time t >= 0.
+    A subclass gives `strength`, `integral`, `breakpoints` and `valid`, each for one scalar time t >= 0. Calling a
+    schedule returns its strength.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (3), a_t = -int_0^t alpha.
     """
@@ -30,9 +32,24 @@ class AbstractSchedule(eqx.Module):
     def __repr__(self) -> str:
         return readable(self)
 
-    @abc.abstractmethod
     def __call__(self, t: Time) -> Float[Array, ""]:
-        """`alpha(t)`; at a jump, the value after it."""
+        """`alpha(t)`; at a jump, the value after it.
+
+        **Raises:** `ValueError` for an integer, as optax and other training loops hand over: a count of steps is no
+        time, and would be read as one.
+        """
+        dtype = as_array(t, "t").dtype
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise ValueError(
+                f"{type(self).__name__} is a function of the flow's time, a float, got t = {t} of dtype {dtype}; if it "
+                "is a count of steps, multiply it by the step size, or hand the schedule itself to mirrorjax.optim "
+                "(within optax.inject_hyperparams, name it in static_args); if it is a time, write a float such as 3.0"
+            )
+        return self.strength(t)
+
+    @abc.abstractmethod
+    def strength(self, t: Time) -> Float[Array, ""]:
+        """`alpha(t)` for a floating-point t; at a jump, the value after it."""
 
     @abc.abstractmethod
     def integral(self, t: Time) -> Float[Array, ""]:
@@ -42,6 +59,17 @@ class AbstractSchedule(eqx.Module):
     @abc.abstractmethod
     def breakpoints(self) -> Float[Array, " breakpoints"]:
         """Times at which alpha or its slope jumps; a fixed number of them, `inf` for a jump that never comes."""
+
+    @property
+    def jumps(self) -> Float[Array, " breakpoints"]:
+        """The change of alpha at each of the breakpoints; 0 where only its slope jumps, and at `inf`.
+
+        The values at a few roundings before and after a breakpoint give it, unless a subclass knows better.
+        """
+        times = self.breakpoints
+        margin = 4 * jnp.finfo(times.dtype).eps
+        at = jnp.where(jnp.isfinite(times), times, 0.0)
+        return jax.vmap(lambda t: self.strength(t * (1 + margin)) - self.strength(t * (1 - margin)))(at)
 
     @abc.abstractmethod
     def valid(self, t1: Time) -> Bool[Array, ""]:
@@ -72,7 +100,7 @@ class Constant(AbstractSchedule):
 
     alpha: Float[Array, ""] = eqx.field(converter=_strength)
 
-    def __call__(self, t: Time) -> Float[Array, ""]:
+    def strength(self, t: Time) -> Float[Array, ""]:
         return self.alpha * jnp.ones_like(t, dtype=self.alpha.dtype)
 
     def integral(self, t: Time) -> Float[Array, ""]:
@@ -118,7 +146,7 @@ class SwitchOff(_AbstractSwitchedOff):
     alpha: Float[Array, ""] = eqx.field(converter=_strength)
     t_off: Float[Array, ""] = eqx.field(converter=_switch_off_time)
 
-    def __call__(self, t: Time) -> Float[Array, ""]:
+    def strength(self, t: Time) -> Float[Array, ""]:
         return jnp.where(t < self.t_off, self.alpha, 0.0)
 
     def integral(self, t: Time) -> Float[Array, ""]:
@@ -137,7 +165,7 @@ class LinearDecay(_AbstractSwitchedOff):
     alpha: Float[Array, ""] = eqx.field(converter=_strength)
     t_off: Float[Array, ""] = eqx.field(converter=_switch_off_time)
 
-    def __call__(self, t: Time) -> Float[Array, ""]:
+    def strength(self, t: Time) -> Float[Array, ""]:
         return self.alpha * (1 - self._fraction(t))
 
     def integral(self, t: Time) -> Float[Array, ""]:
@@ -156,7 +184,7 @@ class CosineDecay(_AbstractSwitchedOff):
     alpha: Float[Array, ""] = eqx.field(converter=_strength)
     t_off: Float[Array, ""] = eqx.field(converter=_switch_off_time)
 
-    def __call__(self, t: Time) -> Float[Array, ""]:
+    def strength(self, t: Time) -> Float[Array, ""]:
         return self.alpha * (1 + jnp.cos(jnp.pi * self._fraction(t))) / 2
 
     def integral(self, t: Time) -> Float[Array, ""]:
@@ -164,28 +192,35 @@ class CosineDecay(_AbstractSwitchedOff):
         return self.alpha * jnp.minimum(t, self.t_off) * (1 + jnp.sinc(self._fraction(t))) / 2
 
 
+def _times(values: ArrayLike | Sequence[float | int], name: str) -> Float[Array, "..."]:
+    return as_time(as_array(values, name), name)
+
+
 class Piecewise(AbstractSchedule):
     """`alpha(t) = values[i]` for `times[i-1] <= t < times[i]`; the last value holds for ever (0 switches off).
 
-    **Arguments:** `times` (k,): breakpoints, increasing, >= 0; `values` (k + 1,): strengths, finite, >= 0.
-    **Raises:** `ValueError` when the sizes disagree, the times do not increase or a value is negative or non-finite.
+    Equal times leave out the value between them, so that a grid over two times may hold lanes where they meet.
+
+    **Arguments:** `times` (k,): breakpoints >= 0, none below the one before; `values` (k + 1,): strengths, finite,
+    >= 0.
+    **Raises:** `ValueError` when the sizes disagree, the times decrease or a value is negative or non-finite.
     """
 
     times: Float[Array, " k"]
     values: Float[Array, " k+1"]
 
     def __init__(self, times: ArrayLike | Sequence[float | int], values: ArrayLike | Sequence[float | int]):
-        self.times, self.values = as_time(jnp.asarray(times), "times"), as_time(jnp.asarray(values), "values")
+        self.times, self.values = _times(times, "times"), _times(values, "values")
         if self.times.ndim != 1 or self.values.shape != (self.times.size + 1,):
             raise ValueError(
                 f"Piecewise takes k times and k + 1 values, got shapes {self.times.shape} and {self.values.shape}"
             )
         require_nonnegative(self.values, "values", finite=True)
         require_nonnegative(self.times, "times", finite=False)
-        if refuted(lambda: jnp.all(jnp.diff(self.times) >= 0), self.times):
+        if refuted(lambda: jnp.all(self.times[1:] >= self.times[:-1]), self.times):
             raise ValueError(f"times must increase, got {self.times}")
 
-    def __call__(self, t: Time) -> Float[Array, ""]:
+    def strength(self, t: Time) -> Float[Array, ""]:
         return self.values[jnp.searchsorted(self.times, t, side="right")]
 
     def integral(self, t: Time) -> Float[Array, ""]:
@@ -195,7 +230,11 @@ class Piecewise(AbstractSchedule):
 
     @property
     def breakpoints(self) -> Float[Array, " breakpoints"]:
-        return self.times
+        return shared_times(self.times, self.jumps)
+
+    @property
+    def jumps(self) -> Float[Array, " breakpoints"]:
+        return jnp.diff(self.values)
 
     def valid(self, t1: Time) -> Bool[Array, ""]:
         increasing = jnp.all(self.times[1:] >= self.times[:-1])
@@ -204,6 +243,9 @@ class Piecewise(AbstractSchedule):
 
 class Sum(AbstractSchedule):
     """`alpha(t) = sum of alpha_k(t)`: several schedules at once; with zero strengths, one class for different shapes.
+
+    Where breakpoints of the parts coincide, each gets the derivative of its own jump, unless the jumps cancel: then all
+    get that of moving together.
 
     **Arguments:** `parts`: schedules.
     **Raises:** `ValueError` when there are none, or one is not a schedule.
@@ -216,7 +258,7 @@ class Sum(AbstractSchedule):
             raise ValueError(f"Sum takes one or more schedules, got {parts!r}")
         self.parts = parts
 
-    def __call__(self, t: Time) -> Float[Array, ""]:
+    def strength(self, t: Time) -> Float[Array, ""]:
         return jnp.sum(jnp.stack([part(t) for part in self.parts]))
 
     def integral(self, t: Time) -> Float[Array, ""]:
@@ -224,7 +266,18 @@ class Sum(AbstractSchedule):
 
     @property
     def breakpoints(self) -> Float[Array, " breakpoints"]:
-        return jnp.sort(jnp.concatenate([part.breakpoints for part in self.parts]))
+        times, jumps = self._edges()
+        return jnp.sort(shared_times(times, jumps))
+
+    @property
+    def jumps(self) -> Float[Array, " breakpoints"]:
+        times, jumps = self._edges()
+        return jumps[jnp.argsort(times)]
+
+    def _edges(self) -> tuple[Float[Array, " breakpoints"], Float[Array, " breakpoints"]]:
+        """The breakpoints of all parts, one part after the other, and their jumps."""
+        parts = self.parts
+        return jnp.concatenate([part.breakpoints for part in parts]), jnp.concatenate([part.jumps for part in parts])
 
     def valid(self, t1: Time) -> Bool[Array, ""]:
         return jnp.all(jnp.stack([part.valid(t1) for part in self.parts]))
@@ -232,3 +285,27 @@ class Sum(AbstractSchedule):
     def check(self, t1: Time) -> None:
         for part in self.parts:
             part.check(t1)
+
+
+def shared_times(
+    times: Float[Array, " breakpoints"], jumps: Float[Array, " breakpoints"]
+) -> Float[Array, " breakpoints"]:
+    """Returns the times, where equal ones share their derivative in proportion to their jumps.
+
+    A solver ends one step at equal breakpoints and sees the sum of their jumps there. If it moved with one of them
+    only, that one would get the derivative of the whole sum.
+    """
+    if times.size < 2:
+        return times
+    fixed, jumps = freeze((times, jumps))
+    equal = fixed[:, None] == fixed[None, :]
+    group = equal.astype(fixed.dtype)
+    total = group @ jumps
+    # Jumps whose sum is a few roundings of their size cancel.
+    cancelled = jnp.abs(total) <= 8 * jnp.finfo(fixed.dtype).eps * (group @ jnp.abs(jumps))
+    own = jumps[None, :] / jnp.where(cancelled, 1.0, total)[:, None]
+    share = group * jnp.where(cancelled[:, None], 1 / jnp.sum(group, axis=1)[:, None], own)
+    finite = jnp.isfinite(fixed)
+    # 0, with the derivative of the times.
+    moved = jnp.where(finite, times, 0.0) - jnp.where(finite, fixed, 0.0)
+    return fixed + share @ moved

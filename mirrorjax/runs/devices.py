@@ -4,24 +4,31 @@ If `jax.jit` shards a vmapped loop by itself, it puts collectives into the loop,
 slowest one in each step. `shard_map` keeps the loops of the devices apart; a test counts the collectives: none.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import equinox as eqx
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
-from jaxtyping import Int, PyTree
+from jaxtyping import PyTree
 
 Device = Any  # a jax.Device, which is a variable to type checkers
 Devices = tuple[Device, ...]
 
 
 def choose_devices(devices: Sequence[Device] | None) -> Devices:
-    """Returns the given devices, by default all of this process. Raises `ValueError` for devices of another process."""
-    chosen = tuple(jax.local_devices() if devices is None else devices)
+    """Returns the given devices, by default all of this process.
+
+    **Raises:** `ValueError` for devices of another process, one that is given twice, or something else.
+    """
+    if isinstance(devices, jax.Device):
+        raise ValueError(f"devices must be a sequence of jax devices, got one device; write [{devices!r}]")
+    chosen = tuple(jax.local_devices() if devices is None else devices if isinstance(devices, Iterable) else ())
     if not chosen or not all(isinstance(device, jax.Device) for device in chosen):
         raise ValueError(f"devices must be a non-empty sequence of jax devices, such as jax.devices(), got {devices!r}")
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(f"devices must be distinct, got {list(chosen)}; for a larger batch raise chunk")
     if foreign := [device for device in chosen if device.process_index != jax.process_index()]:
         raise ValueError(f"devices must be of this process, got {foreign}; every process runs lanes of its own")
     return chosen
@@ -44,11 +51,6 @@ def on_devices(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, lanes: Py
         return fn(eqx.combine(arrays, rest), lanes)
 
     return jax.shard_map(local, mesh=mesh, in_specs=(whole, share), out_specs=share, check_vma=False)(arrays, lanes)
-
-
-def of_this_process(groups: int) -> Int[np.ndarray, " mine"]:
-    """Returns the numbers of the groups that this process solves: process p of n takes p, p + n, p + 2n, .."""
-    return np.arange(jax.process_index(), groups, jax.process_count())
 
 
 def spread(size: int, devices: Devices) -> int:

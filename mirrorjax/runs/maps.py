@@ -9,13 +9,16 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
+from ..calls import refuse_traced, require_parameters
 from ..checks import Numbers
 from ..results import RESULTS, status_name
-from .configuration import configuration, trace
-from .dataset import Arrays, Dataset, flatten
+from ..signals import stoppable
+from .archive import TEXT, Arrays, Shape, shape_of
+from .configuration import configuration, trace_pure
+from .dataset import About, Dataset, flatten, results_like
 from .devices import Device, Devices, choose_devices, on_devices, spread
-from .engine import About, AbstractJob, Checkpoint, Lanes, failures, run
-from .grid import Grid, Values, Zip
+from .engine import AbstractJob, Checkpoint, Lanes, failures, run
+from .grid import Grid, OneLane, Values, Zip
 from .memory import choose_slots, size_of
 from .progress import Callback, Reporter
 from .store import recorded_slots
@@ -23,6 +26,8 @@ from .store import recorded_slots
 Function = Callable[..., PyTree]
 
 
+@stoppable()
+@jax.transfer_guard("allow")  # all transfers here are meant: grid values to the devices, results to the host
 def map_grid(
     fn: Function,
     grid: Mapping[str, Numbers | Zip] | Zip,
@@ -53,20 +58,22 @@ def map_grid(
     path (`"value"` for a lone array) with dimensions NAME_0, .. of its own.
 
     **Raises:** `ValueError` for an empty grid, a function that is not pure or returns something that is not arrays,
-    results that fit neither memory nor disk, or a store that holds another run; `OSError` where it cannot be written.
+    names of results that a dataset cannot hold, results that fit neither memory nor disk, or a store that holds another
+    run; `TypeError` for a function that needs the value of a parameter while it is traced; `OSError` where the store
+    cannot be written.
     """
+    refuse_traced((fn, grid), "map_grid")
     lanes, chosen = Grid(grid), choose_devices(devices)
+    require_parameters(fn, lanes.labels.parameters(), "the function")
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    traced = trace(lambda values: fn(**values), one)
-    outputs = jax.tree.leaves(eqx.filter_eval_shape(lambda: fn(**one)))
-    if not outputs or not all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in outputs):
-        raise ValueError(f"the function must return arrays, in a pytree such as a dict, got {outputs!r}")
+    traced, outputs = _trace(fn, one)
+    results = _shapes(outputs)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen)
     size = spread(min(slots, len(lanes)), chosen)
     return run(
         _Job(fn=fn, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
         lanes,
-        about=About(),
+        about=About(results),
         configure=lambda: configuration(lanes, traced, slots, chosen, {}),
         store=store,
         resume=resume,
@@ -74,6 +81,37 @@ def map_grid(
         progress=progress,
         callback=callback,
     )
+
+
+def _trace(fn: Function, one: OneLane) -> tuple[jax.stages.Traced, PyTree]:
+    """Returns the traced function, and the shapes of its outputs; what is no array among them is returned as it is."""
+    rest = []
+
+    def arrays(values: OneLane) -> PyTree:
+        outputs = fn(**values)
+        rest.append(eqx.filter(outputs, eqx.is_array, inverse=True))
+        return outputs
+
+    traced = trace_pure(arrays, one, "the function")
+    return traced, eqx.combine(traced.out_info, rest[0])
+
+
+def _shapes(outputs: PyTree) -> dict[str, Shape]:
+    """Returns dtype and shape of the results by name. Raises `ValueError` unless the outputs are arrays of numbers."""
+    leaves = jax.tree.leaves(outputs)
+    is_number = [isinstance(leaf, jax.ShapeDtypeStruct) and not _is_key(leaf) for leaf in leaves]
+    if not leaves or not all(is_number):
+        raise ValueError(f"the function must return arrays, in a pytree such as a dict, got {leaves!r}")
+    shapes = jax.tree.map(
+        lambda leaf: Shape(TEXT, jax.tree.leaves(leaf)[0].shape) if isinstance(leaf, RESULTS) else shape_of(leaf),
+        outputs,
+        is_leaf=lambda leaf: isinstance(leaf, RESULTS),
+    )
+    return results_like(flatten(shapes, "value"))
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.extended)
 
 
 class _Job(AbstractJob):
@@ -88,6 +126,7 @@ class _Job(AbstractJob):
     def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
         padded = np.pad(group, (0, self.group_size - len(group)), mode="edge")
         outputs = on_devices(_map, self.fn, self.grid.take(padded), self.devices)
+        refuse_traced(outputs, "map_grid")  # the function may have closed over a number of an outer transformation
         named = {name: value[: len(group)] for name, value in flatten(_plain(outputs), "value").items()}
         reporter.moved(named | {"lanes": group}, failures(named), 0.0, 0, 0)
         return named

@@ -8,6 +8,8 @@ from typing import NamedTuple
 import numpy as np
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from ..signals import raise_if_stopped
+
 
 class SweepReport(NamedTuple):
     """The progress of a run, which a callback gets after every few segments.
@@ -71,6 +73,7 @@ class Reporter:
         self._show(underway)
         if self._callback is not None:
             self._callback(self.report(latest))
+        raise_if_stopped()
 
     def report(self, latest: Mapping[str, np.ndarray]) -> SweepReport:
         """Returns the progress now."""

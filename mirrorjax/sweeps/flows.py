@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
@@ -11,21 +12,26 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Number, Numbers, as_time_scalar, require_positive
 from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
 from ..dynamics.motion import AbstractMotion, state_dtype
 from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
+from ..dynamics.steppers import over_lanes
+from ..dynamics.stiffness import STIFF_FROM, stiffness
 from ..results import status_name
-from ..runs.configuration import configuration, trace
-from ..runs.dataset import EXECUTED, USEFUL, Arrays, Dataset, flatten
+from ..runs.archive import TEXT, Arrays, Shape
+from ..runs.configuration import configuration, trace, trace_pure
+from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, choose_devices
-from ..runs.engine import About, AbstractJob, Checkpoint, Lanes, failures, run
-from ..runs.grid import Grid, OneLane, Zip
+from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
-from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, shapes
+from ..signals import stoppable
+from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation, shapes
 
 # Long names and units of the variables.
 TEXTS = {
@@ -44,9 +50,13 @@ BATCHES = 8
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
 WORTH_ELSEWHERE = 1e13
+# Lanes whose stiffness is measured for the choice of a solver. They start together, as lanes of a batch do.
+MEASURED = 4
 
 
+@stoppable()
 @with_integration
+@jax.transfer_guard("allow")  # all transfers here are meant: grid values to the devices, results to the host
 def sweep(
     lane: LaneFunction,
     grid: Mapping[str, Numbers | Zip] | Zip,
@@ -74,7 +84,7 @@ def sweep(
     - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` pairs its values, and a `Zip`
       may be an entry of a product.
     - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`; `max_steps` is compared
-      after every few steps.
+      after every few steps. The default solver is `RKC` where four lanes, spread over the grid, are all stiff.
     - `steady`: end a lane once `|dx/dt| <= steady |x|`, after its last breakpoint before t1; in 1/time. Its values stay
       as they are up to t1. A saddle looks steady too, and errors of size `rtol` do not look steady, so this is off
       (`None`) unless asked for.
@@ -92,33 +102,46 @@ def sweep(
     `RKC` their evaluations of the velocity; `attrs["efficiency"]`: this work divided by the work of all slots of the
     batch, empty ones included.
 
-    **Raises:** `ValueError` for an empty grid, a lane that does not return `(Problem, w0)` or is not pure, arguments
-    that `solve` would refuse, results that fit neither memory nor disk, or a store that holds another run. `OSError`
-    where the store cannot be written; what was finished is safe. Bad *values* of a lane do not raise: they are its
-    status.
+    **Raises:** `ValueError` for an empty grid, a lane that does not take its parameters or does not return
+    `(Problem, w0)`, arguments that `solve` would refuse, results that fit neither memory nor disk, a store that holds
+    another run, or a call inside `jax.grad`, `jit` or `vmap`. `TypeError` for a lane that needs the value of a
+    parameter, or keeps one. `OSError` where the store cannot be written; what was finished is safe. Bad *values* of a
+    lane do not raise: they are its status.
     """
     refuse_unknown(how, "sweep")
+    refuse_traced((lane, grid, t1, steady, how), "sweep")
     lanes, chosen, t1 = Grid(grid), choose_devices(devices), as_time_scalar(t1, "t1")
+    require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
     start = Start(lane, choose_flow(how).without_dual(), t1)
     one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
-    motion, state = _shapes_of_motion(start, one)
+    with calling("the lane"):
+        motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
-    options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD)
+    is_stiff = partial(_is_stiff, start, lanes)
+    options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, is_stiff)
+    refuse_traced((one, options), "sweep")
     program = Program(start, options, _tolerance(steady))
-    like = carried, outcome = shapes(program, one)
+    with calling("the lane or metrics"):
+        like = carried, outcome = shapes(program, one)
+    traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
     named = _named(outcome)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen)
-    traced = trace(lambda values: _probe(program, values), one)
     shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     return run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
         lanes,
-        about=About(np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), TEXTS),
+        about=About(
+            results_like(named), np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), TEXTS
+        ),
         configure=lambda: configuration(
-            lanes, traced, slots, chosen, settings | {"flow": start.flow, "steady": program.steady}
+            lanes,
+            trace(lambda values: computation(program, values), one, "the lane or metrics"),
+            slots,
+            chosen,
+            settings | {"flow": start.flow, "steady": program.steady},
         ),
         store=store,
         resume=resume,
@@ -141,6 +164,19 @@ def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, Py
     return eqx.combine(trace(one, values).out_info, structure[0])
 
 
+def _is_stiff(start: Start, lanes: Grid) -> bool:
+    """True if all of a few lanes, spread over the grid, are stiff, so that RKC loses accuracy for none of them."""
+    chosen = np.unique(np.linspace(0, len(lanes) - 1, MEASURED).astype(int))
+    measured = np.asarray(_stiffness(start, lanes.take(chosen)))
+    finite = measured[np.isfinite(measured)]
+    return finite.size > 0 and bool(np.all(finite >= STIFF_FROM))
+
+
+@eqx.filter_jit
+def _stiffness(start: Start, values: Values) -> Float[Array, " lanes"]:
+    return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
+
+
 class _Job(AbstractJob):
     """The flows of a sweep, group by group."""
 
@@ -153,16 +189,11 @@ class _Job(AbstractJob):
         found = None if checkpoint is None else checkpoint.find(fresh)
         batch = fresh if found is None else found
         self._tell(group, reporter, fresh, batch)
-        try:
-            while not np.all(batch.ended):
-                before, batch = batch, self.scheduler.step(group, batch)
-                self._tell(group, reporter, before, batch)
-                if checkpoint is not None:
-                    checkpoint.offer(batch)
-        except KeyboardInterrupt:
+        while not np.all(batch.ended):
+            before, batch = batch, self.scheduler.step(group, batch)
             if checkpoint is not None:
-                checkpoint.offer(batch, now=True)
-            raise
+                checkpoint.offer(batch)
+            self._tell(group, reporter, before, batch)
         return _named(batch.outcomes) | {USEFUL: batch.useful, EXECUTED: batch.executed}
 
     def _tell(self, group: Lanes, reporter: Reporter, before: Batch, after: Batch) -> None:
@@ -183,14 +214,12 @@ def _named(outcome: Outcome) -> dict[str, Any]:
         "loss": outcome.loss,
         "a": outcome.a,
         "x": outcome.x,
-        "status": status_name(outcome.result) if isinstance(outcome.x, np.ndarray) else None,
+        "status": status_name(outcome.result) if isinstance(outcome.x, np.ndarray) else Shape(TEXT),
         "steps": outcome.steps,
         "rejected_steps": outcome.rejected_steps,
         "t_end": outcome.t_end,
     }
-    if clash := sorted(set(metrics) & set(named)):
-        raise ValueError(f"the metrics {clash} have the names of variables every dataset holds; rename them")
-    return named | metrics
+    return joined(named, metrics)
 
 
 def _no_metrics(t: Any, x: Any, w: Any) -> PyTree:
@@ -206,7 +235,7 @@ def _tolerance(steady: Number | None) -> Float[Array, ""] | None:
 
 
 def _probe(program: Program, values: OneLane) -> PyTree:
-    """Everything that the numbers of a lane are computed from: initial state, one velocity, and the saved values."""
+    """The initial state of a lane, one velocity, and the saved values: what a step costs, for `_operations`."""
     motion, options = program.start(values), program.options
     state = motion.initial()
     tick, field = jnp.zeros((), state_dtype(state)), Field(motion, state)

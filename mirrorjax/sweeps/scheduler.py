@@ -8,6 +8,7 @@ sweep continues with the same bits.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -16,7 +17,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from typing_extensions import TypeAliasType
 
-from ..dynamics.lanes import Outcome, advance, begin, read
+from ..calls import calling, refuse_traced
+from ..dynamics.lanes import Outcome, advance, begin, mark_missing, read
 from ..dynamics.motion import AbstractFlow, AbstractMotion
 from ..dynamics.options import Options
 from ..dynamics.steppers import Lane, over_lanes
@@ -43,9 +45,10 @@ class Start(eqx.Module):
     t1: Float[Array, ""]
 
     def __call__(self, values: OneLane) -> AbstractMotion:
-        made = self.lane(**values)
+        with calling("the lane"):
+            made = self.lane(**values)
         if not (isinstance(made, tuple) and len(made) == 2 and isinstance(made[0], Problem)):
-            raise ValueError(f"the lane function must return (Problem, w0), got {made!r}")
+            raise ValueError(f"the lane must return (Problem, w0), got {made!r}")
         problem, w0 = made[0], as_weights(made[1])
         problem.check(w0, self.t1)
         return self.flow.prepare(problem, w0)
@@ -115,6 +118,9 @@ class Scheduler(eqx.Module):
         wanted = np.full(len(self.devices), self._leave(group, batch) // len(self.devices))
         before = int(np.sum(np.asarray(batch.progress.work)[batch.slots >= 0]))
         progress, outcomes, driven = on_devices(_advance, self.program, (values, batch.progress, wanted), self.devices)
+        refuse_traced(
+            (progress, outcomes), "sweep"
+        )  # the lane may have closed over a number of an outer transformation
         work = np.asarray(progress.work)[batch.slots >= 0]
         batch = eqx.tree_at(
             lambda batch: (batch.progress, batch.useful, batch.executed),
@@ -122,6 +128,13 @@ class Scheduler(eqx.Module):
             (progress, batch.useful + int(np.sum(work)) - before, batch.executed + int(np.sum(np.asarray(driven)))),
         )
         return _collect(batch, outcomes)
+
+    def _compute(self, fn: Callable, lanes: PyTree) -> Any:
+        """Calls a function of `(program, lanes)` on the devices, and reports a user's function that keeps a tracer."""
+        with calling("the lane or metrics"):
+            results = on_devices(fn, self.program, lanes, self.devices)
+        refuse_traced(results, "sweep")  # the lane may have closed over a number of an outer transformation
+        return results
 
     def underway(self, batch: Batch) -> float:
         """The progress of the unfinished lanes, in units of whole lanes: the sum of their times, divided by t1."""
@@ -147,11 +160,13 @@ class Scheduler(eqx.Module):
         for first in range(0, entering.size, size):
             lanes = entering[first : first + size]
             padded = group[np.pad(lanes, (0, size - lanes.size), mode="edge")]
-            started = on_devices(_begin, self.program, self.grid.take(padded), self.devices)
-            into = empty[first : first + size][: lanes.size]
-            slots[into] = lanes
+            started = self._compute(_begin, self.grid.take(padded))
+            into = empty[first : first + size]
+            slots[into[: lanes.size]] = lanes
+            # Slots beyond the lanes get a copy of the last one, at rest: a state of zeros need not be one of the flow.
             for leaf, new in zip(jax.tree.leaves(progress), jax.tree.leaves(started), strict=True):
-                leaf[into] = np.asarray(new)[: lanes.size]
+                leaf[into] = np.asarray(new)[: into.size]
+        progress = eqx.tree_at(lambda lane: lane.running, progress, progress.running & (slots >= 0))
         started_now = batch.started.copy()
         started_now[entering] = True
         new = (slots, progress, started_now)
@@ -200,6 +215,12 @@ def shapes(program: Program, values: OneLane) -> tuple[Lane, Outcome]:
     return eqx.filter_eval_shape(one, program, values)
 
 
+def computation(program: Program, values: OneLane) -> tuple:
+    """The whole computation of one lane, by the very functions that move batches: it identifies a stored sweep."""
+    lanes = jax.tree.map(lambda value: value[None], values)
+    return _advance(program, (lanes, _begin(program, lanes), jnp.zeros(1, int)))
+
+
 def _zeros(like: PyTree, count: int) -> PyTree:
     return jax.tree.map(lambda leaf: np.zeros((count, *leaf.shape), leaf.dtype), like)
 
@@ -238,8 +259,9 @@ def _collect(batch: Batch, outcomes: Outcome) -> Batch:
         return batch
     lanes = batch.slots[through]
     kept = jax.tree.map(np.array, batch.outcomes)
-    for leaf, new in zip(jax.tree.leaves(kept), jax.tree.leaves(outcomes), strict=True):
-        leaf[lanes] = np.asarray(new)[through]
+    ended_now = mark_missing(jax.tree.map(lambda leaf: np.asarray(leaf)[through], outcomes))
+    for leaf, new in zip(jax.tree.leaves(kept), jax.tree.leaves(ended_now), strict=True):
+        leaf[lanes] = new
     ended = batch.ended.copy()
     ended[lanes] = True
     slots = np.where(through, -1, batch.slots)

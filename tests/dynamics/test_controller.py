@@ -1,6 +1,7 @@
 """GiveUp: a blow-up ends the solve at the spacing of floats, an early switch-off does not."""
 
 import diffrax
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -67,3 +68,25 @@ def test_steps_are_those_of_the_wrapped_controller():
     sol = run(rate, 1.0, 3.0)
     np.testing.assert_array_equal(sol.ys, plain.ys)
     assert int(sol.stats["num_steps"]) == int(plain.stats["num_steps"])
+
+
+def test_the_first_step_is_a_constant_and_its_clipping_moves():
+    """Where the first step ends at the jump, its end moves with the jump; where it does not, with nothing."""
+
+    def planned(jump):
+        control = diffrax.ClipStepSizeController(
+            GiveUp(diffrax.PIDController(rtol=1e-6, atol=1e-8)), jump_ts=jump[None]
+        )
+        term, func = diffrax.ODETerm(lambda t, y, args: -y), lambda terms, t, y, args: terms.vf(t, y, args)
+        begun = jnp.array(0.0), jnp.array(2.0), jump
+        step, _ = control.init(term, *begun, None, None, func, 5)
+        # Given to another solve as its first step, as `solve` does.
+        again, _ = control.init(term, *begun, step, None, func, 5)
+        return step, again
+
+    early = jax.jvp(planned, (jnp.array(1e-3),), (jnp.array(1.0),))
+    late = jax.jvp(planned, (jnp.array(1.5),), (jnp.array(1.0),))
+    np.testing.assert_allclose(early[0], 1e-3, rtol=1e-15)
+    np.testing.assert_array_equal(early[1], [1.0, 1.0])
+    assert float(late[0][0]) < 1.5
+    np.testing.assert_array_equal(late[1], [0.0, 0.0])

@@ -10,10 +10,17 @@ from sklearn.linear_model import Lasso
 
 from mirrorjax.dynamics import Descent, ProximalDescent, solve
 from mirrorjax.problem import L1, Hadamard, LeastSquares, Linear, Problem, SwitchOff, WeightDecay
-from mirrorjax.results import RESULTS
+from mirrorjax.results import RESULTS, status_name
 
 STEP, STEPS = 0.1, 25
 OPTIMIZERS = {"sgd": optax.sgd(1.0), "momentum": optax.sgd(1.0, momentum=0.9), "adam": optax.adam(1.0)}
+# Optimizers that want the value, or search along a line.
+WITH_VALUES = {
+    "lbfgs": optax.lbfgs(),
+    "polyak": optax.polyak_sgd(),
+    "backtracking": optax.chain(optax.sgd(1.0), optax.scale_by_backtracking_linesearch(15)),
+    "plateau": optax.chain(optax.sgd(1.0), optax.contrib.reduce_on_plateau(patience=2, factor=0.5)),
+}
 
 
 def loop(problem, w0, optimizer, decay, steps, step=STEP):
@@ -27,7 +34,13 @@ def loop(problem, w0, optimizer, decay, steps, step=STEP):
         gradient = slope_f(w)
         if decay == "coupled":
             gradient = jax.tree.map(jnp.add, gradient, pull)
-        update, memory = optimizer.update(gradient, memory, w)
+
+        def loss(w, alpha=alpha):
+            value = problem.objective(problem.g(w))
+            return value + alpha * problem.h(w) if decay == "coupled" else value
+
+        more = {"value": loss(w), "grad": gradient, "value_fn": loss}
+        update, memory = optax.with_extra_args_support(optimizer).update(gradient, memory, w, **more)
         if decay == "decoupled":
             update = jax.tree.map(jnp.subtract, update, pull)
         w = jax.tree.map(lambda v, u: v + step * u, w, update)
@@ -56,6 +69,18 @@ def test_against_a_loop_of_optax(name, decay):
         np.testing.assert_allclose(leaf, other, rtol=1e-12, atol=1e-12)
     np.testing.assert_allclose(sol.x, expected[0] * expected[1], rtol=1e-12, atol=1e-12)
     assert int(sol.stats["steps"]) == STEPS
+
+
+@pytest.mark.usefixtures("_optax_promotes")
+@pytest.mark.parametrize("decay", ["coupled", "decoupled"])
+@pytest.mark.parametrize("name", WITH_VALUES)
+def test_optimizers_that_want_the_value_against_a_loop_of_optax(name, decay):
+    problem, w0 = hadamard_problem(SwitchOff(0.3, 2.5))
+    expected = loop(problem, w0, WITH_VALUES[name], decay, 6, step=1.0)
+    sol = solve(problem, w0, t1=6.0, saveat=jnp.arange(7.0), flow=Descent(WITH_VALUES[name], 1.0, decay=decay))
+    for leaf, other in zip(sol.w, expected, strict=True):
+        # Line searches multiply roundings: steps of a hundred times the last.
+        np.testing.assert_allclose(leaf, other, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize(("step", "t_off", "steps"), [(0.1, 0.8, 8), (0.7, 2.1, 3), (0.25, 62.5, 250)])
@@ -134,6 +159,19 @@ def test_derivatives_through_descent():
     difference = (end(0.1 + 1e-5, STEP) - end(0.1 - 1e-5, STEP)) / 2e-5
     # Central differences: 1e-10 from the step, 1e-16 / 1e-5 from rounding.
     np.testing.assert_allclose(slope, difference, rtol=1e-6)
+
+
+def test_a_bad_step_size_of_a_lane_has_a_status():
+    problem, _, _ = lasso_problem()
+
+    def lane(step):
+        return solve(problem, jnp.ones(6), t1=2.0, flow=ProximalDescent(step), throw=False)
+
+    sol = jax.jit(jax.vmap(lane))(jnp.array([0.2, -0.2, 0.0, jnp.nan, jnp.inf, 0.3]))
+    assert list(status_name(sol.result)) == ["successful", *["invalid_options"] * 4, "partial_step"]
+    # The same steps; batched products may round differently.
+    np.testing.assert_allclose(sol.x[0], lane(0.2).x, rtol=1e-12)
+    assert jnp.all(jnp.isnan(sol.x[1:]))
 
 
 def test_refusals():

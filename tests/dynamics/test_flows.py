@@ -13,7 +13,19 @@ from registry import FAMILIES, hadamard_problem, objective_for, reference, with_
 from scipy.integrate import solve_ivp
 
 from mirrorjax.dynamics import MirrorFlow, PrimalFlow, RiemannianFlow, solve
-from mirrorjax.problem import L1, Constant, CosineDecay, Hadamard, LinearDecay, Piecewise, Problem, SwitchOff
+from mirrorjax.geometry import legendre
+from mirrorjax.problem import (
+    L1,
+    Constant,
+    CosineDecay,
+    Hadamard,
+    LinearDecay,
+    Piecewise,
+    Problem,
+    SwitchOff,
+    WeightDecay,
+)
+from mirrorjax.results import status_name
 
 N = 3
 # c a stays above -0.07 (c = 0.7), where every family still has range; the last lane is never switched off.
@@ -134,6 +146,37 @@ def test_mirror_flow_is_refused_where_there_is_no_legendre_function(name):
     g, h, objective, w0 = parts(name)
     with pytest.raises(ValueError, match=type(g).__name__):
         solve(Problem(g, h, 0.1, objective), w0, t1=1.0, flow=MirrorFlow())
+
+
+@pytest.mark.parametrize("method", ["closed_form", "numeric"])
+def test_a_given_legendre_function_of_the_problem_is_taken(method):
+    problem, w0 = hadamard_problem(SwitchOff(0.3, 1.0))
+    R = legendre(problem.g, problem.h, w0, method=method)
+    if method == "closed_form":
+        given, own = solve(problem, w0, t1=2.0, flow=MirrorFlow(R)), solve(problem, w0, t1=2.0, flow=MirrorFlow())
+        np.testing.assert_array_equal(given.x, own.x)
+    assert bool(MirrorFlow(R).prepare(problem, w0).belongs)
+
+
+def test_a_traced_legendre_function_of_another_problem_has_a_status():
+    problem, w0 = hadamard_problem(SwitchOff(0.3, 1.0))
+
+    @jax.vmap
+    def lanes(scale):
+        R = legendre(problem.g, WeightDecay(scale), w0)
+        return solve(problem, w0, t1=2.0, flow=MirrorFlow(R), throw=False)
+
+    sol = lanes(jnp.array([1.0, 2.0, 0.0]))
+    assert list(status_name(sol.result)) == ["successful", "invalid_legendre", "invalid_legendre"]
+    # The same steps; batched products may round differently.
+    np.testing.assert_allclose(sol.x[0], solve(problem, w0, t1=2.0, flow=MirrorFlow()).x, rtol=1e-9, atol=1e-12)
+    assert jnp.all(jnp.isnan(sol.x[1:]))
+
+
+@pytest.mark.parametrize("name", with_legendre())
+def test_the_legendre_function_of_each_family_belongs_to_it(name):
+    g, h, objective, w0 = parts(name)
+    assert bool(MirrorFlow(legendre(g, h, w0)).prepare(Problem(g, h, 0.1, objective), w0).belongs)
 
 
 def test_weights_of_a_list_are_kept_as_one():

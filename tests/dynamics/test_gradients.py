@@ -30,8 +30,8 @@ def inputs(family):
     return {"alpha": jnp.array(0.4), "t_off": jnp.array(0.8), **(HADAMARD if family == "hadamard" else GRAM)}
 
 
-def end(p, family, schedule, adjoint=None):
-    """A smooth number made of the end point, as a function of all inputs."""
+def solved(p, family, schedule, adjoint=None, throw=True):
+    """The solution as a function of all inputs."""
     data = p["data"]
     target = jnp.linspace(-1.0, 1.0, data.shape[0])
     if family == "hadamard":
@@ -39,7 +39,12 @@ def end(p, family, schedule, adjoint=None):
     else:
         g, objective = Gram(), MatrixSensing(data, target)
     problem = Problem(g, WeightDecay(), SCHEDULES[schedule](p["alpha"], p["t_off"]), objective)
-    sol = solve(problem, p["w0"], t1=1.7, rtol=1e-10, atol=1e-12, adjoint=adjoint)
+    return solve(problem, p["w0"], t1=1.7, rtol=1e-10, atol=1e-12, adjoint=adjoint, throw=throw)
+
+
+def end(p, family, schedule, adjoint=None):
+    """A smooth number made of the end point, as a function of all inputs."""
+    sol = solved(p, family, schedule, adjoint)
     return jnp.sum(jnp.sin(sol.x[-1])) + sol.loss[-1]
 
 
@@ -100,6 +105,45 @@ def test_reverse_and_forward_against_finite_differences(family, schedule):
         np.testing.assert_allclose(slope, differenced(p, v, family, schedule), rtol=1e-5, atol=1e-7)
         # The same steps differentiated both ways, exactly.
         np.testing.assert_allclose(slope, forward(v), rtol=1e-8, atol=1e-10)
+
+
+def test_failed_lanes_have_no_derivative_and_spoil_no_other():
+    """A sum that leaves the failed lanes out has the derivatives of the others alone; of a failed loss it is NaN."""
+    p = inputs("hadamard")
+
+    @jax.jit
+    def slopes(alphas, data, masked):
+        def total(alphas, data):
+            def lane(alpha):
+                return solved({**p, "alpha": alpha, "data": data}, "hadamard", "switched", throw=False).loss[-1]
+
+            lanes = jax.vmap(lane)(alphas)
+            return jnp.sum(jnp.where(masked & jnp.isnan(lanes), 0.0, lanes))
+
+        return jax.grad(total, argnums=(0, 1))(alphas, data)
+
+    alphas = jnp.array([0.4, -0.4, -0.1])
+    good = slopes(jnp.full(3, 0.4), p["data"], True)
+    masked, spoiled = slopes(alphas, p["data"], True), slopes(alphas, p["data"], False)
+    np.testing.assert_allclose(masked[0], [good[0][0], 0.0, 0.0], rtol=1e-8)
+    np.testing.assert_allclose(masked[1], good[1] / 3, rtol=1e-8)
+    np.testing.assert_allclose(spoiled[0], [good[0][0], jnp.nan, jnp.nan], rtol=1e-8)
+    assert jnp.all(jnp.isnan(spoiled[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("second", [jax.hessian, lambda f: jax.grad(jax.grad(f)), lambda f: jax.jacfwd(jax.jacfwd(f))])
+def test_second_derivatives_need_no_adjoint(second):
+    p = inputs("hadamard")
+
+    def at(alpha):
+        return end({**p, "alpha": alpha}, "hadamard", "switched")
+
+    slope = jax.jit(jax.grad(at))
+    e = 1e-3
+    # Fourth order in 1e-3, and the solver's 1e-10 a step.
+    expected = (slope(0.4 - 2 * e) - 8 * slope(0.4 - e) + 8 * slope(0.4 + e) - slope(0.4 + 2 * e)) / (12 * e)
+    np.testing.assert_allclose(jax.jit(second(at))(0.4), expected, rtol=1e-6)
 
 
 @pytest.mark.slow

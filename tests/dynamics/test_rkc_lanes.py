@@ -12,14 +12,14 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import mirrorjax as mj
-from mirrorjax.dynamics.lanes import advance, begin, read
+from mirrorjax.dynamics.lanes import advance, begin, mark_missing, read
 from mirrorjax.dynamics.options import make_options
 
 Z = jax.random.normal(jax.random.key(3), (6, 10))
 OBJECTIVE = mj.LeastSquares(Z, Z @ jnp.zeros(10).at[:2].set(1.0))
 W0 = (jnp.ones(10), jnp.zeros(10))
-# The second lane's decay ends at a save time, the first's at once; the last lane never ends it.
-ALPHAS, T_OFFS = jnp.array([5.0, 0.5, 0.5, 0.1, 0.02, 0.5]), jnp.array([0.5, 4.0, 1.0, 30.0, 20.0, 100.0])
+# The second lane's decay ends at a save time, the first's at once; the sixth lane never ends it, the last one at t1.
+ALPHAS, T_OFFS = jnp.array([5.0, 0.5, 0.5, 0.1, 0.02, 0.5, 0.5]), jnp.array([0.5, 4.0, 1.0, 30.0, 20.0, 100.0, 40.0])
 TS = jnp.array([0.0, 1.0, 4.0, 4.5, 30.0, 40.0])
 RTOL = 1e-4
 
@@ -59,7 +59,7 @@ def walk(values, work=16, **keywords):
     lanes = _begin(options, values)
     while bool(jnp.any(lanes.running)):
         lanes = _advance(options, values, lanes, work)
-    return _read(options, values, lanes), lanes
+    return mark_missing(jax.tree.map(np.asarray, _read(options, values, lanes))), lanes
 
 
 @cache
@@ -80,7 +80,7 @@ def test_lanes_are_as_accurate_as_their_tolerance():
     # Errors of about a hundred steps of rtol each add up while modes are still moving, and are damped at the end.
     np.testing.assert_allclose(out.metrics["x"], exact(), atol=50 * RTOL)
     np.testing.assert_allclose(out.x, exact()[:, -1], atol=5 * RTOL)
-    np.testing.assert_allclose(out.metrics["t"], np.broadcast_to(TS, (6, 6)), rtol=1e-14)
+    np.testing.assert_allclose(out.metrics["t"], np.broadcast_to(TS, (7, 6)), rtol=1e-14)
     np.testing.assert_array_equal(out.t_end, 40.0)
 
 
@@ -90,6 +90,13 @@ def test_a_lane_takes_the_steps_of_the_solver():
     for lane in (1, 4):
         sol = mj.solve(problem(ALPHAS[lane], T_OFFS[lane]), W0, t1=40.0, solver=mj.RKC(), rtol=RTOL)
         assert abs(int(out.steps[lane]) - int(sol.stats["steps"])) <= 0.1 * int(sol.stats["steps"])
+
+
+def test_decay_that_ends_at_t1_costs_nothing():
+    """Every step sees the decay, also the last one, whose end is rounded onto the switch-off."""
+    out, _ = all_lanes()
+    assert int(out.steps[6]) == int(out.steps[5])
+    np.testing.assert_allclose(out.x[6], out.x[5], rtol=1e-12)
 
 
 def test_lanes_do_not_notice_each_other():
@@ -108,7 +115,7 @@ def test_the_length_of_segments_changes_no_bit():
 def test_the_radius_is_that_of_the_jacobian():
     """At the end the flow is settled, and its Jacobian in the solver's coordinates can be computed."""
     _, lanes = all_lanes()
-    values = {"alpha": ALPHAS[5:], "t_off": T_OFFS[5:]}
+    values = {"alpha": ALPHAS[5:6], "t_off": T_OFFS[5:6]}
     lane = jax.tree.map(lambda leaf: leaf[5], lanes)
     motion = start(jax.tree.map(lambda value: value[0], values))
     flat, unflatten = ravel_pytree(lane.state)

@@ -10,7 +10,7 @@ import pytest
 from registry import hadamard_problem
 from sklearn.linear_model import Lasso
 
-from mirrorjax.dynamics import Descent, MirrorFlow, solve
+from mirrorjax.dynamics import Descent, MirrorFlow, PrimalFlow, RiemannianFlow, solve
 from mirrorjax.problem import (
     Constant,
     CustomObjective,
@@ -27,6 +27,7 @@ from mirrorjax.problem import (
     WeightDecay,
 )
 from mirrorjax.results import RESULTS, status_name
+from mirrorjax.sweeps import sweep
 
 TS = jnp.array([0.0, 0.7, 1.5, 3.0])
 
@@ -260,6 +261,33 @@ def test_bad_lanes_spoil_no_others():
     assert jnp.all(jnp.isnan(mixed.x[1:4]))
 
 
+def test_a_strength_at_which_the_velocity_overflows():
+    """The finite velocity that replaces it has no error, so that no step would be rejected."""
+    sol = lanes(jnp.array([1e308, 1e308, 0.1, 0.1, 0.1]), jnp.array([jnp.inf, 1e-300, 1.0, 1.0, 1.0]))
+    assert list(status_name(sol.result)) == ["invalid_weights"] * 2 + ["successful"] * 3
+
+
+def test_bad_options_of_a_lane_spoil_no_others():
+    problem, w0 = switched()
+
+    @jax.jit
+    @jax.vmap
+    def lanes(t1, rtol, atol, last):
+        return solve(problem, w0, t1=t1, rtol=rtol, atol=atol, saveat=jnp.stack([jnp.zeros(()), last]), throw=False)
+
+    good, nan, inf = (2.0, 1e-6, 1e-8, 2.0), jnp.nan, jnp.inf
+    times = [(nan, 1e-6, 1e-8, 2.0), (inf, 1e-6, 1e-8, 2.0), (-2.0, 1e-6, 1e-8, 2.0), (2.0, 1e-6, 1e-8, 2.5)]
+    numbers = [(2.0, bad, 1e-8, 2.0) for bad in (nan, 0.0, -1e-6)] + [(2.0, 1e-6, bad, 2.0) for bad in (nan, inf)]
+    sol = lanes(*map(jnp.asarray, zip(good, *times, *numbers, strict=True)))
+    expected = ["successful"] + ["invalid_times"] * len(times) + ["invalid_options"] * len(numbers)
+    assert list(status_name(sol.result)) == expected
+    # The same steps; batched products may round differently.
+    np.testing.assert_allclose(sol.x[0, -1], solve(problem, w0, t1=2.0).x[-1], rtol=1e-9, atol=1e-12)
+    assert jnp.all(jnp.isnan(sol.x[1:]))
+    # A bad lane holds up no other: a tolerance that is NaN would reject every step.
+    assert jnp.all(sol.stats["steps"][1:] == 1)
+
+
 def test_weights_that_are_not_finite():
     problem, w0 = switched()
     for bad in (jnp.nan, jnp.inf):
@@ -281,6 +309,37 @@ def test_negative_strengths_from_optax_under_vmap():
 
     sol = lanes(jnp.array([1.0, 4.0]))
     assert list(status_name(sol.result)) == ["invalid_schedule", "successful"]
+
+
+def test_a_status_is_readable():
+    assert "Successful: the end was reached" in repr(RESULTS.successful)
+    assert "ran out of steps" in repr(RESULTS.max_steps_reached)
+
+
+def test_out_of_steps_has_no_derivative():
+    def last(t1):
+        return solve(switched()[0], switched()[1], t1=t1, max_steps=5, throw=False).loss[-1]
+
+    value, slope = jax.value_and_grad(last)(100.0)
+    assert jnp.isnan(value)
+    assert jnp.isnan(slope)
+
+
+@pytest.mark.parametrize("flow", [PrimalFlow(), MirrorFlow(), RiemannianFlow()], ids=["primal", "mirror", "riemannian"])
+def test_an_x_that_overflows_is_no_success(flow):
+    """x = w^2 with x' = 4 x: the coordinates of the flows stay finite where x does not."""
+    problem = Problem(Square(), WeightDecay(), 0.0, CustomObjective(lambda x: -jnp.sum(x)))
+    sol = solve(problem, jnp.ones(3, jnp.float32), t1=40.0, flow=flow, throw=False)
+    assert list(np.ravel(status_name(sol.result))) == ["diverged"]
+
+
+def test_a_lane_of_a_sweep_whose_x_overflows():
+    def lane(alpha):
+        return Problem(Square(), WeightDecay(), alpha, CustomObjective(lambda x: -jnp.sum(x))), jnp.ones(3)
+
+    ds = sweep(lane, {"alpha": [0.9, 0.0]}, t1=300.0, progress=False)
+    assert list(ds["status"].values) == ["successful", "diverged"]
+    assert np.all(np.isnan(ds["x"].values[1]))
 
 
 # Independent answers

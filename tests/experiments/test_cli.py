@@ -4,7 +4,6 @@ Most commands run in this process, where jax is loaded. A process of its own tak
 that stop it by a signal or look at its exit status.
 """
 
-import io
 import json
 import os
 import signal
@@ -12,16 +11,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
+from command_line import Done, run_main
 
-from mirrorjax.cli import commands, main
+import mirrorjax as mj
+from mirrorjax.cli import commands
 from mirrorjax.experiments import EXPERIMENTS, Experiment
 
 COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
@@ -29,34 +28,11 @@ COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
 ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "JAX_ENABLE_X64"} | {"COLUMNS": "100"}
 
 
-@dataclass(frozen=True)
-class Done:
-    """The exit status of a command and its printed texts."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def mirrorjax(tmp_path, monkeypatch) -> Callable[..., Done]:
     """Runs `main` in this process, in an empty folder, on a terminal of 100 columns."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "100")
-
-    def run(*arguments: str) -> Done:
-        out, err = io.StringIO(), io.StringIO()
-        status = 0
-        with redirect_stdout(out), redirect_stderr(err), monkeypatch.context() as patch:
-            patch.setattr(sys, "argv", ["mirrorjax", *arguments])
-            try:
-                main()
-            except SystemExit as ended:
-                status = ended.code or 0
-        assert isinstance(status, int)
-        return Done(status, out.getvalue(), err.getvalue())
-
-    return run
+    return lambda *arguments: run_main(monkeypatch, *arguments)
 
 
 def in_a_process(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
@@ -304,3 +280,99 @@ def test_sweep_status_resume(mirrorjax, tmp_path):
     assert changed.returncode == 2
     assert "t1: 8.0 -> 9.0" in changed.stderr
     assert mirrorjax("status", "sweep.toml").returncode == 2
+
+
+# Lanes that take minutes, so that a signal finds them at work.
+LONG = LANES.replace("alpha, t_off), f)", "1e-3 * alpha, t_off), f)")
+WAIT = "import time\ntime.sleep(60)\n"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "lanes", "line"),
+    [
+        (signal.SIGTERM, LONG, "Interrupted. Go on with: mirrorjax resume run"),
+        (signal.SIGHUP, LONG, "Interrupted. Go on with: mirrorjax resume run"),
+        # Still importing: the exception of a signal may be lost there, or crash the library that is imported.
+        (signal.SIGINT, WAIT + LANES, "Interrupted."),
+    ],
+)
+def test_a_signal_ends_a_sweep_with_a_line_and_its_status(tmp_path, number, lanes, line):
+    (tmp_path / "lanes.py").write_text(f"open('begun', 'w').close()\n{lanes}")
+    (tmp_path / "sweep.toml").write_text(
+        'lane = "lanes.py:lane"\nt1 = 1e9\nrtol = 1e-12\nmax_steps = 1000000000\n'
+        "[grid]\nalpha = { geomspace = [0.1, 10, 64] }\nt_off = { linspace = [1, 1e8, 64] }\n"
+    )
+    process = subprocess.Popen(
+        [*COMMAND, "sweep", "sweep.toml", "--out", "run"],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    first = tmp_path / ("run/process-000/manifest.json" if lanes is LONG else "begun")
+    deadline = time.monotonic() + 100
+    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=100)
+    assert process.returncode == 128 + number
+    assert stderr.splitlines()[-1] == line
+    assert (tmp_path / "run").exists() == (lanes is LONG)
+
+
+def test_a_recipe_with_a_mark_of_the_order_of_bytes_is_read_in_any_locale(tmp_path):
+    (tmp_path / "lanes.py").write_text(LANES, encoding="utf-8")
+    text = 'lane = "lanes.py:lane" # λ\nt1 = 8.0\n[zip]\nalpha = [-0.1]\nt_off = [1.0]\n'
+    (tmp_path / "sweep.toml").write_text(text, encoding="utf-8-sig")
+    foreign = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(
+        [*COMMAND, "sweep", "sweep.toml", "--out", "λ"],
+        capture_output=True, text=True, timeout=100, check=False, cwd=tmp_path, env=ENVIRONMENT | foreign,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert 'mirrorjax.open_sweep("' in done.stdout
+
+
+def test_markup_in_paths_is_printed_as_it_is(mirrorjax, tmp_path):
+    (tmp_path / "lanes.py").write_text(LANES)
+    (tmp_path / "sweep.toml").write_text('lane = "lanes.py:lane"\nt1 = 1.0\n[zip]\nalpha = [0.1]\nt_off = [1.0]\n')
+    done = mirrorjax("sweep", "sweep.toml", "--out", "[red]a[/b]")
+    assert done.returncode == 0, done.stderr
+    assert "1 lanes in [red]a[/b]" in done.stdout
+    assert 'mirrorjax.open_sweep("[red]a[/b]")' in done.stdout
+    assert "1 lanes in [red]a[/b]" in mirrorjax("status", "[red]a[/b]").stdout
+
+
+def test_status_of_a_map_over_a_grid(mirrorjax, tmp_path):
+    mj.map_grid(lambda a: {"twice": 2 * a}, {"a": [1.0, 2.0]}, store=tmp_path / "run")
+    done = mirrorjax("status", "run")
+    assert done.returncode == 0, done.stderr
+    assert "run holds twice over a" in done.stdout
+
+
+def test_explain_beyond_all_numbers_says_which_rows_failed(mirrorjax):
+    """At alpha = 1e300 the first row, before anything is spent, is right; the others have a status and no number."""
+    done = mirrorjax("explain", "hadamard", "-i", "1", "-i", "0", "--alpha", "1e300", "--times", "3")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("successful") == 1
+    assert done.stdout.count("nan") == 4
+
+
+def test_a_failed_start_leaves_no_folder_and_none_of_its_parents(mirrorjax, tmp_path):
+    (tmp_path / "lanes.py").write_text(LANES)
+    (tmp_path / "sweep.toml").write_text('lane = "lanes.py:lane"\nt1 = 0.0\n[zip]\nalpha = [0.1]\nt_off = [1.0]\n')
+    assert mirrorjax("sweep", "sweep.toml", "--out", "a/b/c").returncode == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lanes.py", "sweep.toml"]
+
+
+def test_an_error_that_nobody_foresaw_is_shown_whole_with_a_request_to_report_it(mirrorjax, monkeypatch):
+    def broken(folder):
+        return {}["a key of ours"]
+
+    monkeypatch.setattr("mirrorjax.experiments.core.report.read_runs", broken)
+    monkeypatch.setattr("mirrorjax.cli.ending.is_users", lambda error: False)  # this file is a user's, else
+    done = mirrorjax("report", "run")
+    assert done.returncode == 1
+    assert "KeyError: 'a key of ours'" in done.stderr
+    assert "Please report it" in done.stderr

@@ -84,7 +84,7 @@ def test_statistics_are_over_seeds_with_one_degree_less():
 def test_the_grid_of_decays_walks_in_step():
     grid = decay_grid([Decay(0.1), Decay(0.2, 30.0)], [4, 5, 6])
     assert {name: len(part) for name, part in grid.items()} == {"decay": 2, "seed": 3}
-    np.testing.assert_array_equal(grid["decay"].values["off_at"], [math.inf, 30])
+    np.testing.assert_array_equal(grid["decay"].labels["off_at"], [math.inf, 30])
     assert Decay(0.1).is_constant
     assert not Decay(0.1, 0.0).is_constant
 

@@ -269,10 +269,9 @@ def test_extremes_are_finite_and_consistent(name, dtype):
         np.testing.assert_allclose(slope, mu, rtol=20 * eps, atol=2 * eps * span)
         np.testing.assert_allclose(hessian, jacobian, rtol=200 * eps)
         assert all(jnp.all(jnp.isfinite(part)) for part in (mu, value, *rates))
-        # At x = 1e6 a level is within an ulp of 0 in float32, and mu rounds onto the end of its interval.
-        inside = (mu > lower) & (mu < upper)
-        assert jnp.all(ok & (inside | ((jnp.abs(x) == 1e6) & (dtype == jnp.float32))))
-        assert jnp.all(jnp.isfinite(metric) == inside)
+        # Also at x = 1e6 in float32, where a level is within an ulp of 0: mu never rounds onto the end of its interval.
+        assert jnp.all(ok & (mu > lower) & (mu < upper))
+        assert jnp.all(jnp.isfinite(metric))
 
 
 @pytest.mark.parametrize("name", ["hadamard", "square_difference"])
@@ -318,8 +317,10 @@ def test_a_bad_mu_gets_a_status_and_spoils_no_neighbour(name, mu, status):
     gradient = jax.grad(lambda mu: jnp.sum(R.primal(mu, A).value[good]))(points)
     assert jnp.all(jnp.isfinite(gradient))
     assert not jnp.isfinite(R.potential(points, A))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(RuntimeError if np.isfinite(mu) else ValueError, match=r"mu\[1\] = "):
         R.inverse_mirror_map(points, A)
+    with pytest.raises(RuntimeError):
+        eqx.filter_jit(R.inverse_mirror_map)(points, A)
 
 
 @pytest.mark.parametrize("bad", [0.0, -1.0, jnp.nan, jnp.inf])
@@ -330,9 +331,11 @@ def test_x_outside_the_range(bad):
     assert jnp.isnan(R.dual(x, A).value[1])
     gradient = jax.grad(lambda x: R.dual(x, A).value[0])(x)
     np.testing.assert_allclose(gradient, jnp.array([0.25, 0, 0, 0]))
-    for method in (R.mirror_map, R.value, R.hessian, eqx.filter_jit(R.value)):
-        with pytest.raises(RuntimeError):
+    for method in (R.mirror_map, R.value, R.hessian):
+        with pytest.raises(RuntimeError if np.isfinite(bad) else ValueError, match=r"x\[1\] = "):
             method(x, A)
+    with pytest.raises(RuntimeError):
+        eqx.filter_jit(R.value)(x, A)
 
 
 def test_log_difference_runs_out_of_range():

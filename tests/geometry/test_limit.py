@@ -211,7 +211,7 @@ def test_a_failed_lane_spoils_no_other(key: Array):
         return jnp.sum(jnp.where(limit.result == RESULTS.successful, limit.x[:, 0], 0.0)), limit
 
     gradient, limit = jax.grad(total, has_aux=True)(jnp.ones(D))
-    assert status_name(limit.result).tolist() == ["successful", "invalid_schedule", "invalid_schedule", "successful"]
+    assert status_name(limit.result).tolist() == ["successful", "invalid_strength", "invalid_strength", "successful"]
     for leaf in (limit.x, limit.mu, limit.nu, limit.kkt_residual, limit.fit_residual):
         assert np.isnan(leaf).reshape(4, -1).all(axis=1).tolist() == [False, True, True, False]
         assert np.isfinite(leaf[::3]).all()

@@ -44,7 +44,7 @@ class HalvedLegendre(AbstractSeparableLegendre):
     def potential_terms(self, mu, a):
         return self.flow(mu, a) ** 2 / 4
 
-    def dual_interval(self, a):
+    def dual_interval_at(self, a):
         return jnp.full_like(self.w0, -jnp.inf), jnp.full_like(self.w0, jnp.inf)
 
 

@@ -216,7 +216,7 @@ def test_seeds_are_lanes():
         ({"*/bias": nn.LowRank(1)}, r"layers/0/bias: LowRank\(1\) takes matrices .* got shape \(3,\)"),
         ({"*/kernel": nn.LowRank(4)}, r"LowRank\(4\) takes matrices of at least that size, got shape \(4, 3\)"),
         ({"*/kernel": nn.LowRank(1)}, "give reparameterize a key"),
-        ({"*/kernel": "lora"}, "a rule is Factored.*got 'lora'"),
+        ({"*/kernel": "lora"}, "a rule must be Factored.*got 'lora'"),
     ],
 )
 def test_what_does_not_fit_is_refused(rules, words):

@@ -152,9 +152,10 @@ def test_another_configuration_is_refused_and_shown(whole, changes, words):
 
 def test_two_processes_on_one_folder(whole, tmp_path):
     path = copy(whole, tmp_path)
-    first = Folder(path, json.loads((path / "config.json").read_text()), process=0, resume=True)
+    configuration = json.loads((path / "config.json").read_text())
+    first = Folder(path, configuration, process=0, resume=True)
     with pytest.raises(ValueError, match="is in use by another process"):
-        Folder(path, {}, process=0, resume=True)
+        Folder(path, configuration, process=0, resume=True)
     first.close()
 
 

@@ -64,11 +64,11 @@ def test_smaller_batches_are_traced_once_each(monkeypatch):
     grid = {"alpha": np.geomspace(1e-3, 20.0, 8), "t_off": np.geomspace(0.5, 500.0, 8)}
     first = mj.sweep(counted, grid, t1=600.0, chunk=8)
     count = len(traces)
-    # Structure and operations 3, start 1, and for each of the sizes 8 and 4 steps, how they ended, and read-out.
-    assert count == 3 + 1 + 2 * 3
+    # Structure 2, operations twice, start 1, and for each of the sizes 8 and 4 steps, how they ended, and read-out.
+    assert count == 4 + 1 + 2 * 3
     assert first.attrs["efficiency"] > 0.9
     mj.sweep(counted, {**grid, "alpha": grid["alpha"] * 1.1}, t1=500.0, chunk=8)
-    assert len(traces) == count + 3
+    assert len(traces) == count + 4
     same = mj.sweep(lane, grid, t1=600.0, chunk=64)
     np.testing.assert_allclose(first.x, same.x, rtol=1e-9, atol=1e-12)
 
@@ -77,7 +77,7 @@ def test_a_lane_that_looks_at_values_is_refused_with_advice():
     def branches(alpha):
         return lane(alpha, 1.0) if alpha > 1 else lane(0.0, 1.0)
 
-    with pytest.raises(ValueError, match=r"must be pure JAX.*use jnp.where instead of if"):
+    with pytest.raises(TypeError, match=r"the lane needs the value of a number .*test_scheduler.py, line .*jnp.where"):
         mj.sweep(branches, {"alpha": [0.1, 2.0]}, t1=1.0)
 
 

@@ -5,7 +5,8 @@ solver whose step is the optimizer's update. Saving, statistics, adjoints and st
 """
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, get_args
 
 import diffrax
@@ -15,7 +16,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from ...checks import Number
+from ...calls import calling
+from ...checks import Number, require_kind
 from ...problem import Problem
 from ...problem.reparam import Weights
 from ...results import RESULTS
@@ -35,7 +37,12 @@ class Descent(AbstractFlow):
     takes; `decay`: `"coupled"`: the optimizer sees `grad f + alpha grad h` (L2 regularization), `"decoupled"`: it sees
     `grad f` and `eta alpha grad h` is subtracted beside it (AdamW).
     **Raises:** `ValueError` for a step size that is not positive and finite, another `decay`, or an optimizer that is
-    not an optax transformation.
+    not an optax transformation; from `solve` for weights of 16 bits, and for an optimizer that wants more than Descent
+    gives, such as `optax.lookahead`, which keeps weights of its own.
+
+    Optimizers that want more than the gradient (`optax.lbfgs`, `polyak_sgd`, line searches, `reduce_on_plateau`) are
+    given the loss that they see, `f` or `f + alpha h`, as `value` and `value_fn`, and its gradient as `grad`. A line
+    search tries whole steps `w + step`, so that it needs `step_size=1.0` to land where it looked.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 5 (step 0.25); Loshchilov and Hutter (2019) for decoupled
     decay.
@@ -49,8 +56,8 @@ class Descent(AbstractFlow):
         self.optimizer, self.steps, self.decay = optimizer, StepClock(step_size), decay
         if decay not in get_args(Decay):
             raise ValueError(f'decay must be "coupled" or "decoupled", got {decay!r}')
-        if not isinstance(optimizer, optax.GradientTransformation):
-            raise ValueError(f"optimizer must be an optax transformation such as optax.sgd(1.0), got {optimizer!r}")
+        wanted = "an optax transformation such as optax.sgd(1.0)"
+        require_kind(optimizer, optax.GradientTransformation, "optimizer", wanted)
 
     @property
     def clock(self) -> StepClock:
@@ -134,13 +141,13 @@ class AbstractDescentMotion(AbstractMotion):
     def status(self, t: Time, t1: Time, state: DescentState) -> RESULTS:
         return finite_status(state)
 
-    def default_solver(self, *, loose: bool) -> Solver:
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return DescentSolver()
 
-    def choose_solver(self, solver: Solver | None, *, loose: bool) -> Solver:
+    def choose_solver(self, solver: Solver | None, *, is_stiff: Callable[[], bool]) -> Solver:
         if solver is not None:
             raise ValueError(f"{type(self.descent).__name__} makes its own steps; leave out solver={solver!r}")
-        return self.default_solver(loose=loose)
+        return self.default_solver(is_stiff=is_stiff)
 
     def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
         return diffrax.ConstantStepSize()
@@ -154,7 +161,8 @@ class DescentMotion(AbstractDescentMotion):
     descent: Descent
 
     def optimizer_state(self, state: DescentState) -> PyTree:
-        return self.descent.optimizer.init(state.w)
+        with _running(self.descent.optimizer):
+            return self.descent.optimizer.init(state.w)
 
     def update(self, t: Time, eta: Time, state: DescentState, memory: PyTree) -> tuple[DescentState, PyTree]:
         velocity = self.velocity(t, state)
@@ -163,10 +171,37 @@ class DescentMotion(AbstractDescentMotion):
         gradient = jax.tree.map(jnp.negative, velocity.w)
         if self.descent.decay == "coupled":
             gradient = jax.tree.map(jnp.add, gradient, decay)
-        step, memory = self.descent.optimizer.update(gradient, memory, state.w)
+
+        def loss(w: Weights) -> Float[Array, ""]:
+            """The function whose gradient the optimizer sees."""
+            value = self.problem.loss(w)
+            if self.descent.decay == "decoupled":
+                return value
+            return value + self.problem.strength(t, like=value) * self.problem.h(w)
+
+        more = {"value": loss(state.w), "grad": gradient, "value_fn": loss}
+        with _running(self.descent.optimizer):
+            update = optax.with_extra_args_support(self.descent.optimizer).update
+            step, memory = update(gradient, memory, state.w, **more)
         if self.descent.decay == "decoupled":
             step = jax.tree.map(jnp.subtract, step, decay)
         return state.moved_by(eta, DescentState(step, velocity.mu)), memory  # type: ignore[arg-type]
+
+
+@contextmanager
+def _running(optimizer: optax.GradientTransformation) -> Iterator[None]:
+    """Turns errors of an optimizer that wants something else inside the `with` into one that names it."""
+    try:
+        with calling("the optimizer"):
+            yield
+    except (AttributeError, TypeError, ValueError) as error:
+        name = getattr(optimizer.update, "__qualname__", "optimizer").partition(".")[0]
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"Descent cannot run this {name} ({reason}): it gives an optimizer the gradient, the weights w, and value, "
+            "grad and value_fn; one that keeps weights of its own, such as optax.lookahead, has no place here: use the "
+            "optimizer inside it"
+        ) from None
 
 
 class ProximalMotion(AbstractDescentMotion):

@@ -5,9 +5,11 @@ implicit solver, whose cost would be d^3 in the weights, takes steps through the
 solver can take.
 """
 
+from collections.abc import Callable
+
 import diffrax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from ...geometry.base import AbstractLegendre, Recovered
 from ...problem import Problem
@@ -16,7 +18,7 @@ from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status
 from ..solution import Point
-from .mirror import legendre_of
+from .mirror import legendre_of, require_given
 
 State = Float[Array, " n"]
 
@@ -37,13 +39,16 @@ class DualFlow(AbstractFlow):
 
     R: AbstractLegendre | None = None
 
+    def __check_init__(self):
+        require_given(self.R)
+
     def prepare(self, problem: Problem, w0: Weights) -> "DualMotion":
         if not isinstance(problem.objective, AbstractMeasured):
             raise ValueError(
                 f"DualFlow moves in the space of measurements Z x, but {type(problem.objective).__name__} is no function "
                 "of such; use LeastSquares, Logistic, MatrixSensing or a class of AbstractMeasured, or flow=MirrorFlow()"
             )
-        return DualMotion(problem, problem.objective, legendre_of(problem, w0, self.R))
+        return DualMotion(problem, problem.objective, *legendre_of(problem, w0, self.R))
 
 
 class DualMotion(AbstractMotion):
@@ -52,6 +57,7 @@ class DualMotion(AbstractMotion):
     problem: Problem
     objective: AbstractMeasured
     R: AbstractLegendre
+    belongs: Bool[Array, ""]
 
     def initial(self) -> State:
         return jnp.zeros_like(self.objective.y)
@@ -73,9 +79,12 @@ class DualMotion(AbstractMotion):
         x = self.R.primal(mu, a).value
         return Point(x, self.R.weights(mu, a), mu, self.objective(x))
 
+    def own_status(self) -> RESULTS:
+        return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
+
     def status(self, t: Time, t1: Time, state: State) -> RESULTS:
         geometry = first_failure(self.recover(state, self.spent(t1)).result)
         return RESULTS.where(t < t1, geometry, finite_status(state))
 
-    def default_solver(self, *, loose: bool) -> Solver:
-        return diffrax.Kvaerno3() if loose else diffrax.Kvaerno5()
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
+        return diffrax.Kvaerno5()

@@ -1,14 +1,16 @@
 """The same flow as gradient flow on the weights, in the dual variable mu and in the parameters x, where R_a exists."""
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
-from ...checks import refuted
+from ...checks import require_kind
 from ...geometry.base import AbstractLegendre, Recovered
 from ...geometry.legendre import legendre
 from ...problem import Problem
@@ -16,7 +18,8 @@ from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
 from ..solution import Point
-from .primal import stabilized_where
+from ..solvers.rkc import RKC
+from .given import require_legendre
 
 State = Float[Array, "..."]
 
@@ -27,15 +30,19 @@ class MirrorFlow(AbstractFlow):
     Tiny weights live in the exponents of R_a, so nothing is lost however strong the decay was.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+    **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
+    given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (5), Theorem 3.6.
     """
 
     R: AbstractLegendre | None = None
 
+    def __check_init__(self):
+        require_given(self.R)
+
     def prepare(self, problem: Problem, w0: Weights) -> "MirrorMotion":
-        return MirrorMotion(problem, legendre_of(problem, w0, self.R), problem.g(w0))
+        return MirrorMotion(problem, *legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class RiemannianFlow(AbstractFlow):
@@ -45,21 +52,26 @@ class RiemannianFlow(AbstractFlow):
     evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` where (g, h, w0) has no R_a, or the given one starts elsewhere.
+    **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
+    given one is that of another problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (7).
     """
 
     R: AbstractLegendre | None = None
 
+    def __check_init__(self):
+        require_given(self.R)
+
     def prepare(self, problem: Problem, w0: Weights) -> "RiemannianMotion":
-        return RiemannianMotion(problem, legendre_of(problem, w0, self.R), problem.g(w0))
+        return RiemannianMotion(problem, *legendre_of(problem, w0, self.R), problem.g(w0))
 
 
 class _AbstractGeometricMotion(AbstractMotion):
     """A motion in mu or in x. A subclass gives `initial`, `velocity`, `read` and `recover`."""
 
     R: eqx.AbstractVar[AbstractLegendre]
+    belongs: eqx.AbstractVar[Bool[Array, ""]]
     x0: eqx.AbstractVar[State]
 
     @abc.abstractmethod
@@ -69,6 +81,9 @@ class _AbstractGeometricMotion(AbstractMotion):
     def spent(self, t: Time) -> Float[Array, ""]:
         """`a_t`, in the dtype of the state."""
         return self.problem.accumulated(t).astype(self.x0.dtype)
+
+    def own_status(self) -> RESULTS:
+        return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
 
     def status(self, t: Time, t1: Time, state: State) -> RESULTS:
         # At t1's a: when decay has used up the range, that is why the flow ended, not the step size.
@@ -81,6 +96,7 @@ class MirrorMotion(_AbstractGeometricMotion):
 
     problem: Problem
     R: AbstractLegendre
+    belongs: Bool[Array, ""]
     x0: State
 
     def initial(self) -> State:
@@ -97,8 +113,8 @@ class MirrorMotion(_AbstractGeometricMotion):
         x = self.recover(state, a).value
         return Point(x, self.R.weights(state, a), state, self.problem.objective(x))
 
-    def default_solver(self, *, loose: bool) -> Solver:
-        return stabilized_where(loose)
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
+        return RKC() if is_stiff() else diffrax.Tsit5()
 
 
 class RiemannianMotion(_AbstractGeometricMotion):
@@ -106,6 +122,7 @@ class RiemannianMotion(_AbstractGeometricMotion):
 
     problem: Problem
     R: AbstractLegendre
+    belongs: Bool[Array, ""]
     x0: State
 
     def initial(self) -> State:
@@ -125,17 +142,18 @@ class RiemannianMotion(_AbstractGeometricMotion):
         mu = self.recover(state, a).value
         return Point(state, self.R.weights(mu, a), mu, self.problem.objective(state))
 
-    def default_solver(self, *, loose: bool) -> Solver:
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()
 
 
-def legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> AbstractLegendre:
-    """R_a of the problem: the given one, which must start at w0, or the one of the theory."""
+def require_given(R: Any) -> None:
+    if R is not None:
+        require_kind(R, AbstractLegendre, "R", "a Legendre function such as legendre(g, h, w0)")
+
+
+def legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> tuple[AbstractLegendre, Bool[Array, ""]]:
+    """R_a of the problem: the one of the theory, or the given one; and True if it belongs to the problem."""
     refuse_nonsmooth(problem)
     if R is None:
-        return legendre(problem.g, problem.h, w0)
-    x0 = problem.g(w0)
-    start = R.primal(jnp.zeros_like(x0), jnp.zeros((), x0.dtype)).value
-    if refuted(lambda: jnp.allclose(start, x0, rtol=1e-4, atol=1e-6), start, x0):
-        raise ValueError(f"the given R starts at x = {start}, the weights at g(w0) = {x0}; build R from the same w0")
-    return R
+        return legendre(problem.g, problem.h, w0), jnp.array(True)
+    return R, require_legendre(R, problem, w0)

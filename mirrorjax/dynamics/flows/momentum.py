@@ -1,5 +1,7 @@
 """MomentumFlow: gradient descent with momentum as a flow of second order."""
 
+from collections.abc import Callable
+
 import diffrax
 import equinox as eqx
 import jax
@@ -85,5 +87,5 @@ class MomentumMotion(AbstractMotion):
     def status(self, t: Time, t1: Time, state: MomentumState) -> RESULTS:
         return finite_status(state)
 
-    def default_solver(self, *, loose: bool) -> Solver:
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()

@@ -1,5 +1,7 @@
 """Gradient flow on the weights, with and without the dual variable integrated along."""
 
+from collections.abc import Callable
+
 import diffrax
 import equinox as eqx
 import jax.numpy as jnp
@@ -69,8 +71,8 @@ class WeightMotion(AbstractMotion):
     def status(self, t: Time, t1: Time, state: AbstractCoordinates) -> RESULTS:
         return finite_status(state)
 
-    def default_solver(self, *, loose: bool) -> Solver:
-        return stabilized_where(loose)
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
+        return RKC() if is_stiff() else diffrax.Tsit5()
 
 
 class PrimalState(eqx.Module):
@@ -104,14 +106,5 @@ class PrimalMotion(AbstractMotion):
     def status(self, t: Time, t1: Time, state: PrimalState) -> RESULTS:
         return finite_status(state)
 
-    def default_solver(self, *, loose: bool) -> Solver:
-        return stabilized_where(loose)
-
-
-def stabilized_where(loose: bool) -> Solver:
-    """`RKC` at tolerances of 1e-4 and looser, `diffrax.Tsit5` at tighter ones.
-
-    At loose tolerances RKC was measured to need a fifth to three fifths of the evaluations of Tsit5, see
-    benchmarks/README.md.
-    """
-    return RKC() if loose else diffrax.Tsit5()
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
+        return RKC() if is_stiff() else diffrax.Tsit5()

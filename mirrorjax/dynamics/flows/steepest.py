@@ -1,5 +1,6 @@
 """SteepestFlow: steepest descent in another norm, the continuous model of sign descent and Adam."""
 
+from collections.abc import Callable
 from typing import get_args
 
 import diffrax
@@ -83,7 +84,7 @@ class SteepestMotion(AbstractMotion):
     def status(self, t: Time, t1: Time, state: SteepestState) -> RESULTS:
         return finite_status(state)
 
-    def default_solver(self, *, loose: bool) -> Solver:
+    def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()
 
     def _steepest(self, G: Array) -> Array:

@@ -61,8 +61,11 @@ class GiveUp(_Around):
     def wrap(self, direction: Any) -> "GiveUp":
         return GiveUp(cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction)))
 
-    def init(self, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
-        return self.controller.init(*args, **kwargs)
+    def init(self, terms: Any, t0: Any, t1: Any, y0: PyTree, dt0: Any, *args: Any) -> tuple[Any, PyTree]:
+        t1, state = self.controller.init(terms, t0, t1, y0, dt0, *args)
+        # A size chosen here is a constant, as those of later steps are. A size that is given may be one that was
+        # clipped to a breakpoint, and moves with it.
+        return t1 if dt0 is not None else t0 + jax.lax.stop_gradient(t1 - t0), state
 
     def adapt_step_size(self, t0: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         keep, next_t0, next_t1, jumped, state, result = self.controller.adapt_step_size(t0, *args, **kwargs)

@@ -20,7 +20,7 @@ class Lane(eqx.Module):
     """The state of one lane of a sweep: all that is needed to continue it as if it had never stopped.
 
     - `tick`: time on the solver's clock; `state`: the motion's state there; `carried`: data of the stepper.
-    - `saved`: number of save times passed; `metrics` and `loss` (time, ...) there, NaN at those ahead.
+    - `saved`: number of save times passed; `metrics` and `loss` (time, ...) there, 0 at those ahead.
     - `steps`, `rejected_steps`: solver steps so far; `work`: steps, or evaluations of the velocity for RKC.
     - `running`: False once the lane has ended; `result` says how, and `tick` when.
     """

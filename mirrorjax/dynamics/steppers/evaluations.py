@@ -135,7 +135,7 @@ def _evaluate(motion: AbstractMotion, lane: Lane) -> PyTree:
     tick = jnp.where(position.phase == STAGE, within, lane.tick)
     reach = jnp.where(position.phase == PRODUCT, _reach(lane), 0)
     y = jax.tree.map(lambda y, d, v: y + d + reach.astype(v.dtype) * v, lane.state, stages.newer, position.power.vector)
-    return Field(motion, lane.state).velocity(tick, y)
+    return Field(motion, lane.state).during(lane.tick, position.until).velocity(tick, y)
 
 
 def _reach(lane: Lane) -> Scalar:
@@ -149,6 +149,7 @@ def _end_step(options: Options, motion: AbstractMotion, lane: Lane, f: PyTree) -
     """Controls the error of a step by the estimate `0.8 (y_n - y_{n+1}) + 0.4 h (f_n + f_{n+1})`."""
     position, h, dtype = lane.carried, lane.carried.until - lane.tick, lane.tick.dtype
     closed = lane.running & (position.phase == STAGE) & (position.stages.j > position.s)
+    t1 = motion.clock.ticks(options.t1, dtype)
 
     def estimate(d: Array, before: Array, after: Array) -> Array:
         return 0.4 * h.astype(d.dtype) * (before + after) - 0.8 * d
@@ -168,8 +169,8 @@ def _end_step(options: Options, motion: AbstractMotion, lane: Lane, f: PyTree) -
         kept=closed & kept,
         jumped=closed & kept & jumped,
         stuck=closed & (result != diffrax.RESULTS.successful),
-        tick=jnp.where(closed, tick, lane.tick),
-        until=jnp.where(closed, jnp.minimum(until, motion.clock.ticks(options.t1, dtype)), position.until),
+        tick=jnp.where(closed, jnp.minimum(tick, t1), lane.tick),  # a breakpoint at t1 would be stepped over
+        until=jnp.where(closed, jnp.minimum(until, t1), position.until),
         control=_choose(closed, control, position.control),
     )
 

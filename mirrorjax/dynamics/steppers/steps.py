@@ -13,6 +13,7 @@ from ..guards import Field, vector_field
 from ..integrate import Carried, first_step, run, solver_status
 from ..motion import AbstractMotion, state_dtype
 from ..options import Options
+from ..pieces import OnPieces
 from ..solvers.controller import Resumable
 from .base import AbstractStepper, Lane, Prepare, over_lanes
 
@@ -34,7 +35,7 @@ class DiffraxStepper(AbstractStepper):
         start, end = jnp.zeros((), dtype), motion.clock.ticks(options.t1, dtype)
         step, control = first_step(motion, options, state, end)
         terms, args = diffrax.ODETerm(vector_field), Field(motion, state)
-        solver_state = options.solver.init(terms, start, step, state, args)
+        solver_state = OnPieces(options.solver).init(terms, start, step, state, args)
         return Pause(Carried(solver_state, control, jnp.array(False)), RESULTS.successful, jnp.array(True))
 
     def advance(self, prepare: Prepare, options: Options, values: PyTree, lanes: Lane, work: int) -> Lane:

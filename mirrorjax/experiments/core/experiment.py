@@ -4,20 +4,38 @@ Neither needs jax, so that the command line lists experiments without loading it
 """
 
 import importlib
+import operator
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
 from ...extras import needs
 
+LARGEST_SEED = 2**32 - 1
+
 
 @dataclass(frozen=True)
 class Setting:
-    """The user's choices for a run: the preset, the seed of the data, and the floating-point precision in bits."""
+    """The user's choices for a run: the preset, the seed of the data, and the floating-point precision in bits.
+
+    **Raises:** `ValueError` for a seed that is not a whole number of 32 bits, which is what every generator of random
+    numbers takes, or for bits other than 32 and 64.
+    """
 
     preset: str
     seed: int
     bits: int
+
+    def __post_init__(self) -> None:
+        try:
+            seed = operator.index(self.seed)  # whole numbers of NumPy too, which JSON does not know
+        except TypeError:
+            seed = -1
+        if isinstance(self.seed, bool) or not 0 <= seed <= LARGEST_SEED:
+            raise ValueError(f"seed must be a whole number from 0 to {LARGEST_SEED}, got {self.seed!r}")
+        object.__setattr__(self, "seed", seed)
+        if self.bits not in (32, 64):
+            raise ValueError(f"bits must be 32 or 64, got {self.bits!r}")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ give the same page, so it can be made again at any time, and of a run that was i
 import base64
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -21,6 +22,7 @@ from .tables import Claim, as_text, parsed, read_rows
 
 REPORT = "report.html"
 MOST_ROWS = 40
+PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every PNG file
 DOTS_PER_INCH, PIXELS_PER_INCH = 150, 96  # of a saved figure, and of a page
 STATES = {
     "finished": "finished",
@@ -119,12 +121,14 @@ def render(runs: Sequence[Run]) -> str:
 def read_runs(folder: Path) -> list[Run]:
     """The run in a folder, or those in folders of it: in the order that was planned for them, or by name.
 
-    **Raises:** `ValueError` where there is none.
+    **Raises:** `ValueError`, naming the file, where there is none, or where a file is not as a run writes it.
     """
     config = _read_config(folder)
     if "experiment" in config:
         return [read_run(folder, 1)]
     planned = config.get("experiments", [])
+    if not _is_texts(planned):
+        raise ValueError(f"{folder / CONFIG}: `experiments` must be a list of names, got {planned!r}")
     found = {path.parent.name for path in folder.glob(f"*/{CONFIG}")}
     names = [*planned, *sorted(found - set(planned))]
     if not names:
@@ -137,19 +141,64 @@ def read_runs(folder: Path) -> list[Run]:
 def read_run(folder: Path, number: int) -> Run:
     """Reads one run from its folder; `number` tells the run from others on the page."""
     config = _read_config(folder) or {"experiment": folder.name, "summary": "", "state": "not started"}
+    with _foreign(folder / CONFIG):
+        _check(config)
+    with _foreign(folder / "claims.csv"):
+        claims = _read_claims(folder / "claims.csv")
+    with _foreign(folder / CONFIG):
+        tables = _read_tables(folder, config.get("tables", []))
     return Run(
         anchor=f"run-{number}",
         name=config["experiment"],
         config=config,
-        claims=_read_claims(folder / "claims.csv"),
-        tables=_read_tables(folder, config.get("tables", [])),
+        claims=claims,
+        tables=tables,
         figures=_read_figures(folder, config.get("figures", {})),
     )
 
 
+@contextmanager
+def _foreign(path: Path) -> Iterator[None]:
+    """Turns what reading a file of another shape ends in into one line that names the file."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError) as error:
+        words = f"there is no {error}" if isinstance(error, KeyError) else str(error)
+        raise ValueError(f"{path} is not as `mirrorjax reproduce` writes it: {words}") from error
+
+
+def _check(config: Mapping[str, Any]) -> None:
+    """Reads every entry of a run's config that the page shows; an error says which is missing or of another kind."""
+    kinds = {"experiment": str, "summary": str, "state": str}
+    if config["state"] != "not started":
+        kinds |= {"preset": str, "seed": int, "bits": int, "started": str, "seconds": int | float}
+        kinds |= {"versions": dict, "machine": dict}
+    for name, kind in kinds.items():
+        if not isinstance(config[name], kind):
+            raise TypeError(f"{name} = {config[name]!r}")
+    STATES[config["state"]]
+    if "started" in kinds:
+        try:
+            moment(config["started"])
+        except ValueError:
+            raise TypeError(f"started = {config['started']!r}") from None
+
+
+def _is_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(each, str) for each in value)
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
-    return json.loads(path.read_text()) if path.exists() else {}
+    if not path.exists():
+        return {}
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON, as `mirrorjax reproduce` writes it: {error}") from None
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is not as `mirrorjax reproduce` writes it: it must be a mapping, got {config!r}")
+    return config
 
 
 def _read_claims(path: Path) -> list[Claim]:
@@ -164,6 +213,8 @@ def _read_tables(folder: Path, shown: Sequence[Mapping[str, Any]]) -> list[Table
     files = {path.stem: path for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
     tables = []
     for view in shown:
+        if view["file"] not in files:
+            raise ValueError(f"{folder / view['file']}.csv is missing, which {CONFIG} names; run the experiment again")
         whole = read_rows(files[view["file"]])
         rows = [whole[number] for number in view["rows"]]
         tables.append(_table(view["title"], view["file"], rows, view["columns"]))
@@ -195,6 +246,8 @@ def _position(name: str, order: Sequence[str]) -> int:
 
 def _figure(path: Path, words: Mapping[str, str]) -> Figure:
     data = path.read_bytes()
+    if not data.startswith(PNG) or len(data) < 24:
+        raise ValueError(f"{path} is not a PNG file, or is damaged; remove it, or run the experiment again")
     width, height = struct.unpack(">II", data[16:24])  # where a PNG file has its size
     source = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
     scale = PIXELS_PER_INCH / DOTS_PER_INCH

@@ -2,7 +2,7 @@
 
 import json
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -13,10 +13,12 @@ from rich.markup import escape
 from rich.table import Column, Table
 
 from ...files import write_text
+from ...signals import Terminated, raise_if_stopped, stoppable
 from ..table import EXPERIMENTS
 from .experiment import Experiment, Setting
+from .folders import make_folder
 from .report import read_runs, write_report
-from .run import CONFIG, RunFolder, make_folder
+from .run import CONFIG, RunFolder
 
 
 def reproduce(
@@ -37,10 +39,18 @@ def reproduce(
     if setting.preset not in chosen.presets:
         raise ValueError(f"{chosen.name} has no preset {setting.preset!r}; it has: {', '.join(chosen.presets)}")
     run, path = chosen.load(), Path(path)
-    folder = RunFolder(path, chosen.name, setting, Console() if console is None else console, chosen.summary)
+    with stoppable():
+        folder = RunFolder(path, chosen.name, setting, Console() if console is None else console, chosen.summary)
+        _run(run, folder, setting)
+    return folder
+
+
+def _run(run: Callable[..., None], folder: RunFolder, setting: Setting) -> None:
+    """Runs an experiment in its folder; the folder says how it ended, and has its report, however it did."""
     try:
         run(folder, setting)
-    except KeyboardInterrupt:
+        raise_if_stopped()
+    except (KeyboardInterrupt, Terminated):
         folder.finish("interrupted")
         raise
     except Exception as error:
@@ -49,8 +59,7 @@ def reproduce(
     else:
         folder.finish("finished")
     finally:
-        write_report(path)
-    return folder
+        write_report(folder.path)
 
 
 def _find(name: str) -> Experiment:
@@ -81,13 +90,13 @@ def reproduce_all(
     write_text(path / CONFIG, plan + "\n")
     failed = []
     for number, experiment in enumerate(experiments, 1):
-        console.rule(f"{experiment.name} ({number} of {len(experiments)})")
+        console.rule(f"{escape(experiment.name)} ({number} of {len(experiments)})")
         setting = Setting(preset, experiment.seed if seed is None else seed, bits)
         try:
             reproduce(experiment, path / experiment.name, setting, console)
         except Exception as error:
             failed.append(experiment.name)
-            message = f"[red]{experiment.name} failed:[/red] {escape(_message(error))}"
+            message = f"[red]{escape(experiment.name)} failed:[/red] {escape(_message(error))}"
             console.print(message, highlight=False, soft_wrap=True)
         finally:
             write_report(path)
@@ -101,7 +110,7 @@ def print_summary(path: Path, console: Console) -> None:
     table = Table("experiment", "claims shown", Column("seconds", justify="right"), "state", box=box.SIMPLE_HEAD)
     for run in read_runs(path):
         claims = f"{run.shown} of {len(run.claims)}"
-        table.add_row(run.name, claims, f"{run.config.get('seconds', 0.0):.0f}", run.config["state"])
+        table.add_row(escape(run.name), claims, f"{run.config.get('seconds', 0.0):.0f}", run.config["state"])
     console.print(table)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ... import plot
@@ -17,6 +18,7 @@ from ...files import write_whole
 from ...plot import Figure
 from ...runs.dataset import Dataset, versions
 from .experiment import Setting
+from .folders import make_folder
 from .machine import machine
 from .tables import Claim, as_text, write_rows
 
@@ -83,7 +85,8 @@ class RunFolder:
         self.claims.append(claim)
         self.save_table("claims", [asdict(claim) for claim in self.claims])
         verdict = "shown" if holds else "NOT shown"
-        self.console.print(f"{verdict}: {statement} (paper: {paper}; here: {ours})", highlight=False, soft_wrap=True)
+        line = f"{verdict}: {statement} (paper: {paper}; here: {ours})"
+        self.console.print(line, highlight=False, soft_wrap=True, markup=False)
 
     def show(
         self, title: str, rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str], table_file: str | None = None
@@ -97,13 +100,17 @@ class RunFolder:
             chosen = [self._rows[table_file].index(row) for row in rows]
             shown = {"file": table_file, "title": title, "columns": dict(columns), "rows": chosen}
             self._record(tables=[*self._config["tables"], shown])
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+        table = Table(
+            title=escape(title), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+        )
         for key, heading in columns.items():
             # In a narrow terminal headings wrap; numbers are never cut.
             widest = max(len(as_text(row[key])) for row in rows)
-            table.add_column(heading, justify="left" if isinstance(rows[0][key], str) else "right", min_width=widest)
+            table.add_column(
+                escape(heading), justify="left" if isinstance(rows[0][key], str) else "right", min_width=widest
+            )
         for row in rows:
-            table.add_row(*(as_text(row[key]) for key in columns))
+            table.add_row(*(escape(as_text(row[key])) for key in columns))
         self.console.print(table)
 
     def _record(self, **entries: Any) -> None:
@@ -112,17 +119,3 @@ class RunFolder:
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         write_whole(self.path / name, write)
-
-
-def make_folder(path: Path) -> None:
-    """Make a new folder for results.
-
-    **Raises:** `FileExistsError` when it exists, `OSError` where it cannot be made.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=False)
-    except FileExistsError:
-        message = f"the folder {path} exists and results are never overwritten; choose another with --out, or remove it"
-        raise FileExistsError(message) from None
-    except OSError as error:
-        raise OSError(f"the folder {path} cannot be made: {error.strerror}; choose another with --out") from None

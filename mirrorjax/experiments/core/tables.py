@@ -36,12 +36,16 @@ def _written(value: Any) -> Any:
 def read_rows(path: Path) -> list[dict[str, str]]:
     """The rows of a CSV file as texts, by the headings of their columns.
 
-    **Raises:** `ValueError`, in one line with the path, for a row that has more or fewer entries than the heading.
+    **Raises:** `ValueError`, in one line with the path, for a row that has more or fewer entries than the heading, and
+    for a file that is not CSV in UTF-8.
     """
-    with path.open(newline="", encoding="utf-8") as file:
-        reader = csv.reader(file)
-        columns = next(reader, [])
-        rows = [row for row in reader if row]
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            reader = csv.reader(file)
+            columns = next(reader, [])
+            rows = [row for row in reader if row]
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{path} is not a CSV file in UTF-8: {error}") from None
     if ragged := [row for row in rows if len(row) != len(columns)]:
         raise ValueError(f"{path} has a row of {len(ragged[0])} entries under {len(columns)} headings")
     return [dict(zip(columns, row, strict=True)) for row in rows]

@@ -15,10 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int, Integer, PRNGKeyArray, UInt8
-from PIL import Image, ImageOps
 
 from ...data import FOLDER
+from ...extras import needs
 from ...nn.tasks import Labelled
+
+with needs("nn", __name__):
+    from PIL import Image, ImageOps
 
 SUFFIXES = (".jpeg", ".jpg", ".png")
 

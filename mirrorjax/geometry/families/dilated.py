@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...problem.reparam import Weights
-from ..base import AbstractLegendre, Recovered, Scalar
+from ..base import AbstractLegendre
+from ..points import Point, Recovered, Strength
 from .separable import scaled_strength
 
 
@@ -37,39 +38,39 @@ class DilatedLegendre(AbstractLegendre):
     def leak(self) -> Float[Array, ""]:
         return -2 * (self.degree - 2) * self.scale
 
-    def weights(self, mu: Float[Array, "..."], a: Scalar) -> Weights:
+    def weights_at(self, mu: Point, a: Strength) -> Weights:
         s = self._dilation(a, mu)
-        w = self.undecayed.weights(self._undilated(mu, s), 0.0)
+        w = self.undecayed.weights_at(self._undilated(mu, s), 0.0)
         return jax.tree.map(lambda leaf: jnp.exp(s) * leaf, w)
 
-    def potential(self, mu: Float[Array, "..."], a: Scalar) -> Float[Array, ""]:
+    def potential_at(self, mu: Point, a: Strength) -> Float[Array, ""]:
         s = self._dilation(a, mu)
-        return jnp.exp(2 * s) * self.undecayed.potential(self._undilated(mu, s), 0.0)
+        return jnp.exp(2 * s) * self.undecayed.potential_at(self._undilated(mu, s), 0.0)
 
-    def primal(self, mu: Float[Array, "..."], a: Scalar) -> Recovered:
+    def primal_at(self, mu: Point, a: Strength) -> Recovered:
         s = self._dilation(a, mu)
-        inner = self.undecayed.primal(self._undilated(mu, s), 0.0)
+        inner = self.undecayed.primal_at(self._undilated(mu, s), 0.0)
         return Recovered(jnp.exp(self.degree * s) * inner.value, inner.result)
 
-    def dual(self, x: Float[Array, "..."], a: Scalar) -> Recovered:
+    def dual_at(self, x: Point, a: Strength) -> Recovered:
         s = self._dilation(a, x)
-        inner = self.undecayed.dual(jnp.exp(-self.degree * s) * x, 0.0)
+        inner = self.undecayed.dual_at(jnp.exp(-self.degree * s) * x, 0.0)
         return Recovered(jnp.exp((2 - self.degree) * s) * inner.value, inner.result)
 
-    def metric_vector(self, mu: Float[Array, "..."], v: Float[Array, "..."], a: Scalar) -> Float[Array, "..."]:
+    def metric_vector_at(self, mu: Point, v: Point, a: Strength) -> Point:
         s = self._dilation(a, mu)
-        return jnp.exp((2 * self.degree - 2) * s) * self.undecayed.metric_vector(self._undilated(mu, s), v, 0.0)
+        return jnp.exp((2 * self.degree - 2) * s) * self.undecayed.metric_vector_at(self._undilated(mu, s), v, 0.0)
 
-    def dual_interval(self, a: Scalar) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        lower, upper = self.undecayed.dual_interval(0.0)
+    def dual_interval_at(self, a: Strength) -> tuple[Point, Point]:
+        lower, upper = self.undecayed.dual_interval_at(0.0)
         factor = jnp.exp((2 - self.degree) * self._dilation(a, lower))
         return factor * lower, factor * upper
 
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         self.undecayed.check_measurements(rows)
 
-    def _undilated(self, mu: Float[Array, "..."], s: Float[Array, ""]) -> Float[Array, "..."]:
+    def _undilated(self, mu: Point, s: Float[Array, ""]) -> Point:
         return jnp.exp((self.degree - 2) * s) * mu
 
-    def _dilation(self, a: Scalar, like: Array) -> Float[Array, ""]:
+    def _dilation(self, a: Strength, like: Array) -> Float[Array, ""]:
         return 2 * scaled_strength(self.scale, a, like)

@@ -4,14 +4,17 @@ import abc
 from typing import ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ...checks import freeze
 from ...problem import AbstractRegularizer, Compatible, Hadamard, Square, WeightDecay
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
-from ..base import Recovered, Scalar, raise_unless_ok
+from ..divergence import tie_value
+from ..points import Recovered, Strength, shape_of
 from ..registry import register_legendre
 from .separable import (
     AbstractSeparableLegendre,
@@ -22,7 +25,15 @@ from .separable import (
     refuse_unless_positive,
     scaled_strength,
 )
-from .stable import arcsinh_ratio, hyperbolic_entropy, reciprocal_hypotenuse, scaled_cosh, scaled_sinh
+from .stable import (
+    arcsinh_ratio,
+    entropy_bregman,
+    hyperbolic_bregman,
+    hyperbolic_entropy,
+    reciprocal_hypotenuse,
+    scaled_cosh,
+    scaled_sinh,
+)
 
 Interval = tuple[Values, Values]
 
@@ -55,7 +66,7 @@ class AbstractHyperbolicLegendre(AbstractSeparableLegendre):
         """`(|u0|, |v0|)`, both positive where R_a exists."""
 
     @abc.abstractmethod
-    def log_A(self, a: Scalar) -> Values:
+    def log_A(self, a: Strength) -> Values:
         """`log A` at this a."""
 
     @abc.abstractmethod
@@ -67,35 +78,39 @@ class AbstractHyperbolicLegendre(AbstractSeparableLegendre):
         u0, v0 = _guarded(*self.sizes())
         return jnp.log(u0) - jnp.log(v0)
 
-    def existence_status(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Strength) -> RESULTS:
         return select(positive(*self.sizes()), RESULTS.successful, RESULTS.invalid_weights)
 
-    def dual_interval(self, a: Scalar) -> Interval:
+    def dual_interval_at(self, a: Strength) -> Interval:
         return _everywhere(self.start())
 
-    def potential_terms(self, mu: Values, a: Scalar) -> Values:
+    def potential_terms(self, mu: Values, a: Strength) -> Values:
         return scaled_cosh(self.gain * mu + self.tilt(), self.log_A(a)) / self.gain
 
-    def primal_terms(self, mu: Values, a: Scalar) -> Values:
+    def primal_terms(self, mu: Values, a: Strength) -> Values:
         return scaled_sinh(self.gain * mu + self.tilt(), self.log_A(a))
 
-    def dual_terms(self, x: Values, a: Scalar) -> Recovered:
+    def dual_terms(self, x: Values, a: Strength) -> Recovered:
         return exact((arcsinh_ratio(x, self.log_A(a)) - self.tilt()) / self.gain)
 
-    def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
-        return (hyperbolic_entropy(x, self.log_A(a)) - self.tilt() * x) / self.gain
+    def value_at(self, x: Values, mu: Values, a: Strength) -> Float[Array, ""]:
+        return jnp.sum(hyperbolic_entropy(x, self.log_A(a)) - self.tilt() * x) / self.gain
 
-    def metric(self, mu: Values, a: Scalar) -> Values:
+    def bregman_at(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Float[Array, ""]:
+        return jnp.sum(hyperbolic_bregman(x, z, self.log_A(a))) / self.gain
+
+    def metric(self, mu: Values, a: Strength) -> Values:
         return self.gain * scaled_cosh(self.gain * mu + self.tilt(), self.log_A(a))
 
-    def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
+    def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
         return reciprocal_hypotenuse(x, self.log_A(a)) / self.gain
 
-    def minimizer(self, a: Scalar) -> Values:
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.sizes()[0])
+
+    def minimizer_at(self, a: Strength) -> Recovered:
         x0 = self.start()
-        return raise_unless_ok(
-            Recovered(jnp.exp(4 * scaled_strength(self.scale, a, x0)) * x0, self.existence_status(a))
-        )
+        return Recovered(jnp.exp(4 * scaled_strength(self.scale, a, x0)) * x0, self.existence_status(a))
 
 
 class HadamardLegendre(AbstractHyperbolicLegendre):
@@ -122,14 +137,14 @@ class HadamardLegendre(AbstractHyperbolicLegendre):
         u0, v0 = self._rotated()
         return jnp.abs(u0), jnp.abs(v0)
 
-    def log_A(self, a: Scalar) -> Values:
+    def log_A(self, a: Strength) -> Values:
         u0, v0 = _guarded(*self.sizes())
         return jnp.log(u0) + jnp.log(v0) + 4 * scaled_strength(self.scale, a, u0)
 
     def start(self) -> Values:
         return self.m0 * self.w0
 
-    def flow(self, mu: Values, a: Scalar) -> Weights:
+    def flow(self, mu: Values, a: Strength) -> Weights:
         (u0, v0), decay = self._rotated(), 2 * scaled_strength(self.scale, a, mu)
         u, v = u0 * jnp.exp(mu + decay), v0 * jnp.exp(decay - mu)
         return (u + v) / np.sqrt(2).item(), (u - v) / np.sqrt(2).item()
@@ -154,14 +169,14 @@ class SquareDifferenceLegendre(AbstractHyperbolicLegendre):
     def sizes(self) -> tuple[Values, Values]:
         return self.u0, self.v0
 
-    def log_A(self, a: Scalar) -> Values:
+    def log_A(self, a: Strength) -> Values:
         u0, v0 = _guarded(self.u0, self.v0)
         return np.log(2).item() + jnp.log(u0) + jnp.log(v0) + 4 * scaled_strength(self.scale, a, u0)
 
     def start(self) -> Values:
         return (self.u0 - self.v0) * (self.u0 + self.v0)
 
-    def flow(self, mu: Values, a: Scalar) -> Weights:
+    def flow(self, mu: Values, a: Strength) -> Weights:
         decay = 2 * scaled_strength(self.scale, a, mu)
         return self.u0 * jnp.exp(2 * mu + decay), self.v0 * jnp.exp(decay - 2 * mu)
 
@@ -183,34 +198,42 @@ class SquareLegendre(AbstractSeparableLegendre):
     def _log_x0(self) -> Values:
         return 2 * jnp.log(_guarded(self.w0)[0])
 
-    def existence_status(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Strength) -> RESULTS:
         return select(positive(self.w0), RESULTS.successful, RESULTS.invalid_weights)
+
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.w0)
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
         return x > 0
 
-    def dual_interval(self, a: Scalar) -> Interval:
+    def dual_interval_at(self, a: Strength) -> Interval:
         return _everywhere(self.w0)
 
-    def flow(self, mu: Values, a: Scalar) -> Weights:
+    def flow(self, mu: Values, a: Strength) -> Weights:
         return self.w0 * jnp.exp(2 * (mu + scaled_strength(self.scale, a, mu)))
 
-    def potential_terms(self, mu: Values, a: Scalar) -> Values:
+    def potential_terms(self, mu: Values, a: Strength) -> Values:
         return self.primal_terms(mu, a) / 4
 
-    def primal_terms(self, mu: Values, a: Scalar) -> Values:
+    def primal_terms(self, mu: Values, a: Strength) -> Values:
         return jnp.exp(self._log_x0() + 4 * (mu + scaled_strength(self.scale, a, mu)))
 
-    def dual_terms(self, x: Values, a: Scalar) -> Recovered:
+    def dual_terms(self, x: Values, a: Strength) -> Recovered:
         return exact((jnp.log(x) - self._log_x0()) / 4 - scaled_strength(self.scale, a, x))
 
-    def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
-        return x * ((jnp.log(x) - self._log_x0() - 1) / 4 - scaled_strength(self.scale, a, x))
+    def value_at(self, x: Values, mu: Values, a: Strength) -> Float[Array, ""]:
+        R, x_, a_ = freeze((self, x, a))
+        value = jnp.sum(x_ * ((jnp.log(x_) - R._log_x0() - 1) / 4 - scaled_strength(R.scale, a_, x_)))
+        return tie_value(value, self, x, mu, a)
 
-    def metric(self, mu: Values, a: Scalar) -> Values:
+    def bregman_at(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Float[Array, ""]:
+        return jnp.sum(entropy_bregman(x, z)) / 4
+
+    def metric(self, mu: Values, a: Strength) -> Values:
         return 4 * self.primal_terms(mu, a)
 
-    def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
+    def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
         return 1 / (4 * x)
 
 

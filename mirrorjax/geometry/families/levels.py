@@ -1,40 +1,46 @@
-"""R_a of the difference families whose factors have a power, a logarithm or an exponential that moves linearly.
+"""The abstract class of R_a of differences, whose factors have a power, a log or an exponential that moves linearly.
 
 For x = g_u(u) - g_v(v) and h = c (g_u + g_v) the factors never meet: du/ds = g_u'(u) along mu and along ca, and
 dv/ds = g_v'(v) along -mu and ca. With a function phi such that phi' g' = -K, a constant, the two levels
 `P = phi(u) = U - K mu` and `S = phi(v) = V + K mu` are linear in mu, with `U = phi(u0) - K c a`, `V = phi(v0) - K c a`,
 and their sum T = U + V does not depend on mu. All formulas below are in s = log(S/P), which is any real number:
 `P = T/(1 + e^s)`, `S = T/(1 + e^-s)`, so nothing is lost where a level is close to 0 or both are large.
+
+Since `Q_a = q(P) + q(S)` with `q' = -g/K`, any change of U and V changes R_a by `(g_u dU + g_v dV)/K`, and the Bregman
+divergence, which depends on x, z and T alone, by `B dT/K`, where B is that of g_u (and of g_v) as a function of x.
 """
 
 import abc
+from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
-from ...problem import (
-    AbstractRegularizer,
-    Compatible,
-    ExpDifference,
-    LogDifference,
-    PowerDifference,
-    WeightDecay,
-)
+from ...checks import freeze
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
-from ..base import Recovered, Scalar
-from ..registry import register_legendre
-from ..roots import monotone_root
-from .hyperbolic import SquareDifferenceLegendre
-from .separable import AbstractSeparableLegendre, Values, exact, positive, refuse_unless_positive, scaled_strength
-from .stable import arcsinh_ratio, hypotenuse, tanh_half
+from ..divergence import graft
+from ..points import Strength, shape_of
+from ..tied import tied
+from .separable import AbstractSeparableLegendre, Values, positive, scaled_strength
+from .stable import softplus_change, tanh_half
+
+
+class Moves(eqx.Module):
+    """The way from x to z in the coordinates of the levels: `log(P_z/P_x)`, `log(S_z/S_x)`, and s at both points."""
+
+    up: Values
+    down: Values
+    s_x: Values
+    s_z: Values
 
 
 class AbstractLevelLegendre(AbstractSeparableLegendre):
-    """The parts of R_a that these families share: psi, the dual interval, and the status where a level is not positive.
+    """The parts of R_a that these families share: psi, the dual interval, the status where a level is not positive,
+    and the derivatives of values and divergences.
 
     A subclass gives K = `rate`, phi = `level` and its inverse, and the formulas.
 
@@ -58,39 +64,72 @@ class AbstractLevelLegendre(AbstractSeparableLegendre):
     def factor(self, level: Values) -> Values:
         """The inverse of `level`."""
 
-    def _start(self, a: Scalar) -> tuple[Values, Values]:
+    @abc.abstractmethod
+    def parts(self, x: Values, mu: Values, a: Strength) -> tuple[Values, Values]:
+        """`(g_u, g_v)`, for x in range and mu = grad R_a(x)."""
+
+    @abc.abstractmethod
+    def value_terms(self, x: Values, mu: Values, a: Strength) -> Values:
+        """The summands of R_a(x); their derivatives are not used."""
+
+    @abc.abstractmethod
+    def moves(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Moves:
+        """The way from x to z, each with all its digits."""
+
+    @abc.abstractmethod
+    def bregman_terms(self, x: Values, mu: Values, moves: Moves, a: Strength) -> Values:
+        """The summands of D_a(x, z), at mu = grad R_a(x): `q(P_z) - q(P_x) - q'(P_x)(P_z - P_x)` and that of S."""
+
+    @abc.abstractmethod
+    def bregman_of_parts(self, z: Values, mu: Values, moves: Moves, a: Strength) -> Values:
+        """B, the summands of the divergence of g_u as a function of x, at mu = grad R_a(z)."""
+
+    def free_constant(self) -> Float[Array, ""]:
+        """The part of R_a that depends on the weights alone."""
+        return jnp.zeros((), self.u0.dtype)
+
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.u0)
+
+    def _start(self, a: Strength) -> tuple[Values, Values]:
         move = self.rate * scaled_strength(self.scale, a, self.u0)
         return self.level(self.u0) - move, self.level(self.v0) - move
 
-    def existence_status(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Strength) -> RESULTS:
+        U, V = self._start(a)
         valid = positive(self.level(self.u0), self.level(self.v0))
-        left = select(positive(*self._start(a)), RESULTS.successful, RESULTS.range_exhausted)
+        infinite = select(jnp.isinf(U) | jnp.isinf(V), RESULTS.overflow, RESULTS.range_exhausted)
+        left = select(positive(U, V), RESULTS.successful, infinite)
         return select(valid, left, RESULTS.invalid_weights)
 
-    def dual_interval(self, a: Scalar) -> tuple[Values, Values]:
+    def dual_interval_at(self, a: Strength) -> tuple[Values, Values]:
         U, V = self._start(a)
-        left, right = -V / self.rate, U / self.rate
+        exists = positive(self.level(self.u0), self.level(self.v0), U, V)
+        left, right = (jnp.where(exists, end, jnp.nan) for end in (-V / self.rate, U / self.rate))
         return (left, right) if self.rate > 0 else (right, left)
 
-    def _ends(self, a: Scalar) -> tuple[Values, Values]:
+    def _ends(self, a: Strength) -> tuple[Values, Values]:
         """`(U, V)` at this a, 1 and 1 where R_a does not exist."""
         U, V = self._start(a)
         exists = positive(self.level(self.u0), self.level(self.v0), U, V)
         return jnp.where(exists, U, 1.0), jnp.where(exists, V, 1.0)
 
-    def start(self, a: Scalar) -> tuple[Values, Values]:
+    def start(self, a: Strength) -> tuple[Values, Values]:
         """`(T, V - U)` at this a, 2 and 0 where R_a does not exist. V - U is that of a = 0, with all its digits."""
         U, V = self._start(a)
         exists = positive(self.level(self.u0), self.level(self.v0), U, V)
         gap = self.level(self.v0) - self.level(self.u0)
         return jnp.where(exists, U + V, 2.0), jnp.where(exists, gap, 0.0)
 
-    def levels(self, mu: Values, a: Scalar) -> tuple[Values, Values]:
-        """`(P, S) = (U - K mu, V + K mu)`."""
+    def levels(self, mu: Values, a: Strength) -> tuple[Values, Values]:
+        """`(P, S) = (U - K mu, V + K mu)`, positive for a mu inside its interval."""
         U, V = self._ends(a)
-        return U - self.rate * mu, V + self.rate * mu
+        P, S = U - self.rate * mu, V + self.rate * mu
+        # Beside the end of the interval rounding of K mu may leave 0, less than any mu inside it gives.
+        floor = jnp.finfo(mu.dtype).eps / 8
+        return graft(jnp.maximum(P, floor * U), P), graft(jnp.maximum(S, floor * V), S)
 
-    def log_ratio(self, mu: Values, a: Scalar) -> Values:
+    def log_ratio(self, mu: Values, a: Strength) -> Values:
         """`s = log(S/P)`, with the digits of S - P also where both are large and nearly equal."""
         P, S = self.levels(mu, a)
         _, gap = self.start(a)
@@ -98,234 +137,81 @@ class AbstractLevelLegendre(AbstractSeparableLegendre):
         near = jnp.abs(excess) < 0.5
         return jnp.where(near, jnp.log1p(jnp.where(near, excess, 0.0)), jnp.log(S) - jnp.log(P))
 
-    def mu_at(self, s: Values, a: Scalar) -> Values:
-        """`mu = (T tanh(s/2) - (V - U)) / (2K)`, the inverse of `log_ratio`.
+    def mu_at(self, s: Values, a: Strength) -> Values:
+        """`mu = (T tanh(s/2) - (V - U)) / (2K)`, the inverse of `log_ratio`, inside the dual interval.
 
         Away from s = 0 from the smaller level, `mu = (U - P)/K = (S - V)/K`: nothing is lost to the larger of U, V.
+        Where that rounds to the end of the interval it is the last float before it.
         """
         (U, V), (total, gap) = self._ends(a), self.start(a)
         near = (total * tanh_half(s) - gap) / 2
-        P, S = total * jax.nn.sigmoid(-s), total * jax.nn.sigmoid(s)
-        return jnp.where(s > 1, U - P, jnp.where(s < -1, S - V, near)) / self.rate
+        P, S = self.levels_of(s, a)
+        mu = jnp.where(s > 1, U - P, jnp.where(s < -1, S - V, near)) / self.rate
+        ends = jax.lax.stop_gradient((U / self.rate, -V / self.rate))
+        lower, upper = jnp.minimum(*ends), jnp.maximum(*ends)
+        inside = jnp.clip(jax.lax.stop_gradient(mu), jnp.nextafter(lower, upper), jnp.nextafter(upper, lower))
+        return graft(inside, mu)
 
-    def flow(self, mu: Values, a: Scalar) -> Weights:
+    def levels_of(self, s: Values, a: Strength) -> tuple[Values, Values]:
+        """`(P, S)` at this s."""
+        total, _ = self.start(a)
+        return total * jax.nn.sigmoid(-s), total * jax.nn.sigmoid(s)
+
+    def flow(self, mu: Values, a: Strength) -> Weights:
         P, S = self.levels(mu, a)
         return self.factor(P), self.factor(S)
 
+    def value_at(self, x: Values, mu: Values, a: Strength) -> Float[Array, ""]:
+        R, x_, mu_, a_ = freeze((self, x, mu, a))
+        return _tie_value(jnp.sum(R.value_terms(x_, mu_, a_)), self, x, mu, a)
 
-class PowerDifferenceLegendre(AbstractLevelLegendre):
-    """`R_a(x) = <mu, x> - sum (u^2 + v^2)/(4k)` for x = u^{2k} - v^{2k}, h = c (u^{2k} + v^{2k}), k >= 2.
-
-    `P = u^{2-2k}`, `S = v^{2-2k}`, `K = 2k(2k-2)`; `grad Q_a(mu) = P^{-q} - S^{-q}`, q = k/(k-1);
-    `Q_a(mu) = sum (u^2 + v^2)/(4k)`; `J J^T = 4k^2 (u^{4k-2} + v^{4k-2})`. grad R_a has no formula: with
-    y = x T^q it is the root s of `(1 + e^s)^q - (1 + e^-s)^q = y`, one equation for all weights and all a.
-    Needs u0, v0 > 0. As a falls the dual interval widens and the metric vanishes polynomially.
-
-    **Arguments:** `u0`, `v0`: initial factors of one shape; `scale`: c; `k`: half the power.
-
-    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (11).
-    """
-
-    u0: Values
-    v0: Values
-    scale: Float[Array, ""]
-    k: int = eqx.field(static=True)  # static: an exponent, as in the reparameterization
-
-    @property
-    def rate(self) -> float:
-        return float(2 * self.k * (2 * self.k - 2))
-
-    @property
-    def _q(self) -> float:
-        return self.k / (self.k - 1)
-
-    def level(self, factor: Values) -> Values:
-        admissible = factor > 0
-        return jnp.where(admissible, jnp.where(admissible, factor, 1.0) ** (2 - 2 * self.k), jnp.nan)
-
-    def factor(self, level: Values) -> Values:
-        return level ** (-1 / (2 * self.k - 2))
-
-    def potential_terms(self, mu: Values, a: Scalar) -> Values:
-        u, v = self.flow(mu, a)
-        return (u**2 + v**2) / (4 * self.k)
-
-    def primal_terms(self, mu: Values, a: Scalar) -> Values:
-        total, _ = self.start(a)
-        return total**-self._q * _power_ratio(self.log_ratio(mu, a), self._q)
-
-    def dual_terms(self, x: Values, a: Scalar) -> Recovered:
-        total, _ = self.start(a)
-        target = arcsinh_ratio(x, -self._q * jnp.log(total))
-        # (1 + e^s)^q <= y + 2^q for s >= 0, and log(1 + y) <= arcsinh(y): the root lies well within this bound.
-        bound = jnp.abs(target) / self._q + np.log(2).item() + 1
-        root = monotone_root(_excess, jnp.zeros_like(x), -bound, bound, (target, self._q))
-        return Recovered(self.mu_at(root.value, a), root.result)
-
-    def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
-        plus, minus = self._powers(x, mu, a)
-        return mu * x - (plus ** (1 / self.k) + minus ** (1 / self.k)) / (4 * self.k)
-
-    def metric(self, mu: Values, a: Scalar) -> Values:
-        u, v = self.flow(mu, a)
-        return 4 * self.k**2 * (u ** (4 * self.k - 2) + v ** (4 * self.k - 2))
-
-    def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
-        plus, minus = self._powers(x, mu, a)
-        exponent = (2 * self.k - 1) / self.k
-        return 1 / (4 * self.k**2 * (plus**exponent + minus**exponent))
-
-    def _powers(self, x: Values, mu: Values, a: Scalar) -> tuple[Values, Values]:
-        """`(u^{2k}, v^{2k})`: the smaller from its level, which is far from 0, the larger by adding |x|."""
-        P, S = self.levels(mu, a)
-        smaller = jnp.where(x > 0, S, P) ** -self._q
-        return jnp.where(x > 0, smaller + x, smaller), jnp.where(x > 0, smaller, smaller - x)
+    def bregman_at(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Float[Array, ""]:
+        R, x_, z_, mu_x_, mu_z_, a_ = freeze((self, x, z, mu_x, mu_z, a))
+        moves = R.moves(x_, z_, mu_x_, mu_z_, a_)
+        return _tie_bregman(jnp.sum(R.bregman_terms(x_, mu_x_, moves, a_)), self, x, z, mu_x, mu_z, a)
 
 
-def _power_ratio(s: Values, q: float) -> Values:
-    """`(1 + e^s)^q - (1 + e^-s)^q`, odd and increasing."""
-    return jnp.exp(q * jax.nn.softplus(-s)) * jnp.expm1(q * s)
+def way(s_x: Values, s_z: Values, step: Values) -> Moves:
+    """The moves of the logarithms of both levels when s changes by `step` from s_z to s_x."""
+    return Moves(softplus_change(s_z, step), softplus_change(-s_z, -step), s_x, s_z)
 
 
-def _excess(s: Values, args: tuple[Values, float]) -> Values:
-    """arcsinh of it, which is nearly straight on both scales, over its target."""
-    target, q = args
-    return jnp.arcsinh(_power_ratio(s, q)) - target
-
-
-class LogDifferenceLegendre(AbstractLevelLegendre):
-    """`R_a(x) = sum T/4 log(1 + e^{2x}) - U x/2 - (E(T) - E(T_0))/4` for x = log u - log v, h = c (log u + log v).
-
-    `U = u0^2 + 2ca`, `V = v0^2 + 2ca`, `T = U + V`, `E(T) = T log T - T`: the term in T alone is what makes
-    `dR_a/da = -h(psi)` and vanishes at a = 0. `grad R_a(x) = (V e^{2x} - U)/(2(1 + e^{2x}))`, `Hess R_a =
-    T/(4 cosh^2 x)`, `grad Q_a(mu) = log((U + 2mu)/(V - 2mu))/2`, `argmin = log(U/V)/2`. Needs u0, v0 > 0, and runs out
-    of range at `a = -min(u0, v0)^2/(2c)`. For U = V the type of bias goes from L1 to L2 as it is rescaled.
-
-    **Arguments:** `u0`, `v0`: initial factors of one shape; `scale`: c.
-
-    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Example 3.14.
-    """
-
-    u0: Values
-    v0: Values
-    scale: Float[Array, ""]
-
-    rate = property(lambda self: -2.0)
-
-    def level(self, factor: Values) -> Values:
-        return jnp.where(factor > 0, factor**2, jnp.nan)
-
-    def factor(self, level: Values) -> Values:
-        return jnp.sqrt(level)
-
-    def potential_terms(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.levels(mu, a)
-        initial, _ = self.start(0.0)
-        return (_entropy(P) + _entropy(S) - _entropy(initial)) / 4
-
-    def primal_terms(self, mu: Values, a: Scalar) -> Values:
-        return -self.log_ratio(mu, a) / 2
-
-    def dual_terms(self, x: Values, a: Scalar) -> Recovered:
-        return exact(self.mu_at(-2 * x, a))
-
-    def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
-        total, gap = self.start(a)
-        initial, _ = self.start(0.0)
-        return (total * jnp.logaddexp(x, -x) + gap * x - _entropy(total) + _entropy(initial)) / 4
-
-    def metric(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.levels(mu, a)
-        return 1 / P + 1 / S
-
-    def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
-        total, _ = self.start(a)
-        return total * jax.nn.sigmoid(2 * x) * jax.nn.sigmoid(-2 * x)
-
-
-def _entropy(level: Values) -> Values:
-    return level * jnp.log(level) - level
-
-
-class ExpDifferenceLegendre(AbstractLevelLegendre):
-    """`R_a(x) = sum sqrt(1 + y^2) - 1 - (V - U) x/2 - log((1 + sqrt(1 + y^2))/2) + log(T^2/4)` for x = e^u - e^v.
-
-    h = c (e^u + e^v); `P = e^-u`, `S = e^-v`, K = 1: `U = e^-u0 - ca`, `V = e^-v0 - ca`, `T = U + V`, `y = xT/2`.
-    `grad Q_a(mu) = 1/(U - mu) - 1/(V + mu)`, a quadratic equation in mu: `grad R_a(x) = (T tanh(arcsinh(y)/2) -
-    (V - U))/2`. `Q_a = sum u + v`, `J J^T = e^{2u} + e^{2v}`. Takes weights of any sign.
-
-    **Arguments:** `u0`, `v0`: initial factors of one shape; `scale`: c.
-
-    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Example 3.14.
-    """
-
-    u0: Values
-    v0: Values
-    scale: Float[Array, ""]
-
-    rate = property(lambda self: 1.0)
-
-    def level(self, factor: Values) -> Values:
-        return jnp.exp(-factor)
-
-    def factor(self, level: Values) -> Values:
-        return -jnp.log(level)
-
-    def potential_terms(self, mu: Values, a: Scalar) -> Values:
-        u, v = self.flow(mu, a)
-        return u + v
-
-    def primal_terms(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.levels(mu, a)
-        _, gap = self.start(a)
-        return (gap + 2 * mu) / (P * S)
-
-    def dual_terms(self, x: Values, a: Scalar) -> Recovered:
-        total, _ = self.start(a)
-        return exact(self.mu_at(arcsinh_ratio(x, jnp.log(2 / total)), a))
-
-    def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
-        (total, gap), cosh = self.start(a), self._cosh(x, a)
-        return cosh - 1 - gap * x / 2 - jnp.log1p((cosh - 1) / 2) + 2 * jnp.log(total / 2)
-
-    def metric(self, mu: Values, a: Scalar) -> Values:
-        P, S = self.levels(mu, a)
-        return 1 / P**2 + 1 / S**2
-
-    def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
-        total, _ = self.start(a)
-        cosh = self._cosh(x, a)
-        return total / (2 * cosh) * (total / (2 * (1 + cosh)))
-
-    def _cosh(self, x: Values, a: Scalar) -> Values:
-        """`sqrt(1 + y^2) = cosh(s)`."""
-        total, _ = self.start(a)
-        return total / 2 * hypotenuse(x, jnp.log(2 / total))
-
-
-def _power(
-    g: PowerDifference, h: AbstractRegularizer, w0: Weights
-) -> PowerDifferenceLegendre | SquareDifferenceLegendre | None:
-    scale, (u0, v0) = h.compatible_scale(g), w0
-    if scale is None:
+def _along(fn: Callable, legendre: AbstractLevelLegendre, a: Strength, t_legendre: Any, t_a: Any) -> Any:
+    """The derivative of `fn(legendre, a)` along a change of both, `None` where nothing changes."""
+    if not jax.tree.leaves((t_legendre, t_a)):
         return None
-    refuse_unless_positive(g, u=u0, v=v0)
-    if g.k == 1:
-        return SquareDifferenceLegendre(u0, v0, scale)
-    return PowerDifferenceLegendre(u0, v0, scale, g.k)
+    return eqx.filter_jvp(fn, (legendre, a), (t_legendre, t_a))[1]
 
 
-def _log(g: LogDifference, h: AbstractRegularizer, w0: Weights) -> LogDifferenceLegendre | None:
-    scale = h.compatible_scale(g)
-    return None if scale is None else LogDifferenceLegendre(w0[0], w0[1], scale)
+@tied
+def _tie_value(value: Array, args: tuple, tangents: tuple) -> Array:
+    """The value of R_a: `dR = mu dx + (g_u dU + g_v dV)/K`."""
+    legendre, x, mu, a = args
+    t_legendre, t_x, _, t_a = tangents
+    change = jnp.zeros_like(value) if t_x is None else jnp.sum(mu * t_x)
+    ends = _along(lambda R, a: (R._ends(a), R.free_constant()), legendre, a, t_legendre, t_a)
+    if ends is None:
+        return change
+    ((t_U, t_V), t_constant), (g_u, g_v) = ends, legendre.parts(x, mu, a)
+    for part, t_end in ((g_u, t_U), (g_v, t_V)):
+        change = change if t_end is None else change + jnp.sum(part * t_end) / legendre.rate
+    return change if t_constant is None else change + t_constant
 
 
-def _exp(g: ExpDifference, h: AbstractRegularizer, w0: Weights) -> ExpDifferenceLegendre | None:
-    scale = h.compatible_scale(g)
-    return None if scale is None else ExpDifferenceLegendre(w0[0], w0[1], scale)
-
-
-for _regularizer in (WeightDecay, Compatible):
-    register_legendre(PowerDifference, _regularizer, _power)
-    register_legendre(LogDifference, _regularizer, _log)
-    register_legendre(ExpDifference, _regularizer, _exp)
+@tied
+def _tie_bregman(value: Array, args: tuple, tangents: tuple) -> Array:
+    """A Bregman divergence: `dD = (mu_x - mu_z) dx - Hess R(z) (x - z) dz + B dT/K`."""
+    legendre, x, z, mu_x, mu_z, a = args
+    t_legendre, t_x, t_z, _, _, t_a = tangents
+    moves = legendre.moves(x, z, mu_x, mu_z, a)
+    change = jnp.zeros_like(value)
+    if t_x is not None:
+        P, _ = legendre.levels_of(moves.s_x, a)
+        rise = P * jnp.expm1(moves.up) / legendre.rate
+        change = change + jnp.sum(graft(rise, mu_x - mu_z) * t_x)
+    if t_z is not None:
+        change = change - jnp.sum(legendre.curvature(z, mu_z, a) * (x - z) * t_z)
+    t_total = _along(lambda R, a: R.start(a)[0], legendre, a, t_legendre, t_a)
+    if t_total is not None:
+        change = change + jnp.sum(legendre.bregman_of_parts(z, mu_z, moves, a) * t_total) / legendre.rate
+    return change

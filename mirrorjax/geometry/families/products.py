@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
-from ..base import Recovered, Scalar
+from ..points import Recovered, Strength
 from ..roots import monotone_root
 from .separable import AbstractSeparableLegendre, Values
 
@@ -51,29 +51,29 @@ class ProductLegendre(AbstractSeparableLegendre):
 
     factors: tuple[Values, ...]
 
-    def existence_status(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Strength) -> RESULTS:
         return select(_Curve(self.factors).exists, RESULTS.successful, RESULTS.invalid_weights)
 
-    def dual_interval(self, a: Scalar) -> tuple[Values, Values]:
+    def dual_interval_at(self, a: Strength) -> tuple[Values, Values]:
         return _Curve(self.factors).ends()
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
         curve = _Curve(self.factors)
         return curve.crosses | (jnp.sign(x) == curve.side)
 
-    def flow(self, mu: Values, a: Scalar) -> Weights:
+    def flow(self, mu: Values, a: Strength) -> Weights:
         curve = _Curve(self.factors)
         return curve.weights(curve.value(self._place(mu)))
 
-    def potential_terms(self, mu: Values, a: Scalar) -> Values:
+    def potential_terms(self, mu: Values, a: Strength) -> Values:
         w = self.flow(mu, a)
         return _total([factor**2 for factor in w]) / (2 * len(w))
 
-    def primal_terms(self, mu: Values, a: Scalar) -> Values:
+    def primal_terms(self, mu: Values, a: Strength) -> Values:
         curve = _Curve(self.factors)
         return curve.product(curve.value(self._place(mu)))
 
-    def dual_terms(self, x: Values, a: Scalar) -> Recovered:
+    def dual_terms(self, x: Values, a: Strength) -> Recovered:
         curve = _Curve(self.factors)
         # Of the right sign at points that x = 1 replaced although the flow cannot reach them.
         x = jnp.where(curve.crosses, x, curve.side * jnp.abs(x))
@@ -82,7 +82,7 @@ class ProductLegendre(AbstractSeparableLegendre):
         mu = _dual_at(jnp.where(ok, found.value, curve.start), self.factors)
         return Recovered(jnp.where(ok, mu, jnp.nan), found.result)
 
-    def metric(self, mu: Values, a: Scalar) -> Values:
+    def metric(self, mu: Values, a: Strength) -> Values:
         squares = [factor**2 for factor in self.flow(mu, a)]
         return _total([_times(squares[:i] + squares[i + 1 :]) for i in range(len(squares))])
 

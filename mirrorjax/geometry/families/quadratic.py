@@ -7,15 +7,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ...checks import is_concrete
+from ...checks import freeze, is_concrete
 from ...problem import Quadratic, QuadraticForm, WeightDecay
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
-from ..base import AbstractLegendre, Recovered, Scalar
+from ..base import AbstractLegendre
 from ..commutators import largest_commutator
-from ..newton import Minimum, convex_minimum
+from ..divergence import tie_divergence
+from ..newton import Minimum, convex_minimum, solve_spd
+from ..points import Recovered, Strength
 from ..registry import register_legendre
 from .separable import scaled_strength
+from .stable import exp_excess
 
 Vector = Float[Array, " d"]
 
@@ -59,44 +62,64 @@ class QuadraticLegendre(AbstractLegendre):
                     "dependent G_i, or start from weights with a part in every joint eigenspace"
                 )
 
-    def _omega(self, mu: Vector, a: Scalar) -> Float[Array, " D"]:
+    def _omega(self, mu: Vector, a: Strength) -> Float[Array, " D"]:
         # In two halves: the exponential overflows later than omega where omega0 is tiny.
         half = jnp.exp((mu @ self.rates + scaled_strength(1.0, a, mu) * self.decay) / 2)
         return half * self.omega0 * half
 
-    def weights(self, mu: Vector, a: Scalar) -> Weights:
+    def weights_at(self, mu: Vector, a: Strength) -> Weights:
         return self.basis @ self._omega(mu, a)
 
-    def potential(self, mu: Vector, a: Scalar) -> Float[Array, ""]:
+    def potential_at(self, mu: Vector, a: Strength) -> Float[Array, ""]:
         return jnp.sum(self._omega(mu, a) ** 2) / 4
 
-    def primal(self, mu: Vector, a: Scalar) -> Recovered:
+    def primal_at(self, mu: Vector, a: Strength) -> Recovered:
         x = self._primal(mu, a)
         finite = jnp.all(jnp.isfinite(mu))
         result = select(jnp.all(jnp.isfinite(x)), RESULTS.successful, RESULTS.diverged)
         return Recovered(x, select(finite, result, RESULTS.outside_dual_interval))
 
-    def _primal(self, mu: Vector, a: Scalar) -> Vector:
+    def _primal(self, mu: Vector, a: Strength) -> Vector:
         return self.rates @ self._omega(mu, a) ** 2 / 2
 
-    def metric_vector(self, mu: Vector, v: Vector, a: Scalar) -> Vector:
+    def metric_vector_at(self, mu: Vector, v: Vector, a: Strength) -> Vector:
         return self.rates @ (self._omega(mu, a) ** 2 * (v @ self.rates))
 
-    def dual_interval(self, a: Scalar) -> tuple[Vector, Vector]:
+    def dual_interval_at(self, a: Strength) -> tuple[Vector, Vector]:
         like = self.rates[:, 0]
         return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
 
-    def dual(self, x: Vector, a: Scalar) -> Recovered:
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(self.rates.shape[:1], self.rates.dtype)
+
+    def dual_at(self, x: Vector, a: Strength) -> Recovered:
         finite = jnp.all(jnp.isfinite(x))
         safe = jnp.where(finite, x, self._primal(jnp.zeros_like(x), 0.0))
         minimum = _recover(self, safe, jnp.asarray(a))
         result = select(finite, minimum.result, RESULTS.outside_range)
         return Recovered(jnp.where(finite, minimum.value, jnp.nan), result)
 
-    def _metric(self, mu: Vector, a: Scalar) -> Float[Array, "d d"]:
+    def bregman_at(self, x: Vector, z: Vector, mu_x: Vector, mu_z: Vector, a: Strength) -> Float[Array, ""]:
+        """`D_a(x, z) = sum omega_x^2 (e^-d - 1 + d)/4` at `d = 2 Lambda^T (mu_x - mu_z)`: no term is negative."""
+        R, x_, z_, mu_x_, mu_z_, a_ = freeze((self, x, z, mu_x, mu_z, a))
+        at_x, at_z = R._omega(mu_x_, a_) ** 2, R._omega(mu_z_, a_) ** 2
+        # Newton's method on `x - z = Lambda omega_z^2 (e^d - 1)/2`, where nothing cancels, from the difference.
+        rise = mu_x_ - mu_z_
+        for _ in range(2):
+            missed = (x_ - z_) - R.rates @ (at_z * jnp.expm1(2 * rise @ R.rates)) / 2
+            better = rise + solve_spd((R.rates * at_x[None, :]) @ R.rates.T, missed)
+            rise = jnp.where(jnp.all(jnp.isfinite(better)), better, rise)
+        gap = 2 * rise @ R.rates
+        # Far apart e^-d may exceed the floats, omega_z does not.
+        near = jnp.abs(gap) < 1
+        close, far = at_x * exp_excess(-jnp.where(near, gap, 0.0)), at_z - at_x * (1 - gap)
+        value = jnp.sum(jnp.where(near, close, far)) / 4
+        return tie_divergence(value, rise, self, (x, z, mu_x, mu_z), a)
+
+    def _metric(self, mu: Vector, a: Strength) -> Float[Array, "d d"]:
         return (self.rates * self._omega(mu, a)[None, :] ** 2) @ self.rates.T
 
-    def _balanced(self, a: Scalar) -> Vector:
+    def _balanced(self, a: Strength) -> Vector:
         """A start at which the exponents `Lambda^T mu + a lambda_0` are as small as mu can make them."""
         target = -scaled_strength(1.0, a, self.decay) * self.decay
         return jax.lax.stop_gradient(jnp.linalg.lstsq(self.rates.T, target)[0])
@@ -147,16 +170,32 @@ def _require_commuting(matrices: Float[Array, "k n n"], d: int) -> Float[Array, 
 def _recover(R: QuadraticLegendre, x: Vector, a: Float[Array, ""]) -> Minimum:
     """`argmin_mu Q_a(mu) - <mu, x>`, which is grad R_a(x)."""
     tolerance = float(jnp.finfo(x.dtype).eps) ** 0.75  # the step after is its square: rounding
-    return convex_minimum(
-        lambda mu, args: args[0].potential(mu, args[2]) - mu @ args[1],
-        R._balanced(a),
-        (R, x, a),
-        gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
-        hessian=lambda mu, args: args[0]._metric(mu, args[2]),
-        rtol=tolerance,
-        atol=tolerance,
-        max_steps=500,
-    )
+
+    def search(R: QuadraticLegendre, x: Vector, a: Float[Array, ""], start: Vector) -> Minimum:
+        return convex_minimum(
+            lambda mu, args: args[0].potential_at(mu, args[2]) - mu @ args[1],
+            start,
+            (R, x, a),
+            gradient=lambda mu, args: args[0]._primal(mu, args[2]) - args[1],
+            hessian=lambda mu, args: args[0]._metric(mu, args[2]),
+            rtol=tolerance,
+            atol=tolerance,
+            max_steps=500,
+        )
+
+    # The exponents Lambda^T mu + a lambda_0 move by 1 a Newton step at most. So a is doubled from where all of them are
+    # of order 1, and mu with it: the exponents that x depends on are of order 1 in every solution and stay so, the
+    # others only fall further.
+    frozen, point, strength = freeze((R, x, a))
+    doublings = jnp.ceil(jnp.log2(jnp.maximum(jnp.max(jnp.abs(strength * frozen.decay)), 1.0)))
+
+    def double(stage: Float[Array, ""], mu: Vector) -> Vector:
+        found = search(frozen, point, strength * 2.0 ** (stage - doublings), mu)
+        return 2 * jnp.where(found.result == RESULTS.successful, found.value, mu)
+
+    first = frozen._balanced(strength * 2.0**-doublings)
+    start = jax.lax.fori_loop(0, doublings.astype(int), lambda i, mu: double(i.astype(mu.dtype), mu), first)
+    return search(R, x, a, jax.lax.stop_gradient(start))
 
 
 def _quadratic_form(g: Quadratic, h: QuadraticForm, w0: Weights) -> QuadraticLegendre:

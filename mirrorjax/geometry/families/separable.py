@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ...checks import is_concrete
+from ...checks import Number, is_concrete
 from ...problem.reparam import AbstractReparameterization, Weights
 from ...results import RESULTS, select
-from ..base import AbstractLegendre, Recovered, Scalar, raise_unless_ok
+from ..base import AbstractLegendre
+from ..divergence import separable_divergence
+from ..points import Recovered, Strength
 from ..roots import monotone_root
 
 Values = Float[Array, "..."]
@@ -21,11 +23,12 @@ class AbstractSeparableLegendre(AbstractLegendre):
     """`R_a(x) = sum_i R_a,i(x_i)`: one status a coordinate, a diagonal Hessian.
 
     A subclass must give three methods, each elementwise: `flow` (psi), `potential_terms` (the summands of Q_a, smooth
-    and strictly convex in mu) and `dual_interval`. Everything else follows: `primal_terms` and `metric` are the first
-    and second derivatives of `potential_terms` by autodiff, `dual_terms` is the bracketed root of `primal_terms`,
-    `value_terms` is `mu x - Q`, `curvature` is `1 / metric`. By default R_a exists at every a, and x is out of range
-    where that root does not exist. A subclass overrides these defaults where a formula keeps more digits or costs
-    less, and `existence_status` where R_a may fail to exist.
+    and strictly convex in mu) and `dual_interval_at`. Everything else follows: `primal_terms` and `metric` are the
+    first and second derivatives of `potential_terms` by autodiff, `dual_terms` is the bracketed root of `primal_terms`,
+    `value_at` is `sum mu x - Q`, `curvature` is `1 / metric`, and `bregman_at` an integral of `metric`. By default R_a
+    exists at every a, and x is out of range where that root does not exist. A subclass overrides these defaults where
+    a formula keeps more digits or costs less, and `existence_status` where R_a may fail to exist. A value of its own
+    must have the mirror map as its derivative, and a divergence of its own must not be a difference of values.
 
     The formulas are evaluated only at points where they hold: others are replaced before, and answered with NaN and a
     status after, so that a bad point poisons no derivative of a good one. The replacements are mu = 0 and x = 1, at
@@ -37,54 +40,52 @@ class AbstractSeparableLegendre(AbstractLegendre):
     separable = property(lambda self: True)
 
     @abc.abstractmethod
-    def flow(self, mu: Values, a: Scalar) -> Weights:
+    def flow(self, mu: Values, a: Strength) -> Weights:
         """`psi(mu, a)`, for mu inside the dual interval."""
 
     @abc.abstractmethod
-    def potential_terms(self, mu: Values, a: Scalar) -> Values:
+    def potential_terms(self, mu: Values, a: Strength) -> Values:
         """The summands of Q_a(mu), for mu inside the dual interval."""
 
-    def existence_status(self, a: Scalar) -> RESULTS:
+    def existence_status(self, a: Strength) -> RESULTS:
         """The status of psi(0, a) in each coordinate: `successful`, `invalid_weights` or `range_exhausted`."""
-        everywhere = jnp.ones(self.dual_interval(a)[0].shape, dtype=bool)
+        everywhere = jnp.ones(self.dual_interval_at(a)[0].shape, dtype=bool)
         return select(everywhere, RESULTS.successful, RESULTS.successful)
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
         """False for each coordinate whose finite x is known to be given by no weights."""
         return jnp.ones(x.shape, dtype=bool)
 
-    def primal_terms(self, mu: Values, a: Scalar) -> Values:
+    def primal_terms(self, mu: Values, a: Strength) -> Values:
         """`grad Q_a(mu)`, for mu inside the dual interval."""
         return jax.jvp(lambda mu: self.potential_terms(mu, a), (mu,), (jnp.ones_like(mu),))[1]
 
-    def dual_terms(self, x: Values, a: Scalar) -> Recovered:
+    def dual_terms(self, x: Values, a: Strength) -> Recovered:
         """`grad R_a(x)` with a status a coordinate, for x in range."""
-        return monotone_root(lambda mu, args: args[0].primal_terms(mu, args[1]), x, *self.dual_interval(a), (self, a))
+        return monotone_root(
+            lambda mu, args: args[0].primal_terms(mu, args[1]), x, *self.dual_interval_at(a), (self, a)
+        )
 
-    def value_terms(self, x: Values, mu: Values, a: Scalar) -> Values:
-        """The summands of R_a(x), for x in range and mu = grad R_a(x)."""
-        return mu * x - self.potential_terms(mu, a)
-
-    def metric(self, mu: Values, a: Scalar) -> Values:
+    def metric(self, mu: Values, a: Strength) -> Values:
         """The diagonal of `J J^T` at psi(mu, a), for mu inside the dual interval."""
         return jax.jvp(lambda mu: self.primal_terms(mu, a), (mu,), (jnp.ones_like(mu),))[1]
 
-    def curvature(self, x: Values, mu: Values, a: Scalar) -> Values:
+    def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
         """The diagonal of Hess R_a(x), for x in range and mu = grad R_a(x); `inf` where it exceeds the floats."""
         return 1 / self.metric(mu, a)
 
-    def weights(self, mu: Values, a: Scalar) -> Weights:
+    def weights_at(self, mu: Values, a: Strength) -> Weights:
         safe, inside, exists = self._inside(mu, a)
         return jax.tree.map(lambda leaf: jnp.where(inside & exists, leaf, jnp.nan), self.flow(safe, a))
 
-    def potential(self, mu: Values, a: Scalar) -> Float[Array, ""]:
+    def potential_at(self, mu: Values, a: Strength) -> Float[Array, ""]:
         """`Q_a(mu)`; `inf` outside the dual interval, as for any convex function, and NaN where R_a does not exist."""
         safe, inside, exists = self._inside(mu, a)
         beyond = jnp.where(jnp.isnan(mu), jnp.nan, jnp.inf)
         terms = jnp.where(inside, self.potential_terms(safe, a), beyond)
         return jnp.sum(jnp.where(exists, terms, jnp.nan))
 
-    def primal(self, mu: Values, a: Scalar) -> Recovered:
+    def primal_at(self, mu: Values, a: Strength) -> Recovered:
         """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype."""
         safe, inside, exists = self._inside(mu, a)
         x = self.primal_terms(safe, a)
@@ -92,37 +93,33 @@ class AbstractSeparableLegendre(AbstractLegendre):
         result = select(inside, result, RESULTS.outside_dual_interval)
         return Recovered(jnp.where(inside & exists, x, jnp.nan), select(exists, result, self.existence_status(a)))
 
-    def dual(self, x: Values, a: Scalar) -> Recovered:
+    def dual_at(self, x: Values, a: Strength) -> Recovered:
         status = self.existence_status(a)
         exists = status == RESULTS.successful
         inside = jnp.isfinite(x) & self.in_range(x)
         inner = self.dual_terms(jnp.where(inside & exists, x, 1.0), a)
-        result = select(inside, inner.result, RESULTS.outside_range)
+        # A formula may exceed the floats: log A does at a = -1e308.
+        finite = select(jnp.isinf(inner.value), RESULTS.overflow, inner.result)
+        result = select(inside, finite, RESULTS.outside_range)
         return Recovered(jnp.where(inside & exists, inner.value, jnp.nan), select(exists, result, status))
 
-    def metric_vector(self, mu: Values, v: Values, a: Scalar) -> Values:
+    def metric_vector_at(self, mu: Values, v: Values, a: Strength) -> Values:
         safe, inside, exists = self._inside(mu, a)
         return jnp.where(inside & exists, self.metric(safe, a), jnp.nan) * v
 
-    def value(self, x: Values, a: Scalar) -> Float[Array, ""]:
-        """`R_a(x)`, by its formula. Raises like `mirror_map`."""
-        recovered = self.dual(x, a)
-        # The check sits on x: a formula that needs no mu would otherwise lose it under jit.
-        checked = raise_unless_ok(Recovered(x, recovered.result))
-        return jnp.sum(self.value_terms(checked, recovered.value, a))
-
-    def hessian(self, x: Values, a: Scalar) -> Values:
-        """`Hess R_a(x)`, dense and diagonal, of shape `x.shape + x.shape`. Raises like `mirror_map`.
+    def hessian_at(self, x: Values, mu: Values, a: Strength) -> Values:
+        """`Hess R_a(x)`, dense and diagonal.
 
         Entries are `inf` where 1 / (J J^T) exceeds the floats; `metric_vector`, its inverse, is finite there.
         """
-        recovered = self.dual(x, a)
-        checked = raise_unless_ok(Recovered(x, recovered.result))
-        return jnp.diag(self.curvature(checked, recovered.value, a).reshape(-1)).reshape(x.shape + x.shape)
+        return jnp.diag(self.curvature(x, mu, a).reshape(-1)).reshape(x.shape + x.shape)
 
-    def _inside(self, mu: Values, a: Scalar) -> tuple[Values, Bool[Array, "..."], Bool[Array, "..."]]:
+    def bregman_at(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Float[Array, ""]:
+        return separable_divergence(self, x, z, mu_x, mu_z, a)
+
+    def _inside(self, mu: Values, a: Strength) -> tuple[Values, Bool[Array, "..."], Bool[Array, "..."]]:
         """mu with points off the dual interval replaced by 0; True where mu is inside; True where R_a exists."""
-        lower, upper = self.dual_interval(a)
+        lower, upper = self.dual_interval_at(a)
         inside = (mu > lower) & (mu < upper)
         exists = self.existence_status(a) == RESULTS.successful
         return jnp.where(inside & exists, mu, 0.0), inside, exists
@@ -142,7 +139,7 @@ def positive(*factors: Values) -> Bool[Array, "..."]:
     return good
 
 
-def scaled_strength(scale: Scalar, a: Scalar, like: Array) -> Float[Array, ""]:
+def scaled_strength(scale: Number, a: Number, like: Array) -> Float[Array, ""]:
     """`c a`, multiplied in the default precision (a = -1e4 has few digits in float32), in the dtype of `like`."""
     return (jnp.asarray(scale).astype(float) * jnp.asarray(a).astype(float)).astype(like.dtype)
 

@@ -12,11 +12,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ...checks import is_concrete
+from ...checks import Number, as_float, as_scalar, is_concrete, require_finite
 from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure, select
-from ..base import AbstractLegendre, Recovered, Scalar
+from ..base import AbstractLegendre
 from ..commutators import frobenius_commutator, largest_commutator
+from ..points import Recovered, Strength
 from .hyperbolic import HadamardLegendre
 from .separable import scaled_strength
 
@@ -102,13 +103,28 @@ def _half_the_digits(like: Array) -> float:
     return float(jnp.finfo(like.dtype).eps) ** 0.5
 
 
+def _as_matrix(value: Any, name: str) -> Float[Array, "n m"]:
+    """Converts to a matrix. Raises `ValueError`, with the name, for another shape or an entry that is not finite."""
+    matrix = as_float(value, name)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"{name} must be a matrix, got shape {matrix.shape}")
+    require_finite(matrix, name)
+    return matrix
+
+
+def _as_scale(scale: Number) -> Float[Array, ""]:
+    scale = as_scalar(scale, "scale")
+    require_finite(scale, "scale")
+    return scale
+
+
 def _commutes(A: Matrix, B: Matrix) -> Bool[Array, ""]:
     return frobenius_commutator(*jax.lax.stop_gradient((A, B))) <= _half_the_digits(A)
 
 
 @eqx.filter_jit
 def _rows_hold(R: AbstractLegendre, rows: Float[Array, "k n m"]) -> Bool[Array, ""]:
-    return jnp.all(jax.vmap(lambda row: R.primal(row, 0.0).ok)(rows))
+    return jnp.all(jax.vmap(lambda row: R.primal_at(row, 0.0).ok)(rows))
 
 
 def _require_rows_that_hold(R: AbstractLegendre, rows: Float[Array, "k n m"]) -> None:
@@ -130,7 +146,7 @@ class SpectralGram(AbstractLegendre):
     `psi = exp(2 mu + 2ca I) U0`. All matrices are symmetric, and only the symmetric part of an argument acts.
 
     **Arguments:** `U0` (n, r): initial weights of rank n; `scale`: c.
-    **Raises:** `ValueError` where U0 U0^T is singular.
+    **Raises:** `ValueError` where U0 U0^T is singular, or an argument is not of its kind.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (17).
     """
@@ -138,7 +154,9 @@ class SpectralGram(AbstractLegendre):
     U0: Float[Array, "n r"]
     scale: Float[Array, ""]
 
-    def __check_init__(self):
+    def __init__(self, U0: Float[Array, "n r"], scale: Number):
+        self.U0 = _as_matrix(U0, "U0")
+        self.scale = _as_scale(scale)
         if not is_concrete(self.U0):
             return
         sizes = jnp.linalg.svd(self.U0, compute_uv=False)
@@ -152,26 +170,26 @@ class SpectralGram(AbstractLegendre):
     def _X0(self) -> Matrix:
         return self.U0 @ self.U0.T
 
-    def _ca(self, a: Scalar) -> Matrix:
+    def _ca(self, a: Strength) -> Matrix:
         return scaled_strength(self.scale, a, self.U0) * jnp.eye(self.U0.shape[0], dtype=self.U0.dtype)
 
-    def _primal(self, mu: Matrix, a: Scalar) -> Matrix:
+    def _primal(self, mu: Matrix, a: Strength) -> Matrix:
         return symmetric_exp(4 * (mu + self._ca(a)) + symmetric_log(self._X0()))
 
-    def weights(self, mu: Matrix, a: Scalar) -> Weights:
+    def weights_at(self, mu: Matrix, a: Strength) -> Weights:
         U = symmetric_exp(2 * (mu + self._ca(a))) @ self.U0
         return jnp.where(_commutes(mu, self._X0()), U, jnp.nan)
 
-    def potential(self, mu: Matrix, a: Scalar) -> Float[Array, ""]:
+    def potential_at(self, mu: Matrix, a: Strength) -> Float[Array, ""]:
         return jnp.trace(self._primal(mu, a)) / 4
 
-    def primal(self, mu: Matrix, a: Scalar) -> Recovered:
+    def primal_at(self, mu: Matrix, a: Strength) -> Recovered:
         inside = jnp.all(jnp.isfinite(mu)) & _commutes(mu, self._X0())
         X = self._primal(jnp.where(inside, mu, 0.0), a)
         result = select(jnp.all(jnp.isfinite(X)), RESULTS.successful, RESULTS.diverged)
         return Recovered(jnp.where(inside, X, jnp.nan), select(inside, result, RESULTS.outside_dual_interval))
 
-    def dual(self, x: Matrix, a: Scalar) -> Recovered:
+    def dual_at(self, x: Matrix, a: Strength) -> Recovered:
         X0 = self._X0()
         inside = jnp.all(jnp.isfinite(x)) & _commutes(x, X0)
         eigenvalues = jnp.linalg.eigvalsh(jax.lax.stop_gradient(jnp.where(inside, x, X0)))
@@ -179,14 +197,14 @@ class SpectralGram(AbstractLegendre):
         mu = (symmetric_log(jnp.where(inside, x, X0)) - symmetric_log(X0)) / 4 - self._ca(a)
         return Recovered(jnp.where(inside, mu, jnp.nan), select(inside, RESULTS.successful, RESULTS.outside_range))
 
-    def metric_vector(self, mu: Matrix, v: Matrix, a: Scalar) -> Matrix:
+    def metric_vector_at(self, mu: Matrix, v: Matrix, a: Strength) -> Matrix:
         return jax.jvp(lambda mu: self._primal(mu, a), (mu,), (v,))[1]
 
-    def hessian(self, x: Matrix, a: Scalar) -> Float[Array, "n n n n"]:
-        """`Hess R_a(X)` as a map on symmetric matrices, of shape (n, n, n, n). Raises like `mirror_map`."""
-        return jax.jacfwd(lambda x: self.mirror_map(x, a))(x)
+    def hessian_at(self, x: Matrix, mu: Matrix, a: Strength) -> Float[Array, "n n n n"]:
+        """`Hess R_a(X)` as a map on symmetric matrices, of shape (n, n, n, n)."""
+        return jax.jacfwd(lambda x: self.dual_at(x, a).value)(x)
 
-    def dual_interval(self, a: Scalar) -> tuple[Matrix, Matrix]:
+    def dual_interval_at(self, a: Strength) -> tuple[Matrix, Matrix]:
         like = self._X0()
         return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
 
@@ -200,8 +218,13 @@ class SpectralGram(AbstractLegendre):
                 f"for A[{int(first)}] and A[{int(second)}]; only the primal flow is defined"
             )
 
-    def minimizer(self, a: Scalar) -> Matrix:
-        return jnp.exp(4 * scaled_strength(self.scale, a, self.U0)) * self._X0()
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        n = self.U0.shape[0]
+        return jax.ShapeDtypeStruct((n, n), self.U0.dtype)
+
+    def minimizer_at(self, a: Strength) -> Recovered:
+        X = jnp.exp(4 * scaled_strength(self.scale, a, self.U0)) * self._X0()
+        return Recovered(X, RESULTS.successful)
 
 
 class SpectralProduct(AbstractLegendre):
@@ -214,7 +237,8 @@ class SpectralProduct(AbstractLegendre):
 
     **Arguments:** `first`, `second`: K0 (r, n), Q0 (r, m), or A0 (n, r), B0 (r, m) with `transpose=False`; `left`,
     `right`: L and R; `scale`: c.
-    **Raises:** `ValueError` where the initial factors are not aligned with the frames.
+    **Raises:** `ValueError` where the initial factors are not aligned with the frames, or an argument is not of its
+    kind or shape.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 5, Eq. (9).
     """
@@ -231,16 +255,24 @@ class SpectralProduct(AbstractLegendre):
         second: Float[Array, "..."],
         left: Float[Array, "n d"],
         right: Float[Array, "m d"],
-        scale: Float[Array, ""],
+        scale: Number,
         transpose: bool = True,
     ):
+        first, second = _as_matrix(first, "first"), _as_matrix(second, "second")
+        left, right = _as_matrix(left, "left"), _as_matrix(right, "right")
         K, Q = (first if transpose else first.T), second
+        if len(K) != len(Q) or K.shape[1] != len(left) or Q.shape[1] != len(right) or left.shape[1] != right.shape[1]:
+            raise ValueError(
+                "SpectralProduct needs first (r, n), second (r, m), left (n, d) and right (m, d), or first (n, r) with "
+                f"transpose=False; got first {first.shape}, second {second.shape}, left {left.shape}, right "
+                f"{right.shape} with transpose={transpose}"
+            )
         columns, others = K @ left, Q @ right
         larger = jnp.where((jnp.sum(columns**2, axis=0) >= jnp.sum(others**2, axis=0))[None, :], columns, others)
         self.left, self.right, self.transpose = left, right, transpose
         self.middle = larger / jnp.linalg.norm(larger, axis=0, keepdims=True)
         m0, w0 = jnp.sum(self.middle * columns, axis=0), jnp.sum(self.middle * others, axis=0)
-        self.diagonal = HadamardLegendre(m0, w0, scale)
+        self.diagonal = HadamardLegendre(m0, w0, _as_scale(scale))
         if is_concrete(K, Q, left, right):
             self._refuse_unaligned(K, Q)
 
@@ -273,23 +305,23 @@ class SpectralProduct(AbstractLegendre):
     def _place(self, x: Float[Array, " d"]) -> Float[Array, "n m"]:
         return (self.left * x[None, :]) @ self.right.T
 
-    def weights(self, mu: Float[Array, "n m"], a: Scalar) -> Weights:
+    def weights_at(self, mu: Float[Array, "n m"], a: Strength) -> Weights:
         z, aligned = self._read(mu)
-        m, w = self.diagonal.weights(z, a)
+        m, w = self.diagonal.weights_at(z, a)
         K, Q = (self.middle * m[None, :]) @ self.left.T, (self.middle * w[None, :]) @ self.right.T
         K, Q = jnp.where(aligned, K, jnp.nan), jnp.where(aligned, Q, jnp.nan)
         return (K if self.transpose else K.T), Q
 
-    def potential(self, mu: Float[Array, "n m"], a: Scalar) -> Float[Array, ""]:
-        return self.diagonal.potential(self._read(mu)[0], a)
+    def potential_at(self, mu: Float[Array, "n m"], a: Strength) -> Float[Array, ""]:
+        return self.diagonal.potential_at(self._read(mu)[0], a)
 
-    def primal(self, mu: Float[Array, "n m"], a: Scalar) -> Recovered:
+    def primal_at(self, mu: Float[Array, "n m"], a: Strength) -> Recovered:
         z, aligned = self._read(mu)
-        return self._placed(self.diagonal.primal(z, a), aligned, RESULTS.outside_dual_interval)
+        return self._placed(self.diagonal.primal_at(z, a), aligned, RESULTS.outside_dual_interval)
 
-    def dual(self, x: Float[Array, "n m"], a: Scalar) -> Recovered:
+    def dual_at(self, x: Float[Array, "n m"], a: Strength) -> Recovered:
         z, aligned = self._read(x)
-        return self._placed(self.diagonal.dual(z, a), aligned, RESULTS.outside_range)
+        return self._placed(self.diagonal.dual_at(z, a), aligned, RESULTS.outside_range)
 
     def _placed(self, recovered: Recovered, aligned: Bool[Array, ""], otherwise: RESULTS) -> Recovered:
         """The matrix of a diagonal, with one status: the first that is not success."""
@@ -297,15 +329,27 @@ class SpectralProduct(AbstractLegendre):
         value = jnp.where(aligned, self._place(recovered.value), jnp.nan)
         return Recovered(value, select(aligned, first, otherwise))
 
-    def metric_vector(self, mu: Float[Array, "n m"], v: Float[Array, "n m"], a: Scalar) -> Float[Array, "n m"]:
+    def metric_vector_at(self, mu: Float[Array, "n m"], v: Float[Array, "n m"], a: Strength) -> Float[Array, "n m"]:
         """`Hess Q_a(mu)` on the aligned part of v; directions off the frames are not part of this geometry."""
-        return self._place(self.diagonal.metric_vector(self._read(mu)[0], self._read(v)[0], a))
+        return self._place(self.diagonal.metric_vector_at(self._read(mu)[0], self._read(v)[0], a))
 
-    def hessian(self, x: Float[Array, "n m"], a: Scalar) -> Float[Array, "n m n m"]:
-        """`Hess R_a(X)` on aligned directions, 0 on the others, of shape (n, m, n, m). Raises like `mirror_map`."""
-        return jax.jacfwd(lambda x: self.mirror_map(x, a))(x)
+    def hessian_at(self, x: Float[Array, "n m"], mu: Float[Array, "n m"], a: Strength) -> Float[Array, "n m n m"]:
+        """`Hess R_a(X)` on aligned directions, 0 on the others, of shape (n, m, n, m)."""
+        return jax.jacfwd(lambda x: self.dual_at(x, a).value)(x)
 
-    def dual_interval(self, a: Scalar) -> tuple[Float[Array, "n m"], Float[Array, "n m"]]:
+    def bregman_at(
+        self,
+        x: Float[Array, "n m"],
+        z: Float[Array, "n m"],
+        mu_x: Float[Array, "n m"],
+        mu_z: Float[Array, "n m"],
+        a: Strength,
+    ) -> Float[Array, ""]:
+        """`D_a(X, Z)`, of the diagonals."""
+        x, z, mu_x, mu_z = (self._read(point)[0] for point in (x, z, mu_x, mu_z))
+        return self.diagonal.bregman_at(x, z, mu_x, mu_z, a)
+
+    def dual_interval_at(self, a: Strength) -> tuple[Float[Array, "n m"], Float[Array, "n m"]]:
         like = self._place(self.diagonal.m0)
         return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
 
@@ -313,5 +357,9 @@ class SpectralProduct(AbstractLegendre):
         """Raises `ValueError` unless the sensing matrices are diagonal in the frames."""
         _require_rows_that_hold(self, rows)
 
-    def minimizer(self, a: Scalar) -> Float[Array, "n m"]:
-        return self._place(self.diagonal.minimizer(a))
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((len(self.left), len(self.right)), self.left.dtype)
+
+    def minimizer_at(self, a: Strength) -> Recovered:
+        found = self.diagonal.minimizer_at(a)
+        return Recovered(self._place(found.value), first_failure(found.result))

@@ -3,6 +3,7 @@
 A = |u0 v0| e^{4ca} underflows long before the answers do: at a = -1e4 it is e^{-40000}, while arcsinh(x/A) is near
 40000. Every function here takes `log_A`, is finite where its value is representable, and has its own derivative rule
 (the table at the end), so that derivatives of any order are made of the same functions and never of inf times 0.
+Bregman divergences of the entropies are here too, as sums of terms that are not negative.
 
 Two numbers are truly beyond the floats when A underflows and x = 0: 1/sqrt(x^2 + A^2) = 1/A, and with it the slope of
 arcsinh(x/A). The value `reciprocal_hypotenuse` is then `inf`; inside derivative rules it is held at the largest finite
@@ -11,6 +12,7 @@ number, so that a zero tangent stays zero. What is wanted in its place is its in
 Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Eq. (9), for the functions.
 """
 
+import math
 from collections.abc import Callable
 
 import jax
@@ -18,6 +20,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 Values = Float[Array, "..."]
+
+_TERMS = 19  # of the series of e^t up to |t| = 1: 1/19! is below the rounding of float64
 
 
 @jax.custom_jvp
@@ -93,6 +97,105 @@ def _tanh_half_jvp(point: tuple[Values], tangents: tuple[Values]) -> tuple[Value
     return tanh_half(*point), slope * tangents[0]
 
 
+@jax.custom_jvp
+def exp_excess(t: Values) -> Values:
+    """`e^t - 1 - t >= 0`, elementwise, with all its digits: by its series where |t| < 1."""
+    small = jnp.clip(t, -1, 1)
+    series = jnp.ones_like(t)
+    for n in range(_TERMS, 2, -1):
+        series = 1 + small / n * series
+    return jnp.where(jnp.abs(t) < 1, small**2 / 2 * series, jnp.expm1(t) - t)
+
+
+@jax.custom_jvp
+def hyperbolic_gap(x: Values, z: Values, log_A: Values) -> Values:
+    """`arcsinh(x/A) - arcsinh(z/A)`, elementwise, with all its digits also where x is close to z.
+
+    For two points on one side of 0 it is `log((hi + H(hi)) / (lo + H(lo)))` of their sizes, `H = sqrt(. + A^2)`, as
+    log1p of a positive number; for two points on either side of 0 nothing cancels.
+    """
+    opposite = (x > 0) != (z > 0)
+    larger, sign = jnp.abs(x) >= jnp.abs(z), jnp.where(x + z < 0, -1.0, 1.0)
+    hi, lo = jnp.maximum(jnp.abs(x), jnp.abs(z)), jnp.minimum(jnp.abs(x), jnp.abs(z))
+    H_hi, H_lo = hypotenuse(hi, log_A), hypotenuse(lo, log_A)
+    largest = jnp.finfo(x.dtype).max
+    # hi - lo is exact where they are close. The bounds keep 0/0 away: both points are 0, or A and lo vanish beside hi.
+    ratio = (hi - lo) / jnp.maximum(lo + H_lo, hi / (largest / 16)) * (1 + (hi + lo) / (H_hi + H_lo))
+    ratio = jnp.where(hi > 0, ratio, 0.0)
+    # Where the ratio exceeds the floats, so that the gap is large: of logarithms, without log A if A is far below both.
+    log_hi, log_lo = (jnp.log(jnp.where(point > 0, point, 1.0)) for point in (hi, lo))
+    from_A = arcsinh_ratio(hi, log_A) - arcsinh_ratio(lo, log_A)
+    apart = jnp.where((lo > 0) & (log_lo > log_A + 20), log_hi - log_lo, from_A)
+    size = jnp.where(ratio < largest / 64, jnp.log1p(jnp.minimum(ratio, largest / 64)), apart)
+    near = sign * jnp.where(larger, size, -size)
+    return jnp.where(opposite, arcsinh_ratio(x, log_A) - arcsinh_ratio(z, log_A), near)
+
+
+def _halves(x: Values, log_A: Values) -> tuple[Values, Values]:
+    """`A e^s / 2` and `A e^-s / 2` at s = arcsinh(x/A): (H + x)/2 and (H - x)/2, the smaller without cancelling."""
+    larger = (hypotenuse(x, log_A) + jnp.abs(x)) / 2
+    A = jnp.exp(log_A)
+    smaller = A / 2 * (A / 2 / jnp.where(larger > 0, larger, 1.0))
+    return jnp.where(x > 0, larger, smaller), jnp.where(x > 0, smaller, larger)
+
+
+@jax.custom_jvp
+def hyperbolic_bregman(x: Values, z: Values, log_A: Values) -> Values:
+    """The Bregman divergence `D(x, z) >= 0` of `hyperbolic_entropy`, elementwise, with all its digits.
+
+    With s, t = arcsinh(x/A), arcsinh(z/A) and d = s - t it is the sum of the divergences of two exponentials,
+    `A e^s (e^-d - 1 + d)/2 + A e^-s (e^d - 1 - d)/2`: no term is negative.
+    """
+    gap = hyperbolic_gap(x, z, log_A)
+    (up_x, down_x), (up_z, down_z) = _halves(x, log_A), _halves(z, log_A)
+    near = jnp.abs(gap) < 1
+    safe = jnp.where(near, gap, 0.0)
+    close = up_x * exp_excess(-safe) + down_x * exp_excess(safe)
+    # Farther apart the exponentials of the gap may exceed the floats, the halves at z do not.
+    far = (up_z - up_x * (1 - gap)) + (down_z - down_x * (1 + gap))
+    return jnp.where(near, close, far)
+
+
+def _hyperbolic_bregman_log_A(x: Values, z: Values, log_A: Values) -> Values:
+    """`-D` of `hypotenuse`, which is `A^2 (cosh d - 1) / H(z)` with `cosh d - 1 = e^|d| (1 - e^-|d|)^2 / 2`."""
+    gap = jnp.abs(hyperbolic_gap(x, z, log_A))
+    near = gap < 1
+    close = jnp.exp(log_A) * cosine(z, log_A) * jnp.exp(jnp.where(near, gap, 0.0))
+    # Farther apart e^|d| may exceed the floats.
+    log_H = jnp.log(jnp.maximum(hypotenuse(z, log_A), jnp.finfo(z.dtype).tiny))
+    far = jnp.exp(2 * log_A + gap - jnp.where(z == 0, log_A, log_H))
+    return -jnp.where(near, close, far) * jnp.expm1(-gap) ** 2 / 2
+
+
+@jax.custom_jvp
+def log_ratio(x: Values, z: Values) -> Values:
+    """`log(x/z)` of positive numbers, elementwise, with all its digits also where they are close."""
+    hi, lo = jnp.maximum(x, z), jnp.minimum(x, z)
+    ratio = (hi - lo) / lo
+    size = jnp.where(jnp.isfinite(ratio), jnp.log1p(ratio), jnp.log(hi) - jnp.log(lo))
+    return jnp.where(x >= z, size, -size)
+
+
+@jax.custom_jvp
+def entropy_bregman(x: Values, z: Values) -> Values:
+    """`x log(x/z) - x + z >= 0` of positive numbers, elementwise, with all its digits."""
+    gap = log_ratio(x, z)
+    near = jnp.abs(gap) < 1
+    return jnp.where(near, x * exp_excess(-jnp.where(near, gap, 0.0)), z - x * (1 - gap))
+
+
+def softplus_change(s: Values, step: Values) -> Values:
+    """`softplus(s + step) - softplus(s)`, elementwise, with all the digits of the step, as log1p of a positive number.
+
+    Steps too long for the exponential are taken as a difference, of which little is lost then.
+    """
+    longest = 0.5 * math.log(float(jnp.finfo(s.dtype).max))
+    size = jnp.minimum(jnp.abs(step), longest)
+    change = jnp.log1p(jax.nn.sigmoid(jnp.where(step > 0, s, s + step)) * jnp.expm1(size))
+    far = jax.nn.softplus(s + step) - jax.nn.softplus(s)
+    return jnp.where(jnp.abs(step) < longest, jnp.where(step > 0, change, -change), far)
+
+
 def _bounded(slope: Values) -> Values:
     largest = jnp.finfo(slope.dtype).max
     return jnp.clip(slope, -largest, largest)
@@ -102,13 +205,13 @@ def _reciprocal(x: Values, log_A: Values) -> Values:
     return _bounded(reciprocal_hypotenuse(x, log_A))
 
 
-def _differentiate(fn: jax.custom_jvp, first: Callable[..., Values], log_A: Callable[..., Values]) -> None:
-    """Give fn its two partial derivatives, each a function of the same arguments."""
+def _differentiate(fn: jax.custom_jvp, *partial: Callable[..., Values]) -> None:
+    """Gives fn its partial derivatives, each a function of the same arguments."""
 
     @fn.defjvp
     def _jvp(point, tangents):
-        slopes = _bounded(first(*point)), _bounded(log_A(*point))
-        return fn(*point), slopes[0] * tangents[0] + slopes[1] * tangents[1]
+        changes = [_bounded(slope(*point)) * tangent for slope, tangent in zip(partial, tangents, strict=True)]
+        return fn(*point), sum(changes[1:], changes[0])
 
 
 _differentiate(arcsinh_ratio, _reciprocal, lambda x, L: -sine(x, L))
@@ -127,3 +230,18 @@ _differentiate(
 _differentiate(hyperbolic_entropy, arcsinh_ratio, lambda x, L: -hypotenuse(x, L))
 _differentiate(scaled_sinh, scaled_cosh, scaled_sinh)
 _differentiate(scaled_cosh, scaled_sinh, scaled_cosh)
+_differentiate(exp_excess, jnp.expm1)
+_differentiate(
+    hyperbolic_gap,
+    lambda x, z, L: _reciprocal(x, L),
+    lambda x, z, L: -_reciprocal(z, L),
+    lambda x, z, L: sine(z, L) - sine(x, L),
+)
+_differentiate(
+    hyperbolic_bregman,
+    hyperbolic_gap,
+    lambda x, z, L: _reciprocal(z, L) * (z - x),
+    _hyperbolic_bregman_log_A,
+)
+_differentiate(log_ratio, lambda x, z: 1 / x, lambda x, z: -1 / z)
+_differentiate(entropy_bregman, log_ratio, lambda x, z: (z - x) / z)

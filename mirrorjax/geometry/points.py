@@ -1,0 +1,168 @@
+"""Arguments of R_a: the points x and mu, the strength a and the weights, converted and checked once for all families.
+
+Known numbers are refused with a `ValueError`. Traced numbers get a status, or NaN where a method has no status, and
+cost a few operations.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from ..checks import Number, Numbers, as_float, is_concrete, require_kind
+from ..problem import AbstractRegularizer, AbstractReparameterization
+from ..problem.problem import as_weights
+from ..problem.reparam import Weights
+from ..results import RESULTS, first_failure, require_success
+
+Point = Float[Array, "..."]
+Strength = float | Float[Array, ""]
+
+
+class Recovered(eqx.Module):
+    """A map evaluated point by point: `value`, NaN where there is none, and `result`, the reason, for each point.
+
+    For separable families `result` is shaped like the value, one status a coordinate; otherwise it is one scalar.
+    """
+
+    value: Float[Array, "..."]
+    result: RESULTS
+
+    @property
+    def ok(self) -> Array:
+        """Boolean, shaped like `result`."""
+        return self.result == RESULTS.successful
+
+
+def as_point(value: Numbers, like: jax.ShapeDtypeStruct, name: str) -> Point:
+    """Converts `value` to an array of the shape and dtype of `like`.
+
+    Integers and Python numbers take the dtype of `like`, and so does an array of a shorter float type. Raises
+    `ValueError`, with the name, for anything not real numbers, for another shape, and for an array of a longer float
+    type, whose digits would be lost.
+    """
+    if isinstance(value, jax.Array) and value.shape == like.shape and value.dtype == like.dtype:
+        return value
+    point = as_float(value, name)
+    if point.shape != like.shape:
+        raise ValueError(
+            f"{name} must have the shape {like.shape} of g(w0), got shape {point.shape}; use jax.vmap for several "
+            "points"
+        )
+    given = getattr(value, "dtype", like.dtype)
+    if jnp.issubdtype(given, jnp.floating) and jnp.finfo(point.dtype).nmant > jnp.finfo(like.dtype).nmant:
+        raise ValueError(
+            f"{name} has dtype {point.dtype} and R has dtype {like.dtype}; build R from weights in {point.dtype}, or "
+            f"convert {name} to {like.dtype}"
+        )
+    return point.astype(like.dtype)
+
+
+def shape_of(point: Point) -> jax.ShapeDtypeStruct:
+    """The shape and dtype of a point."""
+    return jax.ShapeDtypeStruct(point.shape, point.dtype)
+
+
+def require_pair(g: Any, h: Any) -> None:
+    """Raises `ValueError` unless g is a reparameterization and h a regularizer."""
+    require_kind(g, AbstractReparameterization, "g", "a reparameterization such as Hadamard(), or Custom(fn)")
+    require_kind(h, AbstractRegularizer, "h", "a regularizer such as WeightDecay(), or CustomRegularizer(fn)")
+
+
+def as_finite_weights(w: Weights, name: str = "w0") -> Weights:
+    """Converts every leaf to an array. Raises `ValueError` where a known entry is NaN or infinite, or there is none."""
+    w = as_weights(w)
+    paths = jax.tree_util.tree_leaves_with_path(w)
+    if not sum(leaf.size for _, leaf in paths):
+        raise ValueError(f"{name} must hold weights, got {w!r}")
+    for path, leaf in paths:
+        if is_concrete(leaf) and not np.all(np.isfinite(known := np.asarray(leaf))):
+            place = f"{name}{jax.tree_util.keystr(path)}"
+            raise ValueError(f"{name} must be finite, got {_entries(known, ~np.isfinite(known), place)}")
+    return w
+
+
+def as_strength(a: Number) -> Strength:
+    """Converts the accumulated regularization to a scalar. Raises `ValueError` unless it is finite and <= 0.
+
+    A Python number stays one, so that it takes the precision of the arrays it meets. A traced a is checked by
+    `at_strength`.
+    """
+    if isinstance(a, float):
+        if not (math.isfinite(a) and a <= 0):
+            _refuse_strength(a)
+        return float(a)
+    array = as_float(a, "a")
+    if array.ndim:
+        raise ValueError(f"a must be a scalar, got shape {array.shape}; use jax.vmap for several strengths")
+    require_strengths(array)
+    return float(a) if isinstance(a, int) else array
+
+
+def require_strengths(a: Float[Array, "..."]) -> None:
+    """Raises `ValueError` for a known a with an entry that is not finite and <= 0."""
+    if is_concrete(a):
+        known = np.asarray(a)  # numpy: microseconds, also under an outer jit
+        if not np.all(np.isfinite(known) & (known <= 0)):
+            _refuse_strength(known)
+
+
+def _refuse_strength(a: Any) -> NoReturn:
+    raise ValueError(f"a must be finite and a <= 0, minus the regularization spent (a_t = -int_0^t alpha), got {a}")
+
+
+def valid_strength(a: Strength) -> Bool[Array, "..."]:
+    """True where a is finite and <= 0; works under tracing."""
+    return jnp.isfinite(a) & (jnp.asarray(a) <= 0)
+
+
+def at_strength(fn: Callable[[Any], Any], a: Strength) -> Any:
+    """Evaluates `fn(a)`; at a traced a that is not finite and <= 0 every float is NaN.
+
+    The result of a `Recovered` is `invalid_strength` there.
+    """
+    if is_concrete(a):
+        return fn(a)
+    valid = valid_strength(a)
+    out = fn(jnp.where(valid, a, 0.0))
+    if isinstance(out, Recovered):
+        result = jax.tree.map(
+            lambda code, bad: jnp.where(valid, code, jnp.asarray(bad, code.dtype)), out.result, RESULTS.invalid_strength
+        )
+        return Recovered(jnp.where(valid, out.value, jnp.nan), result)
+    return jax.tree.map(lambda leaf: jnp.where(valid, leaf, jnp.nan), out)
+
+
+def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
+    """Returns the value, and raises, naming the first entry of the point that failed.
+
+    Raises `ValueError` for a known point that is not finite and `RuntimeError` for any other failure. Under jit and
+    vmap the error is raised at run time, with the advice of the status alone.
+    """
+    failure = first_failure(result)
+    # The advice of `diverged` is about flows.
+    failure = RESULTS.where(failure == RESULTS.diverged, RESULTS.overflow, failure)
+    failed = failure != RESULTS.successful
+    if not is_concrete(failed, point):
+        return require_success(value, failure)
+    if bool(failed):
+        known, bad = np.asarray(point), np.asarray(result != RESULTS.successful)
+        if not np.all(np.isfinite(known)):
+            raise ValueError(f"{name} must be finite, got {_entries(known, ~np.isfinite(known), name)}")
+        raise RuntimeError(f"{RESULTS[failure]} ({_entries(known, bad, name)})")
+    return value
+
+
+def _entries(known: np.ndarray, bad: np.ndarray, name: str) -> str:
+    """The first bad entry in words, and the number of others; all of a small point with a single status."""
+    if known.ndim == 0 or bad.shape != known.shape:
+        return f"{name} = {np.array2string(known, threshold=8, precision=6)}"
+    first = tuple(int(i) for i in np.argwhere(bad)[0])
+    others = int(np.sum(bad)) - 1
+    more = f", and {others} more" if others else ""
+    return f"{name}[{', '.join(map(str, first))}] = {known[first]}{more}"

@@ -1,0 +1,111 @@
+"""Schedules on one piece, for every kind of schedule, and steps that see no other."""
+
+import diffrax
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from registry import SCHEDULES
+
+import mirrorjax as mj
+from mirrorjax.dynamics.pieces import OnPiece, OnPieces, Piece
+
+names = pytest.mark.parametrize("name", SCHEDULES)
+
+
+def pieces(schedule):
+    """The ends of every piece before t = 5, and the schedule on it."""
+    inner = np.unique([float(b) for b in schedule.breakpoints if 0 < b < 5])
+    for start, stop in zip([0.0, *inner], [*inner, 5.0], strict=True):
+        yield start, stop, OnPiece(schedule, Piece(schedule, jnp.asarray((start + stop) / 2)))
+
+
+@names
+def test_a_schedule_is_itself_inside_its_piece(name):
+    schedule = SCHEDULES[name].build(0.3)
+    for start, stop, continued in pieces(schedule):
+        times = jnp.asarray(start + (stop - start) * np.array([0.01, 0.3, 0.7, 0.99]))
+        np.testing.assert_array_equal(jax.vmap(continued)(times), jax.vmap(schedule)(times))
+        np.testing.assert_array_equal(jax.vmap(continued.integral)(times), jax.vmap(schedule.integral)(times))
+
+
+@names
+def test_a_piece_is_continued_with_its_slope(name):
+    """From a little inside to a little outside alpha moves by slope times distance, and the integral by alpha."""
+    schedule, d = SCHEDULES[name].build(0.3), 1e-4
+    for start, stop, continued in pieces(schedule):
+        for end in (start, stop):
+            far, near, outside, beyond = (continued(jnp.asarray(end + k * d * sign)) for k, sign in EDGE(end == stop))
+            # Second differences of slopes of order one that change by order one: d^2, times a few.
+            np.testing.assert_allclose(outside - near, near - far, atol=10 * d**2)
+            np.testing.assert_allclose(beyond - outside, outside - near, atol=10 * d**2)
+            steps = [continued.integral(jnp.asarray(end + sign * d / 2)) for sign in (-1, 1)]
+            np.testing.assert_allclose(steps[1] - steps[0], d * (near + outside) / 2, atol=d**3 + 1e-12)
+
+
+def EDGE(at_stop):
+    """Four times in a row, d apart, two of them inside."""
+    inward = -1 if at_stop else 1
+    return [(1.5, inward), (0.5, inward), (0.5, -inward), (1.5, -inward)]
+
+
+def test_duplicate_and_infinite_breakpoints():
+    schedule = mj.Sum(mj.SwitchOff(0.3, 1.0), mj.SwitchOff(0.2, 1.0), mj.SwitchOff(0.1, jnp.inf))
+    before, after = (OnPiece(schedule, Piece(schedule, jnp.asarray(t))) for t in (0.5, 2.0))
+    np.testing.assert_allclose([before(1.5), after(0.5)], [0.6, 0.1], rtol=1e-15)
+    np.testing.assert_allclose([before.integral(1.5), after.integral(2.5)], [0.9, 0.75], rtol=1e-14)
+
+
+@pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Kvaerno5(), diffrax.HalfSolver(diffrax.Euler())])
+def test_a_wrapped_solver_passes_for_the_solver(solver):
+    wrapped = OnPieces(solver)
+    for kind in (diffrax.AbstractAdaptiveSolver, diffrax.AbstractImplicitSolver, diffrax.AbstractRungeKutta):
+        assert isinstance(wrapped, kind) == isinstance(solver, kind)
+    term = diffrax.ODETerm(lambda t, y, args: -y)
+    assert wrapped.order(term) == solver.order(term)
+    assert wrapped.error_order(term) == solver.error_order(term)
+
+
+Z, Y = np.random.default_rng(0).normal(size=(3, 4)), np.array([1.0, -0.5, 0.3])
+FAMILIES = {
+    "hadamard": (mj.Hadamard(), (jnp.ones(4), jnp.array([0.1, 0.2, -0.3, 0.0]))),
+    "power": (mj.PowerDifference(2), (jnp.ones(4), 0.8 * jnp.ones(4))),
+    "custom": (mj.Custom(lambda w: w**3 + w), 0.1 * jnp.ones(4)),
+}
+SOLVERS = {"tsit5": diffrax.Tsit5(), "rkc": mj.RKC(), "kvaerno5": diffrax.Kvaerno5()}
+
+
+def solved(family, schedule, solver, **how):
+    g, w0 = FAMILIES[family]
+    problem = mj.Problem(g, mj.WeightDecay(), schedule, mj.LeastSquares(Z, Y))
+    return mj.solve(problem, w0, t1=2.0, solver=solver, rtol=1e-6, **how)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_decay_that_ends_at_t1_is_decay_that_never_ends(family, solver):
+    ends, stays = (solved(family, mj.SwitchOff(0.5, t_off), SOLVERS[solver]) for t_off in (2.0, jnp.inf))
+    assert int(ends.stats["steps"]) == int(stays.stats["steps"])
+    np.testing.assert_allclose(ends.x, stays.x, rtol=1e-12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("schedule", "solver"),
+    [
+        (mj.SwitchOff, diffrax.Kvaerno4()),
+        (mj.LinearDecay, diffrax.Kvaerno5()),
+        (mj.CosineDecay, diffrax.Kvaerno5()),
+    ],
+)
+def test_derivatives_by_stages_beyond_the_step(schedule, solver):
+    def slope(solver):
+        def end(t_off):
+            sol = solved("hadamard", schedule(0.5, t_off), solver, adjoint=diffrax.ForwardMode())
+            return jnp.sum(jnp.sin(sol.x))
+
+        return jax.jvp(end, (jnp.array(1.1),), (jnp.array(1.0),))[1]
+
+    # Tsit5 has no stage beyond its step. The error of a step, 1e-6, times some tens; another piece changes a tenth.
+    np.testing.assert_allclose(slope(solver), slope(diffrax.Tsit5()), rtol=1e-4)
