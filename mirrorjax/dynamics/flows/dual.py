@@ -24,7 +24,7 @@ State = Float[Array, " n"]
 
 
 class DualFlow(AbstractFlow):
-    """`d eta/dt = -grad loss(Z x)`, `x = grad R_a^*(Z^T eta)`: the same flow in the n measurements of `f(x) = loss(Zx)`.
+    """`d eta/dt = -grad loss(Z x)`, `x = grad R_a^*(Z^T eta)`: the same flow, in as many numbers as there are data.
 
     For least squares it is the gradient flow of the convex dual `eta -> Q_a(Z^T eta) - <eta, y>`. Its Jacobian is
     `-loss'' Z Hess Q_a Z^T`, n x n, so that an implicit solver costs one factorization a step however many weights
@@ -45,8 +45,9 @@ class DualFlow(AbstractFlow):
     def prepare(self, problem: Problem, w0: Weights) -> "DualMotion":
         if not isinstance(problem.objective, AbstractMeasured):
             raise ValueError(
-                f"DualFlow moves in the space of measurements Z x, but {type(problem.objective).__name__} is no function "
-                "of such; use LeastSquares, Logistic, MatrixSensing or a class of AbstractMeasured, or flow=MirrorFlow()"
+                f"DualFlow moves in the space of measurements Z x, but {type(problem.objective).__name__} is no "
+                "function of such; use LeastSquares, Logistic, MatrixSensing or a subclass of AbstractMeasured, or "
+                "flow=MirrorFlow()"
             )
         return DualMotion(problem, problem.objective, *legendre_of(problem, w0, self.R))
 

@@ -94,8 +94,8 @@ class ProductLegendre(AbstractSeparableLegendre):
 class _Curve(eqx.Module):
     """The weights that the flow of g reaches from the start, by the smallest factor v or by y, which grow along it.
 
-    `v = b sinh y`, with b^2 the smallest gap, where the flow crosses v = 0; `v = side e^(side y)` where it cannot, since
-    another factor has the same size. In both `dv/dy = sqrt(v^2 + b^2)`.
+    `v = b sinh y`, with b^2 the smallest gap, where the flow crosses v = 0; `v = side e^(side y)` where it cannot,
+    since another factor has the same size. In both `dv/dy = sqrt(v^2 + b^2)`.
     """
 
     smallest: Bool[Array, "k ..."]  # one True a coordinate
