@@ -249,7 +249,7 @@ OPTIMIZERS = [
     ),
     Refusal(
         "no parameters",
-        lambda: optim.hyperbolic_gradient(1.0).update(PARAMS, optim.clock.start_clock()),
+        lambda: optim.hyperbolic_gradient(1.0).update(PARAMS, optim.clock.start_clock(optim.clock.never_pending)),
         "acts on the",
     ),
 ]
