@@ -4,6 +4,7 @@ Lanes differ in numbers of the optimizer and of the initial weights (a weight de
 in the program. Grids, stores and datasets are those of `mirrorjax.sweep`.
 """
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from ..calls import refuse_traced, require_parameters
 from ..checks import Numbers, as_count, require_kind
+from ..optim import ClockState
 from ..paths import leaf_names, named_leaves, variable_name
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace
@@ -86,7 +88,7 @@ def train(
 
     **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`, the count of steps: `loss`, the mean
     over the batches since the previous record (missing at step 0), the metrics, and a `status`, `"diverged"` if a loss
-    was infinite or NaN.
+    was infinite or NaN. Warns where a decay of `mirrorjax.optim` was to be switched off after the last step.
 
     **Raises:** `ValueError` for `steps` that `every` does not divide, a lane that returns something else or weights
     that are not floating point, an optimizer that needs more than those three arguments, a loss that is no scalar,
@@ -251,6 +253,20 @@ def _measure(task: Task, weights: PyTree) -> PyTree:
     return jax.vmap(lambda weights: measured_by(task, weights))(weights)
 
 
+def _warn_of_pending(carry: Carry, lanes: int, steps: int) -> None:
+    """Warns of lanes whose training ends before their weight decay does what its schedule says."""
+    clocks = jax.tree.leaves(carry[1], is_leaf=lambda leaf: isinstance(leaf, ClockState))
+    for clock in clocks:
+        if isinstance(clock, ClockState) and np.any(late := np.asarray(clock.pending)[:lanes]):
+            reached = np.asarray(clock.time)[:lanes][late].max()
+            warnings.warn(
+                f"{int(late.sum())} of {lanes} lanes ended after {steps} steps, at t = {reached:g}, before a "
+                "breakpoint of their weight decay, so that it was never switched off: train longer, or switch off "
+                "earlier (t_off is in units of the sum of the learning rates, off_at counts steps)",
+                stacklevel=2,
+            )
+
+
 def _once(task: Task, values: OneLane) -> PyTree:
     """Computes one lane up to its first record; the checksum of this program identifies a stored run."""
     lanes = jax.tree.map(lambda value: value[None], values)
@@ -281,6 +297,7 @@ class _Job(AbstractJob):
                 checkpoint.offer(state)
             reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
         carry, history, _ = state
+        _warn_of_pending(carry, len(group), self.steps)
         results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
         return results

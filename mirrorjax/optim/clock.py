@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int
 
 from ..calls import calling
 from ..checks import as_scalar, as_time_scalar, nonnegative, require_nonnegative, require_positive
@@ -20,29 +20,58 @@ Count = Int[Array, ""]
 Strength = AbstractSchedule | Callable | ArrayLike
 # A learning rate as optax takes it: a number, or a function of the count of steps.
 StepSize = Callable | ArrayLike
+# True while a breakpoint of a strength lies ahead of this count of steps and time.
+Pending = Callable[[Count, Float[Array, ""]], Bool[Array, ""]]
 
 
 class ClockState(NamedTuple):
-    """The count of steps, `t = sum of their learning rates`, and the rounding error of that sum (Kahan)."""
+    """The count of steps, `t = sum of their learning rates`, and the rounding error of that sum (Kahan).
+
+    `pending` is True while a switch-off, or another breakpoint of the strength, lies ahead: a training that ends so has
+    not done what its schedule says.
+    """
 
     count: Count
     time: Float[Array, ""]
     carry: Float[Array, ""]
+    pending: Bool[Array, ""]
 
 
-def start_clock() -> ClockState:
+def start_clock(pending: Pending) -> ClockState:
     """Returns the state before the first step, at t = 0."""
-    return ClockState(jnp.zeros((), jnp.int32), jnp.zeros(()), jnp.zeros(()))
+    count, time = jnp.zeros((), jnp.int32), jnp.zeros(())
+    return ClockState(count, time, jnp.zeros(()), pending(count, time))
 
 
-def advance(state: ClockState, step_size: Float[Array, ""]) -> ClockState:
+def advance(state: ClockState, step_size: Float[Array, ""], pending: Pending) -> ClockState:
     """Adds one step, in compensated summation.
 
     A plain sum of a million float32 learning rates would miss a switch-off by hundreds of steps.
     """
     addend = step_size - state.carry
     time = state.time + addend
-    return ClockState(jnp.asarray(optax.safe_increment(state.count)), time, (time - state.time) - addend)
+    count = jnp.asarray(optax.safe_increment(state.count))
+    return ClockState(count, time, (time - state.time) - addend, pending(count, time))
+
+
+def never_pending(count: Count, time: Float[Array, ""]) -> Bool[Array, ""]:
+    """For a strength without breakpoints."""
+    return jnp.array(False)
+
+
+def pending_in_time(value: Strength) -> Pending:
+    """True before the last finite breakpoint of a schedule of the flow's time; never for other strengths."""
+    if not isinstance(value, AbstractSchedule) or not value.breakpoints.size:
+        return never_pending
+    breakpoints = value.breakpoints
+    last = jnp.max(jnp.where(jnp.isfinite(breakpoints), breakpoints, 0.0))
+    return lambda count, time: time * (1 + 4 * jnp.finfo(time.dtype).eps) < last
+
+
+def pending_in_steps(off_at: ArrayLike) -> Pending:
+    """True before the step of a switch-off; never for one at infinity."""
+    last = as_time_scalar(off_at, "off_at")
+    return lambda count, time: jnp.isfinite(last) & (count.astype(last.dtype) < last)
 
 
 def or_nan(value: Float[Array, ""]) -> Float[Array, ""]:
@@ -120,7 +149,7 @@ def switched_off(strength: Callable | ArrayLike, off_at: ArrayLike, name: str) -
     require_nonnegative(last, "off_at", finite=False)
 
     def schedule(count: Count) -> Float[Array, ""]:
-        value = before(ClockState(count, jnp.zeros(()), jnp.zeros(())))
+        value = before(ClockState(count, jnp.zeros(()), jnp.zeros(()), jnp.array(False)))
         value = jnp.where(count.astype(last.dtype) < last, value, 0.0)
         return jnp.where(last >= 0, value, jnp.nan)
 

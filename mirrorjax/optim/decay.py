@@ -18,11 +18,14 @@ from ..checks import as_scalar, require_nonnegative
 from ..problem import AbstractSchedule
 from .clock import (
     ClockState,
+    Pending,
     StepSize,
     Strength,
     advance,
     as_step_size,
     as_strength,
+    pending_in_steps,
+    pending_in_time,
     refuse_time,
     start_clock,
     switched_off,
@@ -49,7 +52,7 @@ def scheduled_weight_decay(
       far in a unit of this t.
     - `mask`: which tensors decay: patterns over paths such as `"*/kernel"`, or a mask as optax takes it.
 
-    **Returns:** an optax transformation; its state, a `ClockState`, is three scalars.
+    **Returns:** an optax transformation; its state, a `ClockState`, is four scalars.
 
     **Raises:** `ValueError` for a strength that is negative or not finite, a step size that is not positive, a missing
     or superfluous step size, `update` without parameters, tensors of integers, a mask that is no tree of booleans
@@ -71,23 +74,30 @@ def scheduled_weight_decay(
             "step_size out, or give a schedule of mirrorjax.problem such as SwitchOff(alpha, t_off)"
         )
     clock = as_step_size(1.0 if step_size is None else step_size)
+    return _added(as_strength(alpha, "alpha"), pending_in_time(alpha), clock, mask)
+
+
+def _added(strength: Callable, pending: Pending, clock: Callable, mask: Mask) -> optax.GradientTransformation:
+    """The transformation `u <- u + 2 alpha theta`."""
 
     def add(u: PyTree, strength: Float[Array, ""], eta: Float[Array, ""], params: PyTree) -> PyTree:
         return add_multiple("scheduled_weight_decay", u, 2 * strength, params)
 
-    return masked(_decay(as_strength(alpha, "alpha"), clock, add, "scheduled_weight_decay"), mask)
+    return masked(_decay(strength, pending, clock, add, "scheduled_weight_decay"), mask)
 
 
-def _decay(strength: Callable, clock: Callable, act: Callable, name: str) -> optax.GradientTransformation:
+def _decay(
+    strength: Callable, pending: Pending, clock: Callable, act: Callable, name: str
+) -> optax.GradientTransformation:
     """The transformation `u <- act(u, alpha, eta, theta)`, with the clock of schedules as its state."""
 
     def init(params: PyTree) -> ClockState:
-        return start_clock()
+        return start_clock(pending)
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         require_params(params, name)
         eta = clock(state.count)
-        return act(updates, strength(state), eta, params), advance(state, eta)
+        return act(updates, strength(state), eta, params), advance(state, eta, pending)
 
     return optax.GradientTransformation(init, update)
 
@@ -128,7 +138,8 @@ def decoupled_weight_decay(
         return add_multiple("decoupled_weight_decay", u, -2 * strength * eta, params)
 
     require_optimizer(optimizer, "decoupled_weight_decay")
-    decay = _decay(as_strength(alpha, "alpha"), as_step_size(step_size), subtract, "decoupled_weight_decay")
+    strength, clock = as_strength(alpha, "alpha"), as_step_size(step_size)
+    decay = _decay(strength, pending_in_time(alpha), clock, subtract, "decoupled_weight_decay")
     return optax.chain(optimizer, masked(decay, mask))
 
 
@@ -209,4 +220,5 @@ def _require_rate(learning_rate: StepSize) -> None:
 
 def _switch_off(weight_decay: Callable | ArrayLike, off_at: ArrayLike, mask: Mask) -> optax.GradientTransformation:
     schedule = switched_off(weight_decay, off_at, "weight_decay")
-    return scheduled_weight_decay(lambda count: schedule(count) / 2, mask=mask)  # halving and doubling are exact
+    strength = as_strength(lambda count: schedule(count) / 2, "alpha")  # halving and doubling are exact
+    return _added(strength, pending_in_steps(off_at), as_step_size(1.0), mask)

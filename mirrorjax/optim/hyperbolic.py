@@ -19,7 +19,17 @@ import optax
 from jaxtyping import Array, ArrayLike, Float, PyTree
 
 from ..checks import as_time_scalar, require_nonnegative
-from .clock import ClockState, StepSize, Strength, advance, as_step_size, as_strength, or_nan, start_clock
+from .clock import (
+    ClockState,
+    StepSize,
+    Strength,
+    advance,
+    as_step_size,
+    as_strength,
+    or_nan,
+    pending_in_time,
+    start_clock,
+)
 from .masks import Mask, as_mask, masked, spread
 from .tensors import over_tensors, require_optimizer, require_params
 
@@ -47,9 +57,10 @@ def hyperbolic_gradient(
     Source: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, HAM (arXiv 2506.02630), its Riemannian gradient flow.
     """
     growth, strength, clock = _curvature(alpha), as_strength(beta, "beta"), as_step_size(step_size)
+    pending = pending_in_time(beta)
 
     def init(params: PyTree) -> ClockState:
-        return start_clock()
+        return start_clock(pending)
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         require_params(params, "hyperbolic_gradient")
@@ -59,7 +70,7 @@ def hyperbolic_gradient(
             return (1 + growth.astype(p.dtype) * jnp.abs(p)) * u + decay.astype(p.dtype) * p
 
         moved = over_tensors(precondition, "hyperbolic_gradient", updates, params)
-        return moved, advance(state, clock(state.count))
+        return moved, advance(state, clock(state.count), pending)
 
     return masked(optax.GradientTransformation(init, update), mask)
 
@@ -90,9 +101,10 @@ def hyperbolic_step(
     chosen_of = as_mask(mask)
     optimizer = optax.with_extra_args_support(optimizer)
     growth, strength, clock = _curvature(alpha), as_strength(beta, "beta"), as_step_size(step_size)
+    pending = pending_in_time(beta)
 
     def init(params: PyTree) -> tuple[Any, ClockState]:
-        return optimizer.init(params), start_clock()
+        return optimizer.init(params), start_clock(pending)
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         require_params(params, "hyperbolic_step")
@@ -109,6 +121,6 @@ def hyperbolic_step(
 
         chosen = spread(chosen_of, params)
         moved = over_tensors(scale, "hyperbolic_step", updates, params, gradients, chosen=chosen)
-        return moved, (memory, advance(time, eta))
+        return moved, (memory, advance(time, eta, pending))
 
     return optax.GradientTransformationExtraArgs(init, update)

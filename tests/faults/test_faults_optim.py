@@ -112,7 +112,7 @@ STRENGTHS = [
         "a schedule with an if",
         lambda: jax.jit(
             lambda count: optim.clock.as_strength(lambda n: 1.0 if n < 3 else 0.0, "alpha")(
-                optim.clock.ClockState(count, jnp.zeros(()), jnp.zeros(()))
+                optim.clock.ClockState(count, jnp.zeros(()), jnp.zeros(()), jnp.array(False))
             )
         )(jnp.asarray(1)),
         "the schedule alpha needs the value",
@@ -249,7 +249,7 @@ OPTIMIZERS = [
     ),
     Refusal(
         "no parameters",
-        lambda: optim.hyperbolic_gradient(1.0).update(PARAMS, optim.clock.start_clock()),
+        lambda: optim.hyperbolic_gradient(1.0).update(PARAMS, optim.clock.start_clock(optim.clock.never_pending)),
         "acts on the",
     ),
 ]

@@ -275,3 +275,25 @@ def test_two_devices_give_the_same():
         [sys.executable, "-c", DIVIDED], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("unit", ["steps", "time"])
+def test_a_switch_off_that_never_comes_is_warned_of(unit):
+    """Of three lanes one switches off in time, one never means to, and one would after the end."""
+
+    def lane(off):
+        if unit == "steps":
+            optimizer = optim.switch_off_sgd(0.1, weight_decay=0.1, off_at=off)
+        else:
+            optimizer = optim.decoupled_weight_decay(optax.sgd(0.1), mj.SwitchOff(0.1, 0.1 * off), step_size=0.1)
+        return optimizer, {"w": jnp.ones(2)}, jax.random.key(0)
+
+    with pytest.warns(UserWarning, match=r"1 of 3 lanes ended after 4 steps, at t = .* never switched off"):
+        train(
+            lane,
+            {"off": [4.0, np.inf, 9.0]},
+            loss=lambda weights, batch: jnp.sum(weights["w"] ** 2),
+            batch=lambda key: jnp.zeros(1),
+            steps=4,
+            every=4,
+        )
