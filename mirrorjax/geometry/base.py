@@ -88,6 +88,15 @@ class AbstractLegendre(eqx.Module):
         """True if `R_a(x) = sum_i R_a,i(x_i)`, so that each coordinate has its own status."""
         return False
 
+    @property
+    def leak(self) -> Float[Array, ""]:
+        """lambda in `d mu/dt = -grad f(x) - alpha lambda mu`; 0 where the flow of h commutes with that of g.
+
+        Where h only normalises g, `[grad h, grad g_i] = lambda grad g_i`, decay acts on the dual variable too.
+        """
+        like = self.point_like()
+        return jnp.zeros((), like.dtype)
+
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
 

@@ -24,7 +24,9 @@ State = Float[Array, " n"]
 
 
 class DualFlow(AbstractFlow):
-    """`d eta/dt = -grad loss(Z x)`, `x = grad R_a^*(Z^T eta)`: the same flow, in as many numbers as there are data.
+    """`d eta/dt = -grad loss(Zx) - alpha lambda eta`, `x = grad R_a^*(Z^T eta)`: the same flow in as many numbers as data.
+
+    lambda is the `leak` of R, 0 in the paper's theory.
 
     For least squares it is the gradient flow of the convex dual `eta -> Q_a(Z^T eta) - <eta, y>`. Its Jacobian is
     `-loss'' Z Hess Q_a Z^T`, n x n, so that an implicit solver costs one factorization a step however many weights
@@ -73,7 +75,8 @@ class DualMotion(AbstractMotion):
 
     def velocity(self, t: Time, state: State) -> State:
         x = self.recover(state, self.spent(t)).value
-        return -self.objective.slope(self.objective.measure(x))
+        leak = self.problem.strength(t, like=state) * self.R.leak
+        return -self.objective.slope(self.objective.measure(x)) - leak * state
 
     def read(self, t: Time, state: State) -> Point:
         a, mu = self.spent(t), self.objective.adjoint(state)

@@ -25,9 +25,10 @@ State = Float[Array, "..."]
 
 
 class MirrorFlow(AbstractFlow):
-    """`d mu/dt = -grad f(x)`, `x = grad R_{a_t}^*(mu)`: the same flow in dual coordinates.
+    """`d mu/dt = -grad f(x) - alpha lambda mu`, `x = grad R_{a_t}^*(mu)`: the same flow in dual coordinates.
 
-    Tiny weights live in the exponents of R_a, so nothing is lost however strong the decay was.
+    lambda is the `leak` of R, 0 in the paper's theory. Tiny weights live in the exponents of R_a, so nothing is lost
+    however strong the decay was.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
     **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
@@ -46,7 +47,7 @@ class MirrorFlow(AbstractFlow):
 
 
 class RiemannianFlow(AbstractFlow):
-    """`dx/dt = -(Hess R_a(x))^{-1} (grad f(x) - alpha d/da grad R_a(x))`: the same flow in x itself.
+    """`dx/dt = -(Hess R_a(x))^{-1} (grad f + alpha lambda mu - alpha d/da grad R_a(x))`: the same flow in x itself.
 
     Its state is x, so it keeps only the digits that x has: where |x| is far below `atol`, prefer `MirrorFlow`. Each
     evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
@@ -106,7 +107,8 @@ class MirrorMotion(_AbstractGeometricMotion):
         return self.R.primal(state, a)
 
     def velocity(self, t: Time, state: State) -> State:
-        return -self.problem.objective.gradient(self.recover(state, self.spent(t)).value)
+        slope = self.problem.objective.gradient(self.recover(state, self.spent(t)).value)
+        return -slope - self.problem.strength(t, like=state) * self.R.leak * state
 
     def read(self, t: Time, state: State) -> Point:
         a = self.spent(t)
@@ -135,7 +137,7 @@ class RiemannianMotion(_AbstractGeometricMotion):
         a = self.spent(t)
         mu, drift = jax.jvp(lambda a: self.recover(state, a).value, (a,), (jnp.ones_like(a),))
         slope = self.problem.objective.gradient(state)
-        return -self.R.metric_vector(mu, slope - self.problem.strength(t, like=state) * drift, a)
+        return -self.R.metric_vector(mu, slope + self.problem.strength(t, like=state) * (self.R.leak * mu - drift), a)
 
     def read(self, t: Time, state: State) -> Point:
         a = self.spent(t)

@@ -36,7 +36,7 @@ class DilatedLegendre(AbstractLegendre):
 
     @property
     def leak(self) -> Float[Array, ""]:
-        return -2 * (self.degree - 2) * self.scale
+        return (-2 * (self.degree - 2) * self.scale).astype(self.point_like().dtype)
 
     def weights_at(self, mu: Point, a: Strength) -> Weights:
         s = self._dilation(a, mu)
