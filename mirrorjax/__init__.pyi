@@ -21,12 +21,15 @@ from .dynamics import (
     AbstractFlow as AbstractFlow,
     AbstractMotion as AbstractMotion,
     Descent as Descent,
+    DualFlow as DualFlow,
     MirrorFlow as MirrorFlow,
+    MomentumFlow as MomentumFlow,
     Point as Point,
     PrimalFlow as PrimalFlow,
     ProximalDescent as ProximalDescent,
     RiemannianFlow as RiemannianFlow,
     Solution as Solution,
+    SteepestFlow as SteepestFlow,
     solve as solve,
 )
 from .geometry import (

@@ -24,7 +24,7 @@ State = Float[Array, " n"]
 
 
 class DualFlow(AbstractFlow):
-    """`d eta/dt = -grad loss(Zx) - alpha lambda eta`, `x = grad R_a^*(Z^T eta)`: the same flow in as many numbers as data.
+    """`d eta/dt = -grad loss(Zx) - alpha lambda eta`, `x = grad R_a^*(Z^T eta)`: the flow in the data's space.
 
     lambda is the `leak` of R, 0 in the paper's theory.
 

@@ -296,13 +296,14 @@ class ExpDifferenceLegendre(AbstractLevelLegendre):
         return total / 2 * hypotenuse(x, jnp.log(2 / total))
 
 
-def _power(
-    g: PowerDifference, h: AbstractRegularizer, w0: Weights
-) -> PowerDifferenceLegendre | SquareDifferenceLegendre | None:
+def _power(g: PowerDifference, h: AbstractRegularizer, w0: Weights) -> AbstractLegendre | None:
     scale, (u0, v0) = h.compatible_scale(g), w0
-    if scale is None:
+    if scale is None and not isinstance(h, WeightDecay):
         return None
     refuse_unless_positive(g, u=u0, v=v0)
+    if scale is None:
+        undecayed = PowerDifferenceLegendre(u0, v0, jnp.zeros_like(h.scale), g.k)
+        return DilatedLegendre(undecayed, 2 * g.k, h.scale)
     if g.k == 1:
         return SquareDifferenceLegendre(u0, v0, scale)
     return PowerDifferenceLegendre(u0, v0, scale, g.k)

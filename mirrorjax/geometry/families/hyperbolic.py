@@ -16,6 +16,8 @@ from ...results import RESULTS, select
 from ..divergence import tie_value
 from ..points import Recovered, Strength, shape_of
 from ..registry import register_legendre
+from .dilated import DilatedLegendre
+from .products import ProductLegendre
 from .separable import (
     AbstractSeparableLegendre,
     Values,
@@ -237,9 +239,11 @@ class SquareLegendre(AbstractSeparableLegendre):
         return 1 / (4 * x)
 
 
-def _hadamard(g: Hadamard, h: AbstractRegularizer, w0: Weights) -> HadamardLegendre | None:
+def _hadamard(g: Hadamard, h: AbstractRegularizer, w0: Weights) -> AbstractLegendre | None:
+    if g.depth > 2:
+        return DilatedLegendre(ProductLegendre(w0), g.depth, h.scale) if isinstance(h, WeightDecay) else None
     scale = h.compatible_scale(g)
-    if scale is None or g.depth != 2:
+    if scale is None:
         return None
     refuse_unless(
         lambda m, w: np.abs(m) != np.abs(w),
