@@ -8,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from ..calls import calling
-from ..checks import Number, as_time_scalar, require_kind
+from ..checks import Number, as_time_scalar, require_kind, require_positive
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
@@ -70,6 +70,7 @@ def solve(
     refuse_unknown(how, "solve")
     require_kind(problem, Problem, "problem", "a Problem(g, h, alpha, objective), the first argument before w0")
     w0, t1, flow = as_weights(w0), as_time_scalar(t1, "t1"), choose_flow(how)
+    require_positive(t1, "t1")
     problem.check(w0, t1)
     problem = problem.capture(w0)
     motion = flow.prepare(problem, w0)

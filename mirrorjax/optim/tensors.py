@@ -42,8 +42,8 @@ def over_tensors(
     **Raises:** `ValueError` for a parameter that is not floating point: its change would be rounded to 0.
     """
 
-    def of_one(path: Any, u: Array | None, p: Array, yes: bool, *rest: Any) -> Array | None:
-        if u is None or not yes:
+    def of_one(path: Any, u: Array | None, p: Array | None, yes: bool | None, *rest: Any) -> Array | None:
+        if u is None or p is None or not yes:
             return u
         if not jnp.issubdtype(jnp.result_type(p), jnp.inexact):
             raise ValueError(

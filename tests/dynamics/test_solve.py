@@ -152,8 +152,8 @@ def test_new_numbers_do_not_recompile():
         )
         if i == 0:
             first = len(traces)
-    # Each call looks at the shape of f(x) once, in its checks; only the first compiles.
-    assert len(traces) - first <= 2
+    # Each call looks at f(x) twice, at its shape and for numbers that f closes over; only the first compiles.
+    assert len(traces) - first <= 4
 
 
 def test_lanes_equal_single_solves():
