@@ -141,7 +141,11 @@ def test_nonsmooth_regularizers_are_refused_with_advice(flow):
         solve(Problem(problem.g, L1(), 0.1, problem.objective), w0, t1=1.0, flow=flow)
 
 
-@pytest.mark.parametrize("name", [name for name, family in FAMILIES.items() if not family.exists and name != "linear"])
+# linear has no h that a flow of mu knows, and the pair of hadamard3 leaks, see test_other_flows.
+REFUSED = [name for name, family in FAMILIES.items() if not family.exists and name not in ("linear", "hadamard3")]
+
+
+@pytest.mark.parametrize("name", REFUSED)
 def test_mirror_flow_is_refused_where_there_is_no_legendre_function(name):
     g, h, objective, w0 = parts(name)
     with pytest.raises(ValueError, match=type(g).__name__):

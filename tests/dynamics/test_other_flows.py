@@ -89,7 +89,8 @@ def test_descent_with_momentum_tends_to_the_momentum_flow():
         descent = Descent(optax.sgd(1 - beta, momentum=beta), eta)
         ends = [solve(problem(), W0, t1=4.0, flow=each).x[-1] for each in (flow, descent)]
         distances.append(np.abs(ends[0] - ends[1]).max())
-    assert distances[1] < 0.6 * distances[0] < 1e-3
+    # The second step is half of the first, 0.02.
+    assert distances[1] < 0.6 * distances[0] < 0.01
 
 
 def test_paths_of_equal_lambda_collapse_and_small_ones_are_gradient_flow():
@@ -139,5 +140,3 @@ def test_the_dual_variable_of_a_steepest_flow_without_decay_is_its_mirror_map():
 def test_steepest_flow_refuses_other_norms(q):
     with pytest.raises(ValueError, match=r"q must lie in \[1, 2\]"):
         SteepestFlow(q)
-    with pytest.raises(ValueError, match='decay must be "coupled" or "decoupled"'):
-        SteepestFlow(1.5, "both")

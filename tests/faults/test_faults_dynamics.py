@@ -214,6 +214,8 @@ def closed_over(factor):
 
 
 FAILED = [
+    Refusal("another decay", lambda: mj.SteepestFlow(1.5, "both"), 'decay must be "coupled" or "decoupled", got'),
+    Refusal("DualFlow(R='x')", lambda: mj.DualFlow("x"), "R must be a Legendre function"),
     Refusal("x overflows", lambda: mj.solve(GROWING, jnp.ones(3), t1=300.0), "x, w or the loss .* infinite"),
 ]
 

@@ -15,10 +15,12 @@ from ...problem import (
     WeightDecay,
 )
 from ...problem.reparam import Weights
+from ..base import AbstractLegendre
 from ..divergence import graft
 from ..points import Recovered, Strength
 from ..registry import register_legendre
 from ..roots import monotone_root
+from .dilated import DilatedLegendre
 from .hyperbolic import SquareDifferenceLegendre
 from .levels import AbstractLevelLegendre, Moves, way
 from .separable import Values, exact, refuse_unless_positive, scaled_strength

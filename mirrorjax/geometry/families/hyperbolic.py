@@ -13,6 +13,7 @@ from ...checks import freeze
 from ...problem import AbstractRegularizer, Compatible, Hadamard, Square, WeightDecay
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
+from ..base import AbstractLegendre
 from ..divergence import tie_value
 from ..points import Recovered, Strength, shape_of
 from ..registry import register_legendre

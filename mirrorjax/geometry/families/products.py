@@ -9,6 +9,7 @@ quadrature computes in a variable in which no singularity comes near the path.
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -157,10 +158,9 @@ class _Curve(eqx.Module):
 
     def dual(self, y: Values) -> Values:
         """mu at y, the integral of the slope from the start."""
-        shape = (-1, *[1] * y.ndim)
-        nodes, weights = (jnp.asarray(each, y.dtype).reshape(shape) for each in (_AT, _WEIGHT))
         length = y - self.start
-        return length * jnp.sum(weights * self.slope(self.start + nodes * length), axis=0)
+        slopes = jax.vmap(lambda share: self.slope(self.start + share * length))(jnp.asarray(_AT, y.dtype))
+        return length * jnp.tensordot(jnp.asarray(_WEIGHT, y.dtype), slopes, 1)
 
     def ends(self) -> tuple[Values, Values]:
         """mu where v goes to minus and plus infinity; infinite at depth 2, and where x cannot cross 0."""
