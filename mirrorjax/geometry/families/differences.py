@@ -300,12 +300,13 @@ class ExpDifferenceLegendre(AbstractLevelLegendre):
 
 def _power(g: PowerDifference, h: AbstractRegularizer, w0: Weights) -> AbstractLegendre | None:
     scale, (u0, v0) = h.compatible_scale(g), w0
-    if scale is None and not isinstance(h, WeightDecay):
-        return None
-    refuse_unless_positive(g, u=u0, v=v0)
     if scale is None:
+        if not isinstance(h, WeightDecay):
+            return None
+        refuse_unless_positive(g, u=u0, v=v0)
         undecayed = PowerDifferenceLegendre(u0, v0, jnp.zeros_like(h.scale), g.k)
         return DilatedLegendre(undecayed, 2 * g.k, h.scale)
+    refuse_unless_positive(g, u=u0, v=v0)
     if g.k == 1:
         return SquareDifferenceLegendre(u0, v0, scale)
     return PowerDifferenceLegendre(u0, v0, scale, g.k)
