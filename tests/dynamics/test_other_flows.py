@@ -19,6 +19,7 @@ from mirrorjax.problem import (
     Hadamard,
     LeastSquares,
     Logistic,
+    PowerDifference,
     Problem,
     SwitchOff,
     WeightDecay,
@@ -78,6 +79,22 @@ def test_flows_in_mu_and_x_agree_with_the_weights_at_any_depth(depth):
         sol = solve(p, w0, t1=3.0, flow=flow, rtol=1e-9)
         np.testing.assert_allclose(sol.x, primal.x, rtol=1e-6, atol=1e-8)
         np.testing.assert_allclose(sol.w[0], primal.w[0], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("g", [Hadamard(3), PowerDifference(2)], ids=["m w v", "u^4 - v^4"])
+def test_the_limit_under_a_leak_is_predicted(g):
+    """`legendre` knows the pair: its limit after a switch-off, by no integration and by a flow of the weights."""
+    w0 = tuple(jnp.asarray(rng.uniform(0.5, 1.2, 6)) for _ in range(3 if isinstance(g, Hadamard) else 2))
+    p = Problem(g, WeightDecay(0.5), SwitchOff(0.2, 1.0), F)
+    R = legendre(g, p.h, w0)
+    assert isinstance(R, DilatedLegendre)
+    assert float(R.leak) == pytest.approx(-(g.degree - 2))
+    primal = solve(p, w0, t1=300.0, rtol=1e-9)
+    limit = predict_limit(R, F, float(primal.a[-1]))
+    # A loss of 1e-16 is a residual of 1e-8, the error of the steps.
+    assert float(primal.loss[-1]) < 1e-16
+    np.testing.assert_allclose(primal.x[-1], limit.x, rtol=1e-6, atol=1e-8)
+    assert float(limit.kkt_residual) < 1e-10
 
 
 def test_a_leak_of_another_strength_is_refused():
