@@ -28,6 +28,11 @@ def legendre(
     The numeric path defines R_a for every commuting pair; closed forms are taken where they exist, since they are
     faster and keep more digits. A pair without a closed form is measured by `check` first.
 
+    Weight decay does not commute with a homogeneous g of another degree than 2, but it normalises it. For products of
+    any depth (`Hadamard`) and for `PowerDifference` the R_a is then that of g alone from the decayed weights, and the
+    flow of mu leaks under decay, `d mu/dt = -grad f(x) - alpha R.leak mu`. The limit after a switch-off is the minimum
+    of R_a all the same, since mu stays in range(Z^T).
+
     **Arguments:** `g`, `h`: the pair; `w0`: initial weights; `method`: `"auto"` takes a closed form where there is one,
     `"closed_form"` insists on it, `"numeric"` never takes it; `unchecked`: skip `check` for pairs without a closed
     form; the result is then an R_a only on the set where the pair does commute.
