@@ -8,6 +8,7 @@ from ..problem.reparam import Weights
 from . import families as families  # registers the closed forms of this package
 from .base import AbstractLegendre
 from .conditions import check
+from .families.dilated import DilatedLegendre
 from .numeric import NumericLegendre
 from .points import as_finite_weights, require_pair
 from .registry import closed_form, register_legendre as register_legendre
@@ -38,8 +39,8 @@ def legendre(
     form; the result is then an R_a only on the set where the pair does commute.
     **Returns:** an `AbstractLegendre`.
     **Raises:** `ValueError` for a g or h that is not an object of its kind, for weights that are not finite or have no
-    R_a (balanced, not positive, ...), for an unknown method, for `"closed_form"` where there is none, and, with the
-    report of `check`, for a pair outside the theory.
+    R_a (balanced, not positive, ...), for an unknown method, for `"closed_form"` where there is none, for `"numeric"`
+    where the dual variable leaks, and, with the report of `check`, for a pair outside the theory.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6.
     """
@@ -52,6 +53,11 @@ def legendre(
         raise ValueError(
             f"{type(g).__name__} with {type(h).__name__} has no closed form of R_a; use method='numeric', or the "
             "regularizer Compatible(g)"
+        )
+    if method == "numeric" and isinstance(closed, DilatedLegendre):
+        raise ValueError(
+            f"the numeric path is one of commuting pairs, and weight decay only normalises {type(g).__name__} here, so "
+            "that its dual variable leaks; use method='auto'"
         )
     if closed is None and not unchecked:
         _refuse_outside_theory(g, h, w0)
