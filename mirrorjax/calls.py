@@ -87,16 +87,25 @@ def require_parameters(function: Callable, names: Iterable[str], name: str) -> N
     """
     if not callable(function):
         raise ValueError(f"{name} must be a function of the grid's parameters, got {function!r}")
+    if misfit := misfit_of(function, **dict.fromkeys(names)):
+        signature, reason = misfit
+        raise ValueError(f"{name} takes {signature}, but the parameters of the grid are {', '.join(names)}: {reason}")
+
+
+def misfit_of(function: Callable, *args: Any, **kwargs: Any) -> tuple[inspect.Signature, str] | None:
+    """The signature of a function that cannot take these arguments, and the reason; `None` for one that can.
+
+    Some functions that are written in C do not tell their signature, and are taken to fit.
+    """
     try:
         signature = inspect.signature(function)
-    except (TypeError, ValueError):  # some functions that are written in C do not tell
-        return
+    except (TypeError, ValueError):
+        return None
     try:
-        signature.bind(**dict.fromkeys(names))
+        signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise ValueError(
-            f"{name} takes {signature}, but the parameters of the grid are {', '.join(names)}: {error}"
-        ) from None
+        return signature, str(error)
+    return None
 
 
 def refuse_traced(values: Any, caller: str) -> None:

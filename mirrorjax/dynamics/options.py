@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ..calls import misfit_of
 from ..checks import (
     Number,
     Numbers,
@@ -169,14 +170,8 @@ def _require_metrics(metrics: Any) -> Metrics | None:
         return None
     if not callable(metrics):
         raise ValueError(f"metrics must be a function of (t, x, w), got {metrics!r}")
-    try:
-        signature = inspect.signature(metrics)
-    except (TypeError, ValueError):  # a function written in C that does not tell
-        return metrics
-    try:
-        signature.bind("t", "x", "w")
-    except TypeError:
-        raise ValueError(f"metrics must be a function of (t, x, w), got one of {signature}") from None
+    if misfit := misfit_of(metrics, "t", "x", "w"):
+        raise ValueError(f"metrics must be a function of (t, x, w), got one of {misfit[0]}")
     return metrics
 
 

@@ -146,15 +146,18 @@ def integrate(
 
 
 def solve_metric(matrix: Float[Array, "n n"], b: Array) -> Array:
+    """Solves `matrix x = b`, a positive definite matrix of the size of b; x is shaped like b."""
     if b.size == 1:
         return b / matrix.reshape(b.shape)
     return solve_spd(matrix, b.reshape(-1)).reshape(b.shape)
 
 
 def size_of(tree: Any) -> Array:
+    """The Euclidean norm of all entries of a tree."""
     return jnp.sqrt(jnp.sum(jnp.stack([jnp.sum(leaf**2) for leaf in jax.tree.leaves(tree)])))
 
 
 def where_tree(condition: Array, tree: Any, other: Any) -> Any:
+    """Chooses the leaves of `tree` where the condition holds, and elsewhere those of `other`, a tree or a number."""
     other = jax.tree.map(lambda leaf: jnp.full_like(leaf, other), tree) if isinstance(other, float) else other
     return jax.tree.map(lambda leaf, rest: jnp.where(condition, leaf, rest), tree, other)

@@ -121,5 +121,6 @@ def measured_by(task: Task, weights: PyTree) -> PyTree:
 
 
 def start(task: Task, values: OneLane) -> Carry:
+    """The weights of a lane and the state of its optimizer before the first step."""
     optimizer, weights, _ = call_lane(task, values)
     return weights, initialize(optimizer, weights)

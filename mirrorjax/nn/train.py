@@ -96,9 +96,7 @@ def train(
     `TypeError` for a function that needs the value of a number that is traced; `OSError` where the store cannot be
     written.
     """
-    for name, function in {"loss": loss, "batch": batch, "metrics": metrics or _nothing}.items():
-        if not callable(function) or isinstance(function, type):
-            raise ValueError(f"{name} must be a function or a module with __call__, got {function!r}")
+    _require_functions(loss=loss, batch=batch, metrics=metrics or _nothing)
     lanes, chosen = Grid(grid), choose_devices(devices)
     require_parameters(lane, lanes.labels.parameters(), "the lane")
     steps, every = as_count(steps, "steps"), as_count(every, "every")
@@ -138,6 +136,12 @@ def train(
         progress=progress,
         callback=callback,
     )
+
+
+def _require_functions(**functions: Any) -> None:
+    for name, function in functions.items():
+        if not callable(function) or isinstance(function, type):
+            raise ValueError(f"{name} must be a function or a module with __call__, got {function!r}")
 
 
 def _about(measured: PyTree, kept: PyTree, ts: np.ndarray) -> About:

@@ -1,6 +1,5 @@
 """Functions that a user hands over as g, h, f or alpha: the arguments they take, their output, and captured tracers."""
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from ..calls import calling
+from ..calls import calling, misfit_of
 from ..checks import is_concrete
 
 
@@ -20,17 +19,11 @@ def require_function(fn: Any, owner: str, argument: str) -> None:
     """
     if not callable(fn):
         raise ValueError(f"{owner} takes a function of {argument}, got {fn!r}")
-    try:
-        signature = inspect.signature(fn)
-    except (TypeError, ValueError):
-        return  # functions written in C may have no signature
-    try:
-        signature.bind(None)
-    except TypeError:
+    if misfit := misfit_of(fn, None):
         raise ValueError(
-            f"{owner} takes a function of one argument, {argument}, got one of the arguments {signature}; bind the "
+            f"{owner} takes a function of one argument, {argument}, got one of the arguments {misfit[0]}; bind the "
             "others with functools.partial"
-        ) from None
+        )
 
 
 def call(fn: Callable, owner: str, argument: PyTree) -> Any:

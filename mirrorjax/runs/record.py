@@ -19,7 +19,7 @@ RECORD, TIMES = "record", ".ts"  # the names of the record in a configuration, a
 
 
 class Record(NamedTuple):
-    """What the files of a run hold.
+    """The shapes and checksums by which the files of a run are read.
 
     `dimensions`: the shapes of the labels, by dimension and parameter; `about`: without times; `times`: their number,
     None for none; `group_size`: lanes in a group; `processes`: how many solve them; `grid`: checksums of the labels.

@@ -6,6 +6,7 @@ solver can take.
 """
 
 from collections.abc import Callable
+from typing import cast
 
 import diffrax
 import jax.numpy as jnp
@@ -15,10 +16,9 @@ from ...geometry.base import AbstractLegendre, Recovered
 from ...problem import Problem
 from ...problem.objective import AbstractMeasured
 from ...problem.reparam import Weights
-from ...results import RESULTS, first_failure
-from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status
+from ..motion import AbstractFlow, Solver, Time
 from ..solution import Point
-from .mirror import legendre_of, require_given
+from .mirror import AbstractGeometricMotion, legendre_of, require_given
 
 State = Float[Array, " n"]
 
@@ -51,26 +51,25 @@ class DualFlow(AbstractFlow):
                 "function of such; use LeastSquares, Logistic, MatrixSensing or a subclass of AbstractMeasured, or "
                 "flow=MirrorFlow()"
             )
-        return DualMotion(problem, problem.objective, *legendre_of(problem, w0, self.R))
+        return DualMotion(problem, *legendre_of(problem, w0, self.R), problem.g(w0))
 
 
-class DualMotion(AbstractMotion):
+class DualMotion(AbstractGeometricMotion):
     """`DualFlow` from given weights. The state is eta, with `mu = Z^T eta`."""
 
     problem: Problem
-    objective: AbstractMeasured
     R: AbstractLegendre
     belongs: Bool[Array, ""]
+    x0: Float[Array, "..."]
+
+    @property
+    def objective(self) -> AbstractMeasured:
+        return cast(AbstractMeasured, self.problem.objective)  # as `prepare` has checked
 
     def initial(self) -> State:
         return jnp.zeros_like(self.objective.y)
 
-    def spent(self, t: Time) -> Float[Array, ""]:
-        """`a_t`, in the dtype of the state."""
-        return self.problem.accumulated(t).astype(self.objective.y.dtype)
-
     def recover(self, state: State, a: Float[Array, ""]) -> Recovered:
-        """x of eta, with its status."""
         return self.R.primal(self.objective.adjoint(state), a)
 
     def velocity(self, t: Time, state: State) -> State:
@@ -82,13 +81,6 @@ class DualMotion(AbstractMotion):
         a, mu = self.spent(t), self.objective.adjoint(state)
         x = self.R.primal(mu, a).value
         return Point(x, self.R.weights(mu, a), mu, self.objective(x))
-
-    def own_status(self) -> RESULTS:
-        return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
-
-    def status(self, t: Time, t1: Time, state: State) -> RESULTS:
-        geometry = first_failure(self.recover(state, self.spent(t1)).result)
-        return RESULTS.where(t < t1, geometry, finite_status(state))
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Kvaerno5()

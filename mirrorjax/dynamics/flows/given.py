@@ -19,7 +19,7 @@ POINTS = 3
 SHARE = 0.25
 
 
-def require_legendre(R: AbstractLegendre, problem: Problem, w0: Weights) -> Bool[Array, ""]:
+def require_belonging(R: AbstractLegendre, problem: Problem, w0: Weights) -> Bool[Array, ""]:
     """Raises `ValueError` unless R is the Legendre function of the problem's g and h from the weights w0.
 
     **Returns:** False where numbers that are traced show at run time that it is not.

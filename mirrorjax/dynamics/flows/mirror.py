@@ -19,7 +19,7 @@ from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
 from ..solution import Point
 from ..solvers.rkc import RKC
-from .given import require_legendre
+from .given import require_belonging
 
 State = Float[Array, "..."]
 
@@ -68,8 +68,8 @@ class RiemannianFlow(AbstractFlow):
         return RiemannianMotion(problem, *legendre_of(problem, w0, self.R), problem.g(w0))
 
 
-class _AbstractGeometricMotion(AbstractMotion):
-    """A motion in mu or in x. A subclass gives `initial`, `velocity`, `read` and `recover`."""
+class AbstractGeometricMotion(AbstractMotion):
+    """A motion in mu, in x or in the data's space. A subclass gives `initial`, `velocity`, `read` and `recover`."""
 
     R: eqx.AbstractVar[AbstractLegendre]
     belongs: eqx.AbstractVar[Bool[Array, ""]]
@@ -77,7 +77,7 @@ class _AbstractGeometricMotion(AbstractMotion):
 
     @abc.abstractmethod
     def recover(self, state: State, a: Float[Array, ""]) -> Recovered:
-        """The other coordinates of the state, x of mu or mu of x, with their statuses."""
+        """The other coordinates of the state, x of mu or of eta, or mu of x, with their statuses."""
 
     def spent(self, t: Time) -> Float[Array, ""]:
         """`a_t`, in the dtype of the state."""
@@ -92,7 +92,7 @@ class _AbstractGeometricMotion(AbstractMotion):
         return RESULTS.where(t < t1, geometry, finite_status(state))
 
 
-class MirrorMotion(_AbstractGeometricMotion):
+class MirrorMotion(AbstractGeometricMotion):
     """`MirrorFlow` from given weights. The state is mu."""
 
     problem: Problem
@@ -119,7 +119,7 @@ class MirrorMotion(_AbstractGeometricMotion):
         return RKC() if is_stiff() else diffrax.Tsit5()
 
 
-class RiemannianMotion(_AbstractGeometricMotion):
+class RiemannianMotion(AbstractGeometricMotion):
     """`RiemannianFlow` from given weights. The state is x."""
 
     problem: Problem
@@ -149,6 +149,7 @@ class RiemannianMotion(_AbstractGeometricMotion):
 
 
 def require_given(R: Any) -> None:
+    """Raises `ValueError` unless R is `None` or a Legendre function."""
     if R is not None:
         require_kind(R, AbstractLegendre, "R", "a Legendre function such as legendre(g, h, w0)")
 
@@ -158,4 +159,4 @@ def legendre_of(problem: Problem, w0: Weights, R: AbstractLegendre | None) -> tu
     refuse_nonsmooth(problem)
     if R is None:
         return legendre(problem.g, problem.h, w0), jnp.array(True)
-    return R, require_legendre(R, problem, w0)
+    return R, require_belonging(R, problem, w0)

@@ -6,7 +6,8 @@ a formula (`hyperbolic.py`); from depth 3 on mu is an elliptic or hyperelliptic 
 quadrature computes in a variable in which no singularity comes near the path.
 """
 
-from typing import Any
+import operator
+from functools import reduce
 
 import equinox as eqx
 import jax
@@ -68,7 +69,7 @@ class ProductLegendre(AbstractSeparableLegendre):
 
     def potential_terms(self, mu: Values, a: Strength) -> Values:
         w = self.flow(mu, a)
-        return _total([factor**2 for factor in w]) / (2 * len(w))
+        return reduce(operator.add, [factor**2 for factor in w]) / (2 * len(w))
 
     def primal_terms(self, mu: Values, a: Strength) -> Values:
         curve = _Curve(self.factors)
@@ -85,7 +86,7 @@ class ProductLegendre(AbstractSeparableLegendre):
 
     def metric(self, mu: Values, a: Strength) -> Values:
         squares = [factor**2 for factor in self.flow(mu, a)]
-        return _total([_times(squares[:i] + squares[i + 1 :]) for i in range(len(squares))])
+        return reduce(operator.add, [reduce(operator.mul, squares[:i] + squares[i + 1 :]) for i in range(len(squares))])
 
     def _place(self, mu: Values) -> Values:
         """y at mu, for mu inside the dual interval."""
@@ -141,7 +142,7 @@ class _Curve(eqx.Module):
 
     def product(self, v: Values) -> Values:
         """x at v."""
-        return v * _times(self.sizes(v))
+        return v * reduce(operator.mul, self.sizes(v))
 
     def weights(self, v: Values) -> Weights:
         """The factors at v."""
@@ -154,7 +155,7 @@ class _Curve(eqx.Module):
     def slope(self, y: Values) -> Values:
         """`dmu/dy = (dv/dy) / P(v)`."""
         v = self.value(y)
-        return jnp.sqrt(v**2 + self.b**2) / _times(self.sizes(v))
+        return jnp.sqrt(v**2 + self.b**2) / reduce(operator.mul, self.sizes(v))
 
     def dual(self, y: Values) -> Values:
         """mu at y, the integral of the slope from the start."""
@@ -192,17 +193,3 @@ def _everywhere(like: Values) -> tuple[Values, Values]:
     """The interval of y: e to the power of its ends overflows soon after."""
     end = jnp.full_like(like, 0.45 * np.log(float(jnp.finfo(like.dtype).max)).item())
     return -end, end
-
-
-def _times(factors: list[Values]) -> Any:
-    product = factors[0]
-    for factor in factors[1:]:
-        product = product * factor
-    return product
-
-
-def _total(terms: list[Values]) -> Any:
-    total = terms[0]
-    for term in terms[1:]:
-        total = total + term
-    return total
