@@ -293,7 +293,7 @@ class _Job(AbstractJob):
         values = self.grid.take(np.pad(group, (0, self.group_size - len(group)), mode="edge"))
         carry = self._call(_begin, self.task, values)
         fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
-        found: Any = None if checkpoint is None else checkpoint.find(fresh)
+        found: Any = None if checkpoint is None else checkpoint.find(fresh, self._is_possible)
         state: State = fresh if found is None else found
         while state[-1] < self.steps:
             state = self._step(values, state)
@@ -305,6 +305,10 @@ class _Job(AbstractJob):
         results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
         return results
+
+    def _is_possible(self, state: State) -> bool:
+        count = int(state[-1])
+        return 0 <= count <= self.steps and count % self.task.every == 0
 
     def _step(self, values: Values, state: State) -> State:
         """Trains up to the next record and returns the new state."""

@@ -68,10 +68,11 @@ class Checkpoint:
         self._store, self._group, self._every = store, group, every
         self._last, self._unwritten = time.monotonic(), None
 
-    def find(self, template: PyTree) -> PyTree | None:
+    def find(self, template: PyTree, is_possible: Callable[[Any], bool]) -> PyTree | None:
         """Reads the state of this group, structured like the template; None if there is none, or it is damaged.
 
-        Its arrays have the dtypes and shapes of the template, except that a batch may have become smaller.
+        Its arrays have the dtypes and shapes of the template, except that a batch may have become smaller. A state for
+        which `is_possible` returns False counts as damaged: its checksum fits, but this program cannot have written it.
         """
         leaves, treedef = jax.tree.flatten(template)
         layout = {str(i): _encoded_shape(leaf) for i, leaf in enumerate(leaves)}
@@ -81,7 +82,8 @@ class Checkpoint:
         smaller = {len(kept[name]) for name, shape in layout.items() if kept[name].shape != shape.shape}
         if len(smaller) > 1:
             return None
-        return jax.tree.unflatten(treedef, [_decode(kept[str(i)], leaf) for i, leaf in enumerate(leaves)])
+        state = jax.tree.unflatten(treedef, [_decode(kept[str(i)], leaf) for i, leaf in enumerate(leaves)])
+        return state if is_possible(state) else None
 
     def offer(self, state: PyTree, now: bool = False) -> None:
         """Writes the state if the last checkpoint is old enough, or if `now` is set; `write_last` writes it later."""

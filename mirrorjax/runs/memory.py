@@ -41,16 +41,16 @@ def check_room(lane_bytes: int, lanes: int, folder: Path | None) -> None:
     """Raises `ValueError`, with sizes and advice, if the results do not fit into memory, or into the given folder."""
     needed = lane_bytes * lanes
     if folder is None:
-        free, place = psutil.virtual_memory().available, "of memory are free"
+        free, place = psutil.virtual_memory().available, "of memory that are free"
         advice = 'pass store="runs/name" to keep them on disk, save fewer times, or keep smaller metrics'
     else:
         existing = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-        free, place = shutil.disk_usage(existing).free, f"are free at {existing}"
+        free, place = shutil.disk_usage(existing).free, f"that are free at {existing}"
         advice = "choose a store on a larger disk, save fewer times, or keep smaller metrics"
     if needed > 0.9 * free:
         raise ValueError(
-            f"the results of {lanes} lanes take {_text(needed)} ({_text(lane_bytes)} a lane), but {_text(free)}"
-            f" {place}; {advice}"
+            f"the results of {lanes} lanes take {_text(needed)} ({_text(lane_bytes)} a lane), more than nine tenths of "
+            f"the {_text(free)} {place}; {advice}"
         )
 
 

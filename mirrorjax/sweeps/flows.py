@@ -186,7 +186,7 @@ class _Job(AbstractJob):
 
     def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
         fresh = self.scheduler.open(group)
-        found = None if checkpoint is None else checkpoint.find(fresh)
+        found = None if checkpoint is None else checkpoint.find(fresh, lambda batch: batch.is_possible)
         batch = fresh if found is None else found
         self._tell(group, reporter, fresh, batch)
         while not np.all(batch.ended):

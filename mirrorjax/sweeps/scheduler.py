@@ -82,6 +82,19 @@ class Batch(eqx.Module):
     def running(self) -> int:
         return int(np.sum(self.slots >= 0))
 
+    @property
+    def is_possible(self) -> bool:
+        """True if each slot is empty or holds a lane of its own, one that has started and has not ended.
+
+        A read checkpoint is asked this: an index that is out of range would be clipped without an error, and a lane
+        that is in no slot would never end.
+        """
+        inside = self.slots[self.slots >= 0]
+        if np.any(self.slots < -1) or np.any(inside >= self.started.size):
+            return False
+        waiting = np.flatnonzero(self.started & np.logical_not(self.ended))
+        return np.array_equal(np.sort(inside), waiting) and not np.any(self.ended & np.logical_not(self.started))
+
 
 class Scheduler(eqx.Module):
     """Runs the lanes of one group through slots on the devices.

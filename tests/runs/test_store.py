@@ -121,6 +121,22 @@ def test_a_damaged_file_is_computed_again_alone(whole, tmp_path, damage):
     assert counter.lanes == 16
 
 
+def test_a_checkpoint_of_impossible_contents_is_computed_again(whole, tmp_path):
+    """Its checksum fits, and an index out of range would be clipped without an error."""
+    path = tmp_path / "run"
+    with pytest.raises(KeyboardInterrupt):
+        run(path, callback=Counter(stop_at=6))
+    folder = Folder(path, json.loads((path / "config.json").read_text()), process=0, resume=True)
+    file = next(path.glob("process-000/checkpoint-*.npz"))
+    with np.load(file) as archive:
+        kept = dict(archive)
+    assert kept["0"].dtype == int and kept["0"].max() < 16  # the slots, two for a group of 16
+    kept["0"] = np.full_like(kept["0"], 16)
+    folder.write("checkpoint", kept)
+    folder.close()
+    xr.testing.assert_identical(run(path, resume=True), whole[1])
+
+
 def test_before_the_first_group_every_lane_is_missing(whole, tmp_path):
     path = copy(whole, tmp_path)
     for file in path.glob("process-000/group-*.npz"):
