@@ -130,7 +130,7 @@ def test_a_checkpoint_of_impossible_contents_is_computed_again(whole, tmp_path):
     file = next(path.glob("process-000/checkpoint-*.npz"))
     with np.load(file) as archive:
         kept = dict(archive)
-    assert kept["0"].dtype == int and kept["0"].max() < 16  # the slots, two for a group of 16
+    assert kept["0"].shape == (2,)  # the slots, for a group of 16
     kept["0"] = np.full_like(kept["0"], 16)
     folder.write("checkpoint", kept)
     folder.close()
