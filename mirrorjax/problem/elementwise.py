@@ -49,7 +49,7 @@ def _depth(value: Any) -> int:
 
 
 class Hadamard(AbstractReparameterization):
-    """`x = w_1 * w_2 * ... * w_depth`, elementwise; `x = m w` at depth 2.
+    """`x = prod_i w_i` over `depth` factors, elementwise; `x = m w` at depth 2.
 
     Weights: a tuple of `depth` arrays of one shape. Depth 2 with weight decay moves from L2 to L1. Depth >= 3
     with weight decay does not commute (Theorem D.2), but weight decay normalises it: there is an R_a whose dual

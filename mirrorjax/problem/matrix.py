@@ -139,7 +139,7 @@ class MatrixProduct(AbstractReparameterization):
 
 
 class Quadratic(AbstractReparameterization):
-    """`x_i = w^T G_i w / 2`, i = 1 .. d, with symmetric G_i.
+    """`x_i = w^T G_i w / 2` for i from 1 to d, with symmetric G_i.
 
     Weights: a lone array w (D,). R_a exists when the G_i commute pairwise, and with `QuadraticForm(G_0)` when G_0
     commutes with each of them too.
