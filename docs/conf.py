@@ -22,6 +22,7 @@ shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ign
 
 project = "mirrorjax"
 author = "The mirrorjax authors"
+copyright = f"2026, {author}"
 version = release = version_of("mirrorjax")
 language = "en"
 

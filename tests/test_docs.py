@@ -1,0 +1,36 @@
+"""The API reference lists every public name, and nothing else."""
+
+import re
+from inspect import ismodule
+from pathlib import Path
+
+import mirrorjax as mj
+
+API = Path(__file__).parent.parent / "docs" / "api"
+
+
+def listed() -> set[str]:
+    text = "\n".join(page.read_text() for page in API.glob("*.md"))
+    return set(re.findall(r"^   (mirrorjax\.\S+)$", text, flags=re.MULTILINE))
+
+
+def public() -> set[str]:
+    """The names of `mirrorjax` that are no rooms, and those of the rooms `optim` and `nn`, which keep their own names."""
+    rooms = {"dynamics", "geometry", "nn", "optim", "problem", "results", "runs", "sweeps"}
+    names = {f"mirrorjax.{name}" for name in dir(mj) if name not in rooms}
+    for room in (mj.optim, mj.nn):
+        own = {name for name, value in vars(room).items() if not (name.startswith("_") or ismodule(value))}
+        names |= {f"{room.__name__}.{name}" for name in own - {"TYPE_CHECKING", "LATE", "ModuleType"}}
+    return names
+
+
+def test_every_public_name_has_an_entry():
+    missing = public() - listed()
+    assert not missing
+
+
+def test_every_entry_exists():
+    for name in listed():
+        found = mj
+        for part in name.split(".")[1:]:
+            found = getattr(found, part)
