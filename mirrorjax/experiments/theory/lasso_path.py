@@ -139,7 +139,7 @@ def time_averages(data: Data, s: np.ndarray, digits: int) -> tuple[np.ndarray, n
     sol = solve(problem, start, t1=times[-1], saveat=times, flow=MirrorFlow(), solver=Kvaerno5())
     gradients = -np.asarray(sol.mu) / np.asarray(times)[:, None]
     n = len(data.y)
-    average = np.linalg.solve(data.Z.T @ data.Z / n, (data.Z.T @ data.y / n + gradients.T))
+    average = np.linalg.solve(data.Z.T @ data.Z / n, (data.Z.T @ data.y / n)[:, None] + gradients.T)
     return average.T, gradients
 
 
