@@ -81,7 +81,13 @@ TINY = (jnp.full(6, 1e-15), jnp.zeros(6))  # A = 5e-31: x stays near 0 for long,
 ALPHAS = jnp.array([0.0, 0.1, 1.0])
 
 
-@pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Kvaerno3()], ids=["explicit", "implicit"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(diffrax.Tsit5(), id="explicit"),
+        pytest.param(diffrax.Kvaerno5(), id="implicit", marks=pytest.mark.slow),
+    ],
+)
 def test_trial_steps_that_overflow_are_rejected(solver):
     """From tiny weights the steps grow while nothing moves, until one is so long that sinh(2 Z^T eta) is infinite."""
 
@@ -93,10 +99,9 @@ def test_trial_steps_that_overflow_are_rejected(solver):
     sol = lanes(ALPHAS)
     assert np.all(status_name(sol.result) == "successful")
     assert np.all(sol.stats["rejected_steps"] > 0)
-    R = mj.legendre(mj.Hadamard(), mj.WeightDecay(0.5), TINY)
-    for x, a in zip(sol.x[:, -1], sol.a[:, -1], strict=True):
-        # The slowest direction of Z has decayed by e^-10 at t = 100.
-        np.testing.assert_allclose(x, mj.predict_limit(R, F, float(a)).x, atol=1e-3)
+    # The slowest direction of Z has decayed by e^-10 at t = 100; the solutions of Z x = y of least L1 norm are near.
+    assert np.all(sol.loss[:, -1] < 1e-6)
+    np.testing.assert_allclose(sol.x[:, -1], np.eye(6)[[0] * 3] - 0.5 * np.eye(6)[[3] * 3], atol=2e-3)
 
 
 def test_a_velocity_that_overflows_is_finite_and_huge():
@@ -121,7 +126,7 @@ def slopes(flow, solver, rtol):
 
 SOLVERS = [
     (diffrax.Kvaerno3(), 1e-7, 1e-6),
-    (diffrax.Kvaerno5(), 1e-8, 1e-6),
+    pytest.param(diffrax.Kvaerno5(), 1e-8, 1e-6, marks=pytest.mark.slow),
     pytest.param(diffrax.Kvaerno4(), 1e-8, 1e-6, marks=pytest.mark.slow),
     # First order: its error is about the square root of the tolerance.
     pytest.param(diffrax.ImplicitEuler(), 1e-5, 5e-3, marks=pytest.mark.slow),

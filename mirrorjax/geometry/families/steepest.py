@@ -170,8 +170,9 @@ def _tied_integral(value: Values, args: tuple, tangents: tuple) -> Values:
     """`dI/dx` is the integrand, and I is homogeneous: `x dI/dx + q/2 dI/d log lambda = (m + 1 - q/2) I`."""
     x, log_balance, q, m = args
     t_x, t_balance, t_q, _ = tangents
-    largest = jnp.finfo(x.dtype).max
-    slope = x**m * jnp.minimum(reciprocal_hypotenuse(_doubled_power(x, q), log_balance), largest)
+    # Near the largest float, Newton's step away from x = 0 would underflow, and 0 be taken for the root.
+    steepest = float(jnp.finfo(x.dtype).max) ** 0.5
+    slope = x**m * jnp.minimum(reciprocal_hypotenuse(_doubled_power(x, q), log_balance), steepest)
     half = q.astype(x.dtype) / 2
     change = jnp.zeros_like(value)
     if t_x is not None:
