@@ -36,7 +36,7 @@ def solve_at_infinity(
     are traced; like `predict_limit`.
     """
     ts = _save_times(how)
-    limit = _limit(problem, motion, after_switch_off(problem), how)
+    limit = _limit(problem, motion, how)
     saved = bool(np.isposinf(ts[-1]))
     finite = ts[:-1] if saved else ts
     if not finite.size:
@@ -51,18 +51,18 @@ def solve_at_infinity(
 def _save_times(how: Integration) -> np.ndarray:
     """The save times, the last of which may be `inf`. The finite ones are checked with the other options."""
     saveat = how.get("saveat")
-    ts = as_array([np.inf] if saveat is None else saveat, "saveat")
-    if not is_concrete(ts):
+    if not is_concrete(saveat):
         raise ValueError("with t1 = inf the save times must be known, got traced ones; pass a finite t1")
+    with jax.ensure_compile_time_eval():
+        ts = np.asarray(as_array([np.inf] if saveat is None else saveat, "saveat"))
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(f"saveat must be a non-empty one-dimensional array of times, got shape {ts.shape}")
-    return np.asarray(ts)
+    return ts
 
 
 def after_switch_off(problem: Problem) -> Float[Array, ""]:
     """A time after the last breakpoint. Raises `ValueError` where alpha is known not to be 0 from there on."""
-    times = problem.schedule.breakpoints.astype(float)
-    last = jnp.max(jnp.where(jnp.isfinite(times), times, 0.0), initial=0.0)
+    last = _last_breakpoint(problem)
     if refuted(lambda: _is_off(problem, last), eqx.filter(problem.schedule, eqx.is_array)):
         raise ValueError(
             f"the limit at t1 = inf needs an alpha that is switched off, and alpha({last:g}) = "
@@ -73,21 +73,27 @@ def after_switch_off(problem: Problem) -> Float[Array, ""]:
     return 2 * last + 1
 
 
+def _last_breakpoint(problem: Problem) -> Float[Array, ""]:
+    times = problem.schedule.breakpoints.astype(float)
+    return jnp.max(jnp.where(jnp.isfinite(times), times, 0.0), initial=0.0)
+
+
 def _is_off(problem: Problem, last: Float[Array, ""]) -> Array:
     """True if alpha is 0 at the last breakpoint, at which it has its value after the jump, and at later times."""
     later = last + jnp.array([0.0, 0.1, 1.0, 10.0, 1e3]) * (1 + last)
     return jnp.all(jax.vmap(problem.schedule.strength)(later) == 0)
 
 
-def _limit(problem: Problem, motion: AbstractMotion, t: Float[Array, ""], how: Integration) -> Solution:
+def _limit(problem: Problem, motion: AbstractMotion, how: Integration) -> Solution:
     """The limit as a solution whose one save time is `inf`."""
     R: AbstractLegendre = motion.limit_legendre()
+    t = after_switch_off(problem)
     a = problem.accumulated(t)
     found = predict_limit(R, problem.objective, a)
     objective = cast(AbstractMeasured, problem.objective)  # as predict_limit has checked
     w = R.weights(found.mu, a.astype(found.mu.dtype))
     point = Point(found.x, w, found.mu, objective(found.x))
-    off = RESULTS.where(_is_off(problem, (t - 1) / 2), RESULTS.successful, RESULTS.invalid_times)
+    off = RESULTS.where(_is_off(problem, _last_breakpoint(problem)), RESULTS.successful, RESULTS.invalid_times)
     valid = RESULTS.where(problem.schedule.valid(t), RESULTS.successful, RESULTS.invalid_schedule)
     whole = RESULTS.where(point.is_finite(), RESULTS.successful, RESULTS.diverged)
     result = first_of(valid, off, motion.own_status(), found.result, whole)

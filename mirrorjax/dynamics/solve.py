@@ -5,11 +5,11 @@ from typing import Unpack
 import diffrax
 import equinox as eqx
 import jax
-import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from ..calls import calling
-from ..checks import Number, as_time_scalar, refuted, require_kind, require_positive
+from ..checks import Number, as_time_scalar, is_concrete, require_kind, require_positive
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
@@ -76,8 +76,9 @@ def solve(
     """
     refuse_unknown(how, "solve")
     require_kind(problem, Problem, "problem", "a Problem(g, h, alpha, objective), the first argument before w0")
-    w0, t1, flow = as_weights(w0), as_time_scalar(t1, "t1"), choose_flow(how)
-    endless = refuted(lambda: t1 < jnp.inf, t1) and not refuted(lambda: t1 > 0, t1)  # known and +inf
+    w0, given, t1, flow = as_weights(w0), t1, as_time_scalar(t1, "t1"), choose_flow(how)
+    # The number that was given: under an outer jit the converted one is traced.
+    endless = is_concrete(given) and bool(np.isposinf(np.asarray(given)))
     if not endless:
         require_positive(t1, "t1")
     problem.check(w0, after_switch_off(problem) if endless else t1)

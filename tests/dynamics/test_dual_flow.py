@@ -23,12 +23,18 @@ def problem(alpha=0.2, t_off=1.0, objective: mj.AbstractObjective = F):
     return mj.Problem(mj.Hadamard(), mj.WeightDecay(0.5), mj.SwitchOff(alpha, t_off), objective)
 
 
-@pytest.mark.parametrize("objective", [F, mj.Logistic(Z, jnp.sign(F.y))], ids=["least squares", "logistic"])
-def test_the_dual_flow_is_the_primal_flow(objective):
-    dual, primal = (
-        mj.solve(problem(objective=objective), W0, t1=6.0, flow=flow, rtol=1e-8, saveat=[0.5, 2.0, 6.0])
-        for flow in (mj.DualFlow(), mj.PrimalFlow())
-    )
+OBJECTIVES = [
+    pytest.param(F, diffrax.Kvaerno3(), id="least squares, implicit"),
+    pytest.param(mj.Logistic(Z, jnp.sign(F.y)), diffrax.Tsit5(), id="logistic, explicit"),
+    pytest.param(mj.Logistic(Z, jnp.sign(F.y)), diffrax.Kvaerno5(), id="logistic, implicit", marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize(("objective", "solver"), OBJECTIVES)
+def test_the_dual_flow_is_the_primal_flow(objective, solver):
+    how = {"t1": 6.0, "rtol": 1e-8, "saveat": [0.5, 2.0, 6.0]}
+    dual = mj.solve(problem(objective=objective), W0, flow=mj.DualFlow(), solver=solver, **how)
+    primal = mj.solve(problem(objective=objective), W0, **how)
     for one, other in ((dual.x, primal.x), (dual.mu, primal.mu), (dual.w[0], primal.w[0])):
         np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-8)
 
@@ -68,8 +74,7 @@ def product():
 def test_matrices(parts):
     g, objective, w0, R = parts()
     p = mj.Problem(g, mj.WeightDecay(0.5), mj.SwitchOff(0.2, 1.0), objective)
-    # An explicit solver for one of them, since it compiles faster.
-    solver = diffrax.Tsit5() if parts is product else None
+    solver = diffrax.Tsit5() if parts is product else diffrax.Kvaerno3()
     dual = mj.solve(p, w0, t1=3.0, flow=mj.DualFlow(R), rtol=1e-8, solver=solver)
     primal = mj.solve(p, w0, t1=3.0, rtol=1e-8)
     np.testing.assert_allclose(dual.x, primal.x, rtol=1e-6, atol=1e-8)
