@@ -1,6 +1,7 @@
 """Steepest flows: their laws under decay, their limits, and the sign descent that they model."""
 
 import functools
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,7 @@ def problem(objective: mj.AbstractObjective = F):
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def solved(q, t1=2.0, decay="decoupled"):
+def solved(q, t1=2.0, decay: Literal["coupled", "decoupled"] = "decoupled"):
     saveat = t1 * jnp.array([0.1, 0.25, 1.0])
     return mj.solve(problem(), W0, t1=t1, saveat=saveat, flow=mj.SteepestFlow(q, decay), rtol=1e-8)
 

@@ -21,7 +21,7 @@ def test_averages_are_those_of_x_over_time():
     s = np.array([2.0])
     average, _ = time_averages(data, s, digits)
     t1 = s[0] * digits * np.log(10.0) / 2
-    start = jnp.full(6, np.sqrt(2) * 1e-2), jnp.zeros(6)
+    start = jnp.full(10, np.sqrt(2) * 1e-2), jnp.zeros(10)
     problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), 0.0, mj.LeastSquares(data.Z, data.y))
     times = np.linspace(0, t1, 4001)
     x = np.asarray(mj.solve(problem, start, t1=t1, saveat=times).x)

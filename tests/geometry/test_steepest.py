@@ -129,7 +129,7 @@ def test_strong_decay_underflows_no_number():
 def test_divergence():
     x, step = jnp.asarray(X[:4]), jnp.array([0.1, 0.5, 1e-10, 3.0])
     z = x + step
-    R = SteepestLegendre(tuple(factor[:4] for factor in W0), jnp.asarray(1.5), jnp.asarray(C))
+    R = SteepestLegendre((W0[0][:4], W0[1][:4]), jnp.asarray(1.5), jnp.asarray(C))
     direct = R.value(x, A) - R.value(z, A) - R.mirror_map(z, A) @ (x - z)
     np.testing.assert_allclose(R.bregman(x, z, A), direct, rtol=1e-6)  # the difference loses digits
 

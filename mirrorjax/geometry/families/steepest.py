@@ -156,7 +156,8 @@ def _doubled_power(x: Values, q: Float[Array, ""]) -> Values:
 
 def _mapped(x: Values, args: tuple[Values, Float[Array, ""]]) -> Values:
     """`F(x)`, for `(log balance, q)`."""
-    return _integral(x, *args, 0)
+    log_balance, q = args
+    return _integral(x, log_balance, q, 0)
 
 
 def _integral(x: Values, log_balance: Values, q: Float[Array, ""], m: int) -> Values:
