@@ -66,19 +66,23 @@ def test_a_leak_of_another_strength_is_refused():
         solve(p, w0, t1=1.0, flow=MirrorFlow(DilatedLegendre(ProductLegendre(w0), 3, jnp.asarray(0.4))))
 
 
-def test_descent_with_momentum_tends_to_the_momentum_flow():
-    """At first order in its step gamma / (1 - beta), for equal lambda."""
-    distances = []
-    for gamma, beta in ((4e-4, 0.98), (1e-4, 0.99)):
-        flow = MomentumFlow(gamma, beta)
-        assert float(flow.inertia) == pytest.approx(1.0)
-        eta = gamma / (1 - beta)
-        # optax.sgd at unit rate sums the gradients with momentum beta: times gamma it is the heavy ball.
-        descent = Descent(optax.sgd(1 - beta, momentum=beta), eta)
-        ends = [solve(problem(), W0, t1=4.0, flow=each).x[-1] for each in (flow, descent)]
-        distances.append(np.abs(ends[0] - ends[1]).max())
-    # The second step is half of the first, 0.02.
+def descended(gamma, beta):
+    """The end of descent with momentum on the clock of the flow, and its step, `eta = gamma / (1 - beta)`."""
+    eta = gamma / (1 - beta)
+    # optax.sgd at unit rate sums the gradients with momentum beta: times gamma it is the heavy ball.
+    return solve(problem(), W0, t1=4.0, flow=Descent(optax.sgd(1 - beta, momentum=beta), eta)).x[-1]
+
+
+def test_descents_of_equal_lambda_tend_to_one_path_that_of_the_momentum_flow():
+    """At first order in the step gamma / (1 - beta); a descent of another lambda is elsewhere."""
+    pairs = (4e-4, 0.98), (1e-4, 0.99)  # steps of 0.02 and 0.01
+    assert [float(MomentumFlow(*pair).inertia) for pair in pairs] == pytest.approx([1.0, 1.0])
+    flow = solve(problem(), W0, t1=4.0, flow=MomentumFlow(*pairs[0])).x[-1]
+    ends = [descended(*pair) for pair in pairs]
+    distances = [float(np.abs(end - flow).max()) for end in ends]
     assert distances[1] < 0.6 * distances[0] < 0.01
+    assert np.abs(ends[0] - ends[1]).max() < 0.01
+    assert np.abs(descended(2.5e-5, 0.9975) - ends[1]).max() > 0.1  # lambda = 4, in steps of 0.01
 
 
 def test_paths_of_equal_lambda_collapse_and_small_ones_are_gradient_flow():
