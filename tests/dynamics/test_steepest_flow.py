@@ -71,11 +71,11 @@ def arrived(rows):
 
 
 def test_the_limit_is_predicted_for_rows_of_one_size():
+    """`solve` at t1 = inf is `predict_limit` with the R of this flow."""
     sol = arrived(ROWS)
-    R = mj.SteepestFlow(1.5).legendre(mj.Hadamard(), mj.WeightDecay(C), W0)
-    limit = mj.predict_limit(R, mj.LeastSquares(ROWS, TARGETS), float(sol.a[-1]))
+    limit = mj.solve(problem(mj.LeastSquares(ROWS, TARGETS)), W0, t1=jnp.inf, flow=mj.SteepestFlow(1.5))
     # The last steps, towards a velocity of |residual|^(1/2), err by 1e-4.
-    np.testing.assert_allclose(sol.x[-1], limit.x, rtol=1e-3)
+    np.testing.assert_allclose(sol.x[-1], limit.last.x, rtol=1e-3)
 
 
 def test_the_limit_for_other_rows_moves_along_their_powers():
