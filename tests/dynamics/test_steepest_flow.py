@@ -70,6 +70,7 @@ def arrived(rows):
     return mj.solve(p, W0, t1=12.0, flow=mj.SteepestFlow(1.5))
 
 
+@pytest.mark.slow  # a root search in every step of Newton's method takes long to compile
 def test_the_limit_is_predicted_for_rows_of_one_size():
     """`solve` at t1 = inf is `predict_limit` with the R of this flow."""
     sol = arrived(ROWS)

@@ -162,8 +162,8 @@ def _mapped(x: Values, args: tuple[Values, Float[Array, ""]]) -> Values:
 
 def _integral(x: Values, log_balance: Values, q: Float[Array, ""], m: int) -> Values:
     """`int_0^x u^m (4 |u|^q + lambda^2)^(-1/2) du` for m = 0 or 1, with its derivatives by formula."""
-    frozen = freeze((x, log_balance, q))
-    return _tied_integral(_quadrature(*frozen, m), x, log_balance, q, m)
+    found = _quadrature(freeze(x), freeze(log_balance), freeze(q), m)
+    return _tied_integral(found, x, log_balance, q, m)
 
 
 @tied
