@@ -240,7 +240,7 @@ CAPTIONS = {
 }
 ERROR_CAPTION = (
     "The distance of the time average from the Lasso path. On monotone data it falls like 1/log(1/eps); on the "
-    "diabetes data it does so until an entry of s |x_lasso| falls, and not beyond."
+    "diabetes data it does so until an entry of s |x_lasso| falls (dotted), and again where it has grown back."
 )
 
 
