@@ -45,7 +45,12 @@ BELOW = {
 }
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
-    "diffrax": {"dynamics", "geometry/cells.py", "experiments/theory/sparse_coding.py"},
+    "diffrax": {
+        "dynamics",
+        "geometry/cells.py",
+        "experiments/theory/sparse_coding.py",
+        "experiments/theory/lasso_path.py",
+    },
     "lineax": {"geometry/newton.py"},
     "optax": {"dynamics/flows/descent.py", "optim", "nn/train.py", "nn/lane.py", "nn/tasks.py", "experiments"},
     "flax": {"nn", "experiments"},
@@ -59,7 +64,7 @@ DOORS = {
     "psutil": {"runs/memory.py"},
     "pooch": {"data.py"},
     "wadler_lindig": {"reprs.py"},
-    "sklearn": {"experiments/theory/dictionary.py"},
+    "sklearn": {"experiments/theory/dictionary.py", "experiments/theory/lasso_path.py"},
     "jinja2": {"experiments/core/report.py"},
     "PIL": {"experiments/networks/imagenet.py"},
     "typer": {"cli"},

@@ -54,12 +54,15 @@ class Field(eqx.Module):
         arrays, static = eqx.partition((self.motion, self.motion.clock.time(tick), y), eqx.is_array)
         motion, t, y = eqx.combine(_identity_where_finite(arrays, static), static)
         point = motion.read(t, y)
-        if metrics is None:
-            return point, point.loss
-        with calling("metrics"):
-            kept = metrics(t, point.x, point.w)
-        require_numbers(kept, "metrics")
-        return jax.tree.map(_as_float, kept), point.loss
+        return (point if metrics is None else as_numbers(metrics, t, point)), point.loss
+
+
+def as_numbers(metrics: Metrics, t: Float[Array, ""], point: Point) -> PyTree:
+    """The metrics at a point of a trajectory, as floating-point arrays."""
+    with calling("metrics"):
+        kept = metrics(t, point.x, point.w)
+    require_numbers(kept, "metrics")
+    return jax.tree.map(_as_float, kept)
 
 
 def vector_field(tick: Any, y: PyTree, args: Any) -> PyTree:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from ..geometry.base import AbstractLegendre
 from ..problem import Problem
 from ..problem.reparam import Weights
 from ..results import RESULTS, first_of
@@ -76,6 +77,16 @@ class AbstractMotion(eqx.Module):
         """
         finite = self.read(t, state).is_finite() & is_finite(self.velocity(t, state))
         return RESULTS.where(finite, RESULTS.successful, RESULTS.diverged)
+
+    def limit_legendre(self) -> AbstractLegendre:
+        """R_a of which the limit of this motion after a switch-off is the minimum, for `solve(t1=inf)`.
+
+        **Raises:** `ValueError` where the limit of this flow is not known, or there is no R_a.
+        """
+        raise ValueError(
+            f"the limit of {type(self).__name__} at t1 = inf is not known without integrating; pass a finite t1, or "
+            "flow=PrimalFlow(), MirrorFlow(), RiemannianFlow() or DualFlow() for the limit of gradient flow"
+        )
 
     def own_status(self) -> RESULTS:
         """`successful` if the numbers that this motion has beside the problem and its weights can be used."""

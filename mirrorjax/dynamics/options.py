@@ -131,7 +131,7 @@ def make_options(
     """
     require_positive(t1, "t1")
     flow.clock.check(t1, type(flow).__name__)
-    metrics = _require_metrics(how.get("metrics"))
+    metrics = require_metrics(how.get("metrics"))
     _require_adaptive(how.get("solver"))
     require_adjoint(adjoint)
     single = jnp.finfo(dtype).bits < 64
@@ -164,7 +164,7 @@ def _is_loose(rtol: Float[Array, ""], single: bool, adjoint: diffrax.AbstractAdj
     return loose and (adjoint is None or isinstance(adjoint, DIFFERENTIATES_STEPS))
 
 
-def _require_metrics(metrics: Any) -> Metrics | None:
+def require_metrics(metrics: Any) -> Metrics | None:
     """The metrics. Raises `ValueError` unless they are `None` or a function that can be called with (t, x, w)."""
     if metrics is None:
         return None

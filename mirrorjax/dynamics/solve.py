@@ -5,14 +5,16 @@ from typing import Unpack
 import diffrax
 import equinox as eqx
 import jax
+import numpy as np
 from jaxtyping import PyTree
 
 from ..calls import calling
-from ..checks import Number, as_time_scalar, require_kind, require_positive
+from ..checks import Number, as_time_scalar, is_concrete, require_kind, require_positive
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
 from .adjoints import choose_adjoint
+from .at_infinity import after_switch_off, solve_at_infinity
 from .integrate import integrate
 from .motion import state_dtype
 from .options import Integration, choose_flow, make_options, refuse_unknown, with_integration
@@ -39,7 +41,12 @@ def solve(
 
     - `problem`: a `Problem`.
     - `w0`: initial weights, a pytree that `problem.g` accepts.
-    - `t1`: the last time, in units of the flow: gradient descent with step size eta advances eta a step.
+    - `t1`: the last time, in units of the flow: gradient descent with step size eta advances eta a step. `jnp.inf` asks
+      for the limit of a flow whose alpha is switched off: only the finite `saveat` are integrated, the limit is that of
+      `predict_limit` and not integrated, `sol.last` and `sol.t_end` are at infinity, and so is a last save time of
+      `inf` (the only one unless told otherwise). Its mu is `grad R_a(x)`, which is `-int grad f dt` unless R leaks. It
+      is refused where no limit is known: alpha that is not switched off, objectives without interpolation such as
+      `Logistic`, other flows than gradient flow, pairs without R_a.
     - `adjoint`: how the steps are differentiated: `diffrax.RecursiveCheckpointAdjoint()` in reverse mode,
       `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for both together, as in
       `jax.hessian`. Chosen by the transformations around the call, as far as they show: outside a `jax.jit` around it
@@ -70,11 +77,17 @@ def solve(
     """
     refuse_unknown(how, "solve")
     require_kind(problem, Problem, "problem", "a Problem(g, h, alpha, objective), the first argument before w0")
-    w0, t1, flow = as_weights(w0), as_time_scalar(t1, "t1"), choose_flow(how)
-    require_positive(t1, "t1")
-    problem.check(w0, t1)
+    w0, given, t1, flow = as_weights(w0), t1, as_time_scalar(t1, "t1"), choose_flow(how)
+    # The number that was given: under an outer jit the converted one is traced.
+    endless = is_concrete(given) and bool(np.isposinf(np.asarray(given)))
+    if not endless:
+        require_positive(t1, "t1")
+    problem.check(w0, after_switch_off(problem) if endless else t1)
     problem = problem.capture(w0)
     motion = flow.prepare(problem, w0)
+    if endless:
+        solution = solve_at_infinity(problem, motion, flow, adjoint, how)
+        return require_success(solution, solution.result) if throw else solution
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
     adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
     options = make_options(flow, motion, dtype, t1, how, adjoint)

@@ -51,6 +51,17 @@ _TABLE = (
         seed=1,
     ),
     Experiment(
+        "lasso-path",
+        "Past the paper: the time average of x from an infinitesimal start, and the Lasso path.",
+        f"{__package__}.theory.lasso_path:run",
+        extra="sparse-coding",
+    ),
+    Experiment(
+        "rank",
+        "Past the paper: weight decay balances the factors of a matrix and lowers its rank.",
+        f"{__package__}.theory.rank:run",
+    ),
+    Experiment(
         "lora",
         "Fig. 4, Table 5: the LoRA products of a GPT-2 under weight decay that is switched off.",
         f"{__package__}.networks.lora:run",

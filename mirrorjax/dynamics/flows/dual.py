@@ -26,15 +26,19 @@ State = Float[Array, " n"]
 class DualFlow(AbstractFlow):
     """`d eta/dt = -grad loss(Zx) - alpha lambda eta`, `x = grad R_a^*(Z^T eta)`: the flow in the data's space.
 
-    lambda is the `leak` of R, 0 in the paper's theory.
+    lambda is the `leak` of R, 0 in the paper's theory. x may be a vector or a matrix, and the loss any function of Zx.
 
     For least squares it is the gradient flow of the convex dual `eta -> Q_a(Z^T eta) - <eta, y>`. Its Jacobian is
     `-loss'' Z Hess Q_a Z^T`, n x n, so that an implicit solver costs one factorization a step however many weights
-    there are: `diffrax.Kvaerno5()`, the default, goes to t = 1e5 in a few hundred steps.
+    there are: `diffrax.Kvaerno5()`, the default, goes to t = 1e5 in a few hundred steps. An explicit solver is as good
+    as long as the flow is not stiff, up to t of some hundreds. A trial step so long that x overflows is rejected.
+
+    The factorization is diffrax's, an LU. A Cholesky factor, for losses with loss'' a multiple of the identity, saves
+    7 % of the time at n = 40 and 10 to 15 % at n = 150, since the products of the Jacobian take most of it.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
-    **Raises:** from `solve`, `ValueError` for an objective that is not one of measurements Z x, and where (g, h, w0)
-    has no R_a, or the given one starts elsewhere.
+    **Raises:** from `solve`, `ValueError` for an objective that is not one of measurements Z x, where (g, h, w0) has no
+    R_a or one whose leak is no scalar, and where the given R is not that of the problem.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.11, for mu in range(Z^T).
     """

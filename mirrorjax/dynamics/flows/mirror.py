@@ -83,6 +83,9 @@ class AbstractGeometricMotion(AbstractMotion):
         """`a_t`, in the dtype of the state."""
         return self.problem.accumulated(t).astype(self.x0.dtype)
 
+    def limit_legendre(self) -> AbstractLegendre:
+        return self.R
+
     def own_status(self) -> RESULTS:
         return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
 

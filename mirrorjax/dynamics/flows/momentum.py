@@ -20,10 +20,12 @@ from .gradients import Gradients, gradients
 class MomentumFlow(AbstractFlow):
     """`lambda w'' + w' = -grad_w [f(g(w)) + alpha(t) h(w)]`, lambda = gamma / (1 - beta)^2: the heavy ball, from rest.
 
-    Descent with learning rate gamma and momentum beta is a discretization of first order of this flow, with steps of
-    gamma / (1 - beta) units of time. Its path depends on gamma and beta through lambda alone; lambda = 0, for beta = 0
-    and gamma -> 0, is gradient flow. Where R_a exists and lambda is not small, the flow leaves the mirror flow: mu,
-    `-int grad f(x) dt`, is recorded and is not `grad R_a(x)`.
+    Theorem: descent with learning rate gamma and momentum beta is a discretization of first order of this flow, with
+    steps of gamma / (1 - beta) units of time, so that for small steps runs of equal lambda follow one path. The flow
+    itself depends on gamma and beta through lambda alone, and tends to gradient flow as lambda -> 0.
+
+    Measured: where R_a exists and lambda is not small, the flow leaves the mirror flow. mu, `-int grad f(x) dt`, is
+    recorded and is not `grad R_a(x)`.
 
     **Arguments:** `gamma`: the learning rate > 0; `beta`: the momentum, in [0, 1).
     **Raises:** `ValueError` for numbers outside these ranges; from `solve`, for a regularizer that is not

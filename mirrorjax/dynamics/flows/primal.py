@@ -7,6 +7,8 @@ import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from ...geometry.base import AbstractLegendre
+from ...geometry.legendre import legendre
 from ...problem import Problem
 from ...problem.reparam import Weights
 from ...results import RESULTS
@@ -102,6 +104,9 @@ class PrimalMotion(AbstractMotion):
     def read(self, t: Time, state: PrimalState) -> Point:
         point = self.weights.read(t, state.position)
         return Point(point.x, point.w, state.mu, point.loss)
+
+    def limit_legendre(self) -> AbstractLegendre:
+        return legendre(self.problem.g, self.problem.h, self.w0)
 
     def status(self, t: Time, t1: Time, state: PrimalState) -> RESULTS:
         return finite_status(state)
