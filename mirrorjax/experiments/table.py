@@ -51,6 +51,11 @@ _TABLE = (
         seed=1,
     ),
     Experiment(
+        "discrete",
+        "Past the paper: what decay, step size and noise each add to the bias of a training run.",
+        f"{__package__}.theory.discrete:run",
+    ),
+    Experiment(
         "lora",
         "Fig. 4, Table 5: the LoRA products of a GPT-2 under weight decay that is switched off.",
         f"{__package__}.networks.lora:run",

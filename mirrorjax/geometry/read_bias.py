@@ -6,7 +6,6 @@ Legendre class has the formula, `bias_at`; other differences `x = g_u(u) - g_v(v
 """
 
 from collections.abc import Callable
-from functools import reduce
 
 import equinox as eqx
 import jax
@@ -144,7 +143,8 @@ def _require_alike(w: Weights, w0: Weights) -> None:
 
 def _widened(*trees: Weights) -> tuple[Weights, ...]:
     """The weights in the widest of their dtypes, and at least in float32, which holds half precision exactly."""
-    dtype = reduce(jnp.promote_types, (leaf.dtype for leaf in jax.tree.leaves(trees)), jnp.dtype(jnp.float32))
+    dtypes = [jnp.dtype(jnp.float32), *(leaf.dtype for leaf in jax.tree.leaves(trees))]
+    dtype = max(dtypes, key=lambda dtype: jnp.finfo(dtype).nmant)
     return jax.tree.map(lambda leaf: leaf.astype(dtype), trees)
 
 
