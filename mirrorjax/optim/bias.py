@@ -231,14 +231,17 @@ def _grown(pairs: PyTree, sums: PyTree, before: PyTree, after: PyTree) -> PyTree
 
 
 def _require_pair(tensors: Any) -> None:
-    shapes = [getattr(leaf, "shape", None) for leaf in tensors] if isinstance(tensors, tuple | list) else []
-    floating = all(jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in tensors) if None not in shapes else False
-    if len(shapes) != 2 or shapes[0] != shapes[1] or not floating:
-        got = f"a {type(tensors).__name__} of shapes {shapes}" if shapes else f"a {type(tensors).__name__}"
-        raise ValueError(
-            f"track_bias follows pairs (m, w) of floating-point arrays of one shape, got {got}; give pairs=, a tree of "
-            "booleans with True at each pair, such as split.factored"
-        )
+    """Raises `ValueError` unless the tensors are two floating-point arrays of one shape."""
+    if isinstance(tensors, tuple | list) and len(tensors) == 2:
+        first, second = tensors
+        floating = all(jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating) for leaf in tensors)
+        if floating and first.shape == second.shape:
+            return
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tensors)]
+    raise ValueError(
+        f"track_bias follows pairs (m, w) of floating-point arrays of one shape, got a {type(tensors).__name__} of "
+        f"shapes {shapes}; give pairs=, a tree of booleans with True at each pair, such as split.factored"
+    )
 
 
 def _zero(pair: Pair) -> Sum:
