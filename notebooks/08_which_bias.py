@@ -98,7 +98,7 @@ def tracked(build, eta, coupled):
 runs = {
     "gradient descent": train(tracked(optax.sgd, 0.2, True), steps),
     "SGD": train(tracked(optax.sgd, 0.05, True), steps, batch=4),
-    "SGD, noisy labels": train(tracked(optax.sgd, 0.05, True), steps, batch=4, label_noise=0.5),
+    "SGD, noisy labels": train(tracked(optax.sgd, 0.05, True), steps, batch=4, label_noise=1.0),
     "AdamW": train(tracked(optax.adam, 0.005, False), steps, batch=4),
 }
 
@@ -127,19 +127,21 @@ for name, (weights, parts) in runs.items():
 # %%
 figure, axes = plt.subplots(1, len(runs), figsize=(13, 3.6), sharey=True)
 for axis, (name, bias) in zip(axes, biases.items(), strict=True):
-    axis.hist(np.asarray(bias.a)[5:], bins=25, color="0.7", label="others")
-    axis.hist(np.asarray(bias.a)[:5], bins=10, color="C1", label="where x* = 1")
+    a = np.asarray(bias.a)
+    edges = np.linspace(np.nanmin(a), max(np.nanmax(a), a_flow), 31)
+    axis.hist([a[:5], a[5:]], bins=edges, stacked=True, color=["C1", "0.7"], label=["where x* = 1", "others"])
     axis.axvline(a_flow, color="C0", linestyle="--", label="the flow")
-    axis.set(title=name, xlabel="$a_i$", yscale="log")
+    axis.set(title=name, xlabel="$a_i$")
+    axis.locator_params(axis="x", nbins=4)
 axes[0].set_ylabel("coordinates")
 axes[0].legend()
 plt.show()
 
 # %% [markdown]
-# **Where it came from.** Decay does the same to every coordinate, `log|1 - 2 eta alpha| / 2` a step. Finite steps of
+# **Where it came from.** Decay does the same to every coordinate, $\frac12 \log |1 - 2 \eta \alpha|$ a step. Steps of
 # gradient descent multiply $uv$ by $1 - (\eta g)^2$, so they lower $a$ a little; noise does the same on average, and
-# noise on the labels, which does not fade as the data are fitted, does as much as decay itself. Adam is another thing:
-# its steps *raise* $a$ where they all have one sign.
+# noise on the labels, which does not fade as the data are fitted, lowers it much more. Adam is another thing: it moves
+# $m$ and $w$ by the same length, so that one of $u$ and $v$ grows and the other stays. That *raises* $a$.
 
 # %%
 figure, axis = plt.subplots(figsize=(8, 4))
@@ -152,6 +154,7 @@ for place, (_, parts) in enumerate(runs.values()):
         axis.bar(at, middle, 0.22, color=color, label=label, yerr=[[middle - low], [high - middle]], capsize=3)
 axis.axhline(0, color="k", linewidth=0.8)
 axis.set_xticks(range(len(runs)), runs)
+axis.set_yscale("symlog", linthresh=0.01)
 axis.set(ylabel="part of $a_i$", title="Median over coordinates, with the range of 90 %")
 axis.legend()
 plt.show()
