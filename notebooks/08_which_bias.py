@@ -91,15 +91,22 @@ def decay(eta, steps):
 steps = 2000 if short else 8000
 
 
-def tracked(build, eta, coupled):
-    return optim.track_bias(build(eta), decay(eta, steps), step_size=eta, coupled=coupled, noise=True)
+def descent(eta):
+    """Gradient descent with coupled decay: the optimizer sees its gradient."""
+    return optim.track_bias(optax.sgd(eta), decay(eta, steps), step_size=eta, coupled=True, noise=True)
+
+
+def adamw(eta, steps):
+    """Adam with decoupled decay, and a learning rate that falls to 0, half as large in the mean."""
+    rate = optax.cosine_decay_schedule(eta, steps)
+    return optim.track_bias(optax.adam(rate), decay(eta / 2, steps), step_size=rate, coupled=False, noise=True)
 
 
 runs = {
-    "gradient descent": train(tracked(optax.sgd, 0.2, True), steps),
-    "SGD": train(tracked(optax.sgd, 0.05, True), steps, batch=4),
-    "SGD, noisy labels": train(tracked(optax.sgd, 0.05, True), steps, batch=4, label_noise=1.0),
-    "AdamW": train(tracked(optax.adam, 0.005, False), steps, batch=4),
+    "gradient descent": train(descent(0.2), steps),
+    "SGD": train(descent(0.05), steps, batch=4),
+    "SGD, noisy labels": train(descent(0.05), steps, batch=4, label_noise=1.0),
+    "AdamW": train(adamw(0.01, 4000), 4000, batch=4),
 }
 
 # %% [markdown]

@@ -38,7 +38,8 @@ def read_bias(g: AbstractReparameterization, h: AbstractRegularizer, w0: Weights
         4 c a_i = log|u v / (u0 v0)|,    2 mu_i = log|u / u0| - log|v / v0|
 
     It works under `jax.jit`, `jax.vmap` and `jax.grad`. Both numbers carry the rounding of the weights: where m and w
-    agree to k digits, v has lost k digits.
+    agree to k digits, v has lost k digits. For power, log and exp differences, weights far along mu may have an
+    a_i at which psi(0, a_i) does not exist; the methods of R refuse such an a_i.
 
     **Arguments:**
 

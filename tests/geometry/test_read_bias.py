@@ -135,6 +135,14 @@ def test_every_coordinate_has_its_own_status():
     assert list(mj.status_name(flat.result))[3:5] == ["balanced", "diverged"]
 
 
+def test_a_time_that_the_quadrature_misses_has_a_status():
+    # int du / (4 u^3) from 1 to 1e-6 needs nodes near 0; from 1 to 2 it does not.
+    g = mj.Separable(lambda u: u**4, lambda v: v)
+    bias = mj.read_bias(*of(g), (jnp.ones(2), jnp.ones(2)), (jnp.array([1e-6, 2.0]), jnp.ones(2)))
+    assert list(mj.status_name(bias.result)) == ["not_converged", "successful"]
+    np.testing.assert_allclose(bias.a[1] * 2 * C, (1 - 2**-2) / 8, rtol=1e-14)
+
+
 def test_a_bad_coordinate_leaves_the_derivatives_of_the_others():
     m, w = START[0], START[1].at[0].set(5.0)
 
