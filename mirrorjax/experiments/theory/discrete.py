@@ -40,9 +40,9 @@ class Method:
     """An optimizer with the choices of its runs.
 
     `build`: learning rate -> optimizer; `largest`: the largest learning rate; `batch`: rows of the data a step, drawn
-    anew, or all; `coupled`: the kind of decay; `time`, `quick_time`: the sum of its learning rates, by preset; `gain`: how far the weights move
-    in a unit of that time, 1 / (1 - beta) for momentum; `cosine`: True for a learning rate that falls to 0;
-    `label_noise`: the standard deviation of noise on the labels while there is decay.
+    anew, or all; `coupled`: the kind of decay; `time`, `quick_time`: the sum of its learning rates, by preset; `gain`:
+    how far the weights move in a unit of that time, 1 / (1 - beta) for momentum; `cosine`: True for a learning rate
+    that falls to 0; `label_noise`: the standard deviation of noise on the labels while there is decay.
     """
 
     name: str
