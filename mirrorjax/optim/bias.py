@@ -234,7 +234,7 @@ def _require_pair(tensors: Any) -> None:
     """Raises `ValueError` unless the tensors are two floating-point arrays of one shape."""
     if isinstance(tensors, tuple | list) and len(tensors) == 2:
         first, second = tensors
-        floating = all(jnp.issubdtype(getattr(leaf, "dtype", None), jnp.floating) for leaf in tensors)
+        floating = all(hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in tensors)
         if floating and first.shape == second.shape:
             return
     shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tensors)]

@@ -8,7 +8,6 @@ import pytest
 from scipy.integrate import solve_ivp
 
 import mirrorjax as mj
-from mirrorjax.geometry.registry import closed_form
 
 C = 0.7
 HADAMARD, DECAY = mj.Hadamard(), mj.WeightDecay(C)
@@ -100,7 +99,7 @@ def run(optimizer, loss):
 def test_psi_gives_the_weights_of_any_optimizer_back(runs, name):
     bias = mj.read_bias(HADAMARD, DECAY, START, runs[name])
     assert bool(jnp.all(bias.ok))
-    psi_of = lambda w0, mu, a: closed_form(HADAMARD, DECAY, w0).weights_at(mu, a)  # noqa: E731
+    psi_of = lambda w0, mu, a: mj.legendre(HADAMARD, DECAY, w0).weights_at(mu, a)  # noqa: E731
     back = jax.vmap(psi_of)(START, bias.mu, bias.a)
     np.testing.assert_allclose(np.stack(back), np.stack(runs[name]), rtol=1e-12, atol=1e-13)
     # The definition, in numpy.
@@ -168,6 +167,6 @@ def test_single_precision_keeps_what_the_weights_hold():
     bias = mj.read_bias(HADAMARD, DECAY, w0, w)
     assert bias.a.dtype == jnp.float32
     # m + w and m - w are rounded once, logarithms of order one once.
-    np.testing.assert_allclose(bias.a, exact, atol=4 * np.finfo(np.float32).eps / C)
+    np.testing.assert_allclose(bias.a, exact, atol=4 * float(np.finfo(np.float32).eps) / C)
     half = mj.read_bias(HADAMARD, DECAY, w0, jax.tree.map(lambda leaf: leaf.astype("bfloat16"), w))
     assert half.a.dtype == jnp.float32

@@ -73,7 +73,9 @@ def test_noisy_gradient_descent_has_the_product_formula(noisy_descent):
     np.testing.assert_allclose(4 * read(w).a, np.sum(decay + shrink(g), axis=0), rtol=1e-12)
     np.testing.assert_allclose(4 * parts.decay, np.full(D, np.sum(decay)), rtol=1e-12)
     np.testing.assert_allclose(4 * parts.step, np.sum(shrink(mean), axis=0), rtol=1e-11)
-    np.testing.assert_allclose(4 * parts.noise, np.sum(shrink(g) - shrink(mean), axis=0), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(
+        4 * np.asarray(parts.noise), np.sum(shrink(g) - shrink(mean), axis=0), rtol=1e-11, atol=1e-13
+    )
     assert np.all(np.asarray(parts.noise) < 0)
     # With c != 1 the strengths are c alpha: a is 1/c of that, mu the same.
     scaled = mj.read_bias(mj.Hadamard(), mj.WeightDecay(0.7), START, w)
@@ -131,6 +133,6 @@ def test_single_precision_accumulates_small_parts():
     parts = optim.accumulated_bias(state)
     exact = np.sum(np.log1p(-((1e-3 * g) ** 2)), axis=0) / 4
     # Each step rounds m and w by half an eps of numbers of order one, which is part of the update that is measured.
-    np.testing.assert_allclose(parts.total, exact, atol=np.finfo(np.float32).eps * STEPS**0.5)
+    np.testing.assert_allclose(parts.total, exact, atol=float(np.finfo(np.float32).eps) * STEPS**0.5)
     start = jax.tree.map(lambda leaf: leaf.astype("float32"), START)
-    np.testing.assert_allclose(parts.total, read(w, start).a, atol=4 * np.finfo(np.float32).eps)
+    np.testing.assert_allclose(parts.total, read(w, start).a, atol=4 * float(np.finfo(np.float32).eps))
