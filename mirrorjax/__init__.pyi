@@ -36,6 +36,7 @@ from .geometry import (
     VERDICT as VERDICT,
     AbstractLegendre as AbstractLegendre,
     AbstractSeparableLegendre as AbstractSeparableLegendre,
+    Bias as Bias,
     Limit as Limit,
     Recovered as Recovered,
     Report as Report,
@@ -49,6 +50,7 @@ from .geometry import (
     legendre as legendre,
     local_exponent as local_exponent,
     predict_limit as predict_limit,
+    read_bias as read_bias,
     register_legendre as register_legendre,
 )
 from .problem import (

@@ -32,6 +32,7 @@ class Line:
     color: Any = None  # as matplotlib takes it; None for the next of the palette
     marker: tuple[float, float] | None = None  # a point to mark on it
     spread: np.ndarray | None = None  # half the height of a band around it, e.g. a standard deviation
+    filled: bool = False  # shade the area down to 0, as under a histogram
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         if line.spread is not None:
             low, high = line.y - line.spread, line.y + line.spread
             axis.fill_between(line.x, low, high, color=chosen, alpha=0.15, linewidth=0)
+        if line.filled:
+            axis.fill_between(line.x, 0, line.y, color=chosen, alpha=0.2, linewidth=0)
         if line.marker is not None:
             axis.plot(*line.marker, "o", color=chosen, markersize=5)
     for time in panel.events:

@@ -32,6 +32,8 @@ class RESULTS(eqx.Enumeration):
     - `not_converged`: an inversion or a minimisation did not reach its tolerance.
     - `invalid_strength`: the accumulated regularization a is positive, NaN or infinite.
     - `overflow`: x or mu exceeds the largest number of its dtype.
+    - `other_orthant`: trained weights changed their sign against w0, which no flow does.
+    - `balanced`: w0 or the trained weights lie where mu and a are not determined, such as |m| = |w| for x = m w.
     """
 
     successful = "Successful: the end was reached, and every number is finite."
@@ -62,7 +64,7 @@ class RESULTS(eqx.Enumeration):
     )
     invalid_weights = (
         "The initial weights hold NaN or infinite entries, or lie where f(g(w)) or the velocity of the flow is not "
-        "finite."
+        "finite, or admit no R_a."
     )
     invalid_legendre = (
         "The given R is not the Legendre function of the problem's g, h and initial weights, so the flow would be "
@@ -93,6 +95,14 @@ class RESULTS(eqx.Enumeration):
     overflow = (
         "The answer exceeds the largest number of its dtype: mu or a is too large. Use float64, or a smaller |mu| "
         "or |a|."
+    )
+    other_orthant = (
+        "The trained weights changed their sign against w0 (for x = m w: m + w or m - w did), which no flow does: a "
+        "step was too long there, so no mu and a lead from w0 to them. Use a smaller learning rate, or take a later w0."
+    )
+    balanced = (
+        "w0 or the trained weights lie on the boundary where mu and a are not determined: a factor is 0, or |m| = |w| "
+        "for x = m w. Start from unbalanced weights; entries that decayed to 0 have no a."
     )
 
 

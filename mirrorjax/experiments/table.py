@@ -62,6 +62,11 @@ _TABLE = (
         f"{__package__}.theory.rank:run",
     ),
     Experiment(
+        "discrete",
+        "Past the paper: what decay, step size and noise each add to the bias of a training run.",
+        f"{__package__}.theory.discrete:run",
+    ),
+    Experiment(
         "lora",
         "Fig. 4, Table 5: the LoRA products of a GPT-2 under weight decay that is switched off.",
         f"{__package__}.networks.lora:run",

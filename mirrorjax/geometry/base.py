@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from ..checks import Number, Numbers, require_kind
 from ..problem.reparam import Weights
+from .bias import Bias
 from .divergence import divergence, envelope
 from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
 
@@ -82,6 +83,14 @@ class AbstractLegendre(eqx.Module):
         """`argmin R_a` with a status for each point."""
         like = self.point_like()
         return self.primal_at(jnp.zeros(like.shape, like.dtype), a)
+
+    def bias_at(self, w: Weights) -> Bias:
+        """`(mu_i, a_i)` with `psi(mu_i, a_i) = w` in coordinate i. Raises `ValueError` for families without a rule."""
+        raise ValueError(f"{type(self).__name__} has no rule that reads mu and a off the weights of a coordinate")
+
+    def dilated_bias_at(self, w: Weights, scale: Float[Array, ""]) -> Bias:
+        """`bias_at` for the weight decay `scale |w|^2` where it only dilates g. Raises `ValueError` without a rule."""
+        raise ValueError(f"{type(self).__name__} has no rule that reads mu and a off decayed weights of a coordinate")
 
     @property
     def separable(self) -> bool:

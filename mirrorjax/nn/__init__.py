@@ -9,6 +9,7 @@ import importlib
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from .bias import read_bias as read_bias
 from .initial import initial_weights as initial_weights
 from .reparameterize import Reparameterization as Reparameterization, reparameterize as reparameterize
 from .rules import AbstractRule as AbstractRule, Factored as Factored, Frozen as Frozen, LowRank as LowRank

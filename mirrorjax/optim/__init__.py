@@ -1,6 +1,7 @@
 """Optax transformations that bring the theory into a training loop. Importing this package imports optax."""
 
 from ..paths import path_mask as path_mask
+from .bias import BiasParts as BiasParts, accumulated_bias as accumulated_bias, track_bias as track_bias
 from .clock import ClockState as ClockState
 from .decay import (
     coupled_weight_decay as coupled_weight_decay,

@@ -15,7 +15,9 @@ from ...problem import (
     WeightDecay,
 )
 from ...problem.reparam import Weights
+from ...results import RESULTS
 from ..base import AbstractLegendre
+from ..bias import Bias, Move, bias_of, finite_status
 from ..divergence import graft
 from ..points import Recovered, Strength
 from ..registry import register_legendre
@@ -59,6 +61,17 @@ class PowerDifferenceLegendre(AbstractLevelLegendre):
 
     def factor(self, level: Values) -> Values:
         return level ** (-1 / (2 * self.k - 2))
+
+    def dilated_bias_at(self, w: Weights, scale: Float[Array, ""]) -> Bias:
+        """`e^((2k-2) s) = T0 / T` with `s = 2ca` and T = P + S, and `mu = (U0 S - V0 P) / (K T0)`."""
+        moves = (self.u0, w[0]), (self.v0, w[1])
+
+        def read(plus: Move, minus: Move) -> tuple[Values, Values]:
+            (U, P), (V, S) = (tuple(map(self.level, move)) for move in (plus, minus))
+            a = log_ratio(U + V, P + S) / (2 * (2 * self.k - 2) * scale.astype(U.dtype))
+            return (U / (U + V) * S - V / (U + V) * P) / self.rate, a
+
+        return bias_of(moves, read, self.reached(*moves))
 
     def potential_terms(self, mu: Values, a: Strength) -> Values:
         u, v = self.flow(mu, a)
@@ -243,6 +256,9 @@ class ExpDifferenceLegendre(AbstractLevelLegendre):
 
     def level(self, factor: Values) -> Values:
         return jnp.exp(-factor)
+
+    def reached(self, *moves: Move) -> RESULTS:
+        return finite_status(*moves)  # factors of either sign
 
     def factor(self, level: Values) -> Values:
         return -jnp.log(level)

@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from ...problem.reparam import Weights
 from ..base import AbstractLegendre
+from ..bias import Bias
 from ..points import Point, Recovered, Strength
 from .separable import scaled_strength
 
@@ -65,6 +66,9 @@ class DilatedLegendre(AbstractLegendre):
         lower, upper = self.undecayed.dual_interval_at(0.0)
         factor = jnp.exp((2 - self.degree) * self._dilation(a, lower))
         return factor * lower, factor * upper
+
+    def bias_at(self, w: Weights) -> Bias:
+        return self.undecayed.dilated_bias_at(w, self.scale)
 
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         self.undecayed.check_measurements(rows)

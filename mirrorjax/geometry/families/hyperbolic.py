@@ -14,6 +14,7 @@ from ...problem import AbstractRegularizer, Compatible, Hadamard, Square, Weight
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..base import AbstractLegendre
+from ..bias import Bias, Move, bias_of, orthant_status, require_start
 from ..divergence import tie_value
 from ..points import Recovered, Strength, shape_of
 from ..registry import register_legendre
@@ -33,6 +34,7 @@ from .stable import (
     entropy_bregman,
     hyperbolic_bregman,
     hyperbolic_entropy,
+    log_ratio,
     reciprocal_hypotenuse,
     scaled_cosh,
     scaled_sinh,
@@ -43,6 +45,11 @@ Interval = tuple[Values, Values]
 
 def _everywhere(like: Values) -> Interval:
     return jnp.full_like(like, -jnp.inf), jnp.full_like(like, jnp.inf)
+
+
+def _growth(start: Values, end: Values) -> Values:
+    """`log|end / start|`, with all its digits also where they are close."""
+    return log_ratio(jnp.abs(end), jnp.abs(start))
 
 
 def _guarded(*factors: Values) -> tuple[Values, ...]:
@@ -75,6 +82,21 @@ class AbstractHyperbolicLegendre(AbstractSeparableLegendre):
     @abc.abstractmethod
     def start(self) -> Values:
         """`x0 = g(w0)`."""
+
+    @abc.abstractmethod
+    def moves(self, w: Weights) -> tuple[Move, Move]:
+        """`(u0, u)` and `(v0, v)`, up to a common factor, for trained weights w."""
+
+    def bias_at(self, w: Weights) -> Bias:
+        """`4 c a = log|u v / (u0 v0)|`, `p mu = log|u / u0| - log|v / v0|`."""
+        moves = self.moves(w)
+
+        def read(plus: Move, minus: Move) -> tuple[Values, Values]:
+            up, down = _growth(*plus), _growth(*minus)
+            # Divided before they are added, so that two long ones do not overflow.
+            return up / self.gain - down / self.gain, (up / 4 + down / 4) / self.scale.astype(up.dtype)
+
+        return bias_of(moves, read, require_start(positive(*self.sizes()), orthant_status(*moves)))
 
     def tilt(self) -> Values:
         """`l = log |u0/v0|`."""
@@ -152,6 +174,9 @@ class HadamardLegendre(AbstractHyperbolicLegendre):
         u, v = u0 * jnp.exp(mu + decay), v0 * jnp.exp(decay - mu)
         return (u + v) / np.sqrt(2).item(), (u - v) / np.sqrt(2).item()
 
+    def moves(self, w: Weights) -> tuple[Move, Move]:
+        return (self.m0 + self.w0, w[0] + w[1]), (self.m0 - self.w0, w[0] - w[1])
+
 
 class SquareDifferenceLegendre(AbstractHyperbolicLegendre):
     """`R_a(x) = sum (x arcsinh(x/A) - sqrt(x^2 + A^2) - l x)/4` for x = u^2 - v^2, h = c(u^2 + v^2).
@@ -182,6 +207,9 @@ class SquareDifferenceLegendre(AbstractHyperbolicLegendre):
     def flow(self, mu: Values, a: Strength) -> Weights:
         decay = 2 * scaled_strength(self.scale, a, mu)
         return self.u0 * jnp.exp(2 * mu + decay), self.v0 * jnp.exp(decay - 2 * mu)
+
+    def moves(self, w: Weights) -> tuple[Move, Move]:
+        return (self.u0, w[0]), (self.v0, w[1])
 
 
 class SquareLegendre(AbstractSeparableLegendre):

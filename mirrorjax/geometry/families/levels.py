@@ -22,6 +22,7 @@ from jaxtyping import Array, Float
 from ...checks import freeze
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
+from ..bias import Bias, Move, bias_of, from_times, orthant_status, require_start
 from ..divergence import graft
 from ..points import Strength, shape_of
 from ..tied import tied
@@ -160,6 +161,21 @@ class AbstractLevelLegendre(AbstractSeparableLegendre):
     def flow(self, mu: Values, a: Strength) -> Weights:
         P, S = self.levels(mu, a)
         return self.factor(P), self.factor(S)
+
+    def bias_at(self, w: Weights) -> Bias:
+        """`2 c a = ((phi(u0) - phi(u)) + (phi(v0) - phi(v))) / K`, and 2 mu is the difference of the two."""
+        moves = (self.u0, w[0]), (self.v0, w[1])
+
+        def read(plus: Move, minus: Move) -> tuple[Values, Values]:
+            times = [(self.level(start) - self.level(end)) / self.rate for start, end in (plus, minus)]
+            return from_times(times[0], times[1], self.scale)
+
+        return bias_of(moves, read, self.reached(*moves))
+
+    def reached(self, *moves: Move) -> RESULTS:
+        """The status of weights after training, each factor with its start."""
+        starts = positive(*(self.level(start) for start, _ in moves))
+        return require_start(starts, orthant_status(*moves))
 
     def value_at(self, x: Values, mu: Values, a: Strength) -> Float[Array, ""]:
         R, x_, mu_, a_ = freeze((self, x, mu, a))
