@@ -216,25 +216,21 @@ def test_contracting():
     assert not below_one.theorem_3_10
 
 
-def test_contracting_down_to_the_a_that_is_asked_for():
-    """`h = log u + log v` falls as the weights do: it is positive at w, negative where u^2 = u0^2 + 2a < 1."""
+def test_log_differences_contract_down_to_some_a_and_fail_definition_3_7():
+    """`h = log u + log v` falls as the weights do: it is positive at w, negative where u^2 = u0^2 + 2a < 1.
+
+    D(1, y) stays finite as y goes to infinity, so that Theorem 3.10 is not claimed even where h >= 0.
+    """
     w = (jnp.full(5, 2.0), jnp.full(5, 2.0))
-    near, low, ended = (check(LOG, mj.Compatible(LOG), w, a=a, points=2) for a in (-0.5, -1.6, -4.0))
+    near, low, ended = (check(LOG, mj.Compatible(LOG), w, a=a, points=1) for a in (-1.0, -1.6, -4.0))
+    np.testing.assert_allclose(near.lowest_h, 5 * np.log(2.0), rtol=1e-7)
+    assert near.theorem_3_6
     assert near.contracting
+    assert not near.theorem_3_10
+    assert "sublevel sets of D(x, .) are not bounded" in str(near)
     assert not low.contracting
     assert not ended.contracting  # the flow of h ends at a = -2, before it gets there
     assert ended.lowest_h == -jnp.inf
-    np.testing.assert_allclose(check(LOG, mj.Compatible(LOG), w, a=-1.0, points=1).lowest_h, 5 * np.log(2.0), rtol=1e-7)
-
-
-def test_log_differences_fail_definition_3_7():
-    """D(1, y) stays finite as y goes to infinity, so that Theorem 3.10 is not claimed, though h >= 0."""
-    w = (jnp.full(5, 2.0), jnp.full(5, 2.0))
-    report = check(LOG, mj.Compatible(LOG), w)
-    assert report.theorem_3_6
-    assert report.contracting
-    assert not report.theorem_3_10
-    assert "not bounded" in str(report)
     R = mj.legendre(LOG, mj.Compatible(LOG), (w[0][:1], w[1][:1]))
     np.testing.assert_allclose(R.bregman(jnp.ones(1), jnp.full(1, 40.0), 0.0), 0.2539, atol=1e-4)
 
