@@ -2,7 +2,7 @@
 
 from .base import AbstractLegendre as AbstractLegendre, Recovered as Recovered
 from .bias import Bias as Bias
-from .conditions import VERDICT as VERDICT, Report as Report, check as check
+from .conditions import check as check
 from .design import compatible_regularizers as compatible_regularizers
 from .effects import effects as effects, explain as explain, local_exponent as local_exponent
 from .families.separable import AbstractSeparableLegendre as AbstractSeparableLegendre
@@ -11,3 +11,4 @@ from .legendre import legendre as legendre, register_legendre as register_legend
 from .limit import Limit as Limit, kkt_residual as kkt_residual, predict_limit as predict_limit
 from .numeric import NumericLegendre as NumericLegendre
 from .read_bias import read_bias as read_bias
+from .report import VERDICT as VERDICT, Report as Report

@@ -29,7 +29,7 @@ from ..checks import (
 )
 from ..problem.objective import AbstractMeasured, AbstractObjective, Logistic
 from ..results import RESULTS, first_failure
-from .base import AbstractLegendre, require_legendre
+from .base import AbstractLegendre, require_legendre, scalar_leak
 from .newton import first_good
 from .points import as_strength
 
@@ -94,12 +94,13 @@ def predict_limit(
     does not exist, `invalid_strength` for a traced a that is positive or not finite.
 
     **Raises:** `ValueError` for an objective without interpolation (`Logistic`, or not a function of `Z x`), for one
-    that does not fit the shape of x, for sensing matrices a spectral R does not hold for, for an a that is not a finite
-    scalar <= 0, and for tolerances or steps that are not numbers of their kind.
+    that does not fit the shape of x, for sensing matrices a spectral R does not hold for, for an R whose leak is no
+    scalar, for an a that is not a finite scalar <= 0, and for tolerances or steps that are not numbers of their kind.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.11.
     """
     require_legendre(R)
+    scalar_leak(R, "predict_limit")
     objective = _require_interpolation(objective)
     _check_pair(R, objective)
     a = as_time_scalar(as_strength(a), "a")

@@ -13,15 +13,17 @@ from .reparam import AbstractReparameterization, Admission, Weights, check_facto
 
 
 class Linear(AbstractReparameterization):
-    """`x = w`: no reparameterization, the baseline whose implicit bias no regularizer can keep.
+    """`x = w`: no reparameterization, the baseline. It commutes with affine regularizers only.
 
-    Weights: a lone array of any shape.
+    Weights: a lone array of any shape. Weight decay normalises it: R_a keeps its L2 bias and only its minimum moves,
+    and its dual variable leaks, see `legendre`.
 
     Source: the paper's Corollary D.1.
     """
 
     degree = property(lambda self: 1)
     elementwise = property(lambda self: True)
+    bounded_sublevels = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         return w
@@ -67,6 +69,7 @@ class Hadamard(AbstractReparameterization):
 
     degree = property(lambda self: self.depth)
     elementwise = property(lambda self: True)
+    bounded_sublevels = property(lambda self: True)
     compatible_is_squares = property(lambda self: self.depth == 2)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:
@@ -120,6 +123,7 @@ class Square(AbstractReparameterization):
 
     degree = property(lambda self: 2)
     elementwise = property(lambda self: True)
+    bounded_sublevels = property(lambda self: True)
     compatible_is_squares = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:

@@ -92,6 +92,9 @@ class WeightDecay(AbstractRegularizer):
     def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
         return self.scale if g.compatible_is_squares or _is_zero(self.scale) else None
 
+    def is_nonnegative(self) -> Bool[Array, ""]:
+        return self.scale >= 0
+
     def quadratic_form(self, size: int, dtype: jnp.dtype) -> Float[Array, "D D"]:
         return 2 * self.scale.astype(dtype) * jnp.eye(size, dtype=dtype)
 
@@ -99,8 +102,8 @@ class WeightDecay(AbstractRegularizer):
         if g.degree in (None, 2):
             return ()
         return (
-            f"weight decay is a dilation and g is homogeneous of degree {g.degree}: their bracket is "
-            "2 scale (degree - 2) grad g_i, 0 for degree 2 only",
+            f"weight decay is a dilation and g is homogeneous of degree {g.degree}: [grad h, grad g_i] is "
+            "-2 scale (degree - 2) grad g_i, so h normalises g, and commutes with it for degree 2 only",
         )
 
 
