@@ -6,7 +6,7 @@ cost a few operations.
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import equinox as eqx
 import jax
@@ -14,14 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..checks import Number, Numbers, as_float, is_concrete, require_kind
+from ..checks import Numbers, as_float, is_concrete, require_kind
 from ..problem import AbstractRegularizer, AbstractReparameterization
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, first_failure, require_success
 
+if TYPE_CHECKING:
+    from .base import AbstractLegendre
+
 Point = Float[Array, "..."]
-Strength = float | Float[Array, ""]
+Strength = float | Float[Array, "..."]  # a scalar, or for separable families an array shaped like x
 
 
 class Recovered(eqx.Module):
@@ -87,8 +90,12 @@ def as_finite_weights(w: Weights, name: str = "w0") -> Weights:
     return w
 
 
-def as_strength(a: Number) -> Strength:
-    """Converts the accumulated regularization to a scalar. Raises `ValueError` unless it is finite and <= 0.
+def as_strength(a: Numbers, R: "AbstractLegendre | None" = None) -> Strength:
+    """Converts the accumulated regularization: a scalar, or for a separable R an array of one number a coordinate.
+
+    Raises `ValueError` for a scalar that is not finite and <= 0, for an array with an entry that is not finite, for one
+    of another shape than x, and for any array where R is not separable or not given. An array is read off weights, and
+    may hold positive entries: finite steps and noise can raise what decay only lowers.
 
     A Python number stays one, so that it takes the precision of the arrays it meets. A traced a is checked by
     `at_strength`.
@@ -99,16 +106,35 @@ def as_strength(a: Number) -> Strength:
         return float(a)
     array = as_float(a, "a")
     if array.ndim:
-        raise ValueError(f"a must be a scalar, got shape {array.shape}; use jax.vmap for several strengths")
+        _require_a_coordinate(array, R)
     require_strengths(array)
     return float(a) if isinstance(a, int) else array
 
 
+def _require_a_coordinate(a: Float[Array, "..."], R: "AbstractLegendre | None") -> None:
+    """Raises `ValueError` unless R takes an array of the shape of a."""
+    several = "use jax.vmap for several strengths"
+    if R is None:
+        raise ValueError(f"a must be a scalar, got shape {a.shape}; {several}")
+    if not R.separable:
+        raise ValueError(
+            f"a must be a scalar, got shape {a.shape}: {type(R).__name__} is not a sum over coordinates (R.separable), so "
+            f"it takes no array of one number a coordinate; {several}"
+        )
+    if a.shape != (shape := R.point_like().shape):
+        raise ValueError(
+            f"a must be a scalar, or one number a coordinate in the shape {shape} of x, got shape {a.shape}; {several}"
+        )
+
+
 def require_strengths(a: Float[Array, "..."]) -> None:
-    """Raises `ValueError` for a known a with an entry that is not finite and <= 0."""
+    """Raises `ValueError` for a known scalar that is not finite and <= 0, and a known array that is not finite."""
     if is_concrete(a):
         known = np.asarray(a)  # numpy: microseconds, also under an outer jit
-        if not np.all(np.isfinite(known) & (known <= 0)):
+        bad = ~np.isfinite(known)
+        if known.ndim and np.any(bad):
+            raise ValueError(f"a must be finite, got {_entries(known, bad, 'a')}")
+        if not known.ndim and (bad or known > 0):
             _refuse_strength(known)
 
 
@@ -117,25 +143,30 @@ def _refuse_strength(a: Any) -> NoReturn:
 
 
 def valid_strength(a: Strength) -> Bool[Array, "..."]:
-    """True where a is finite and <= 0; works under tracing."""
-    return jnp.isfinite(a) & (jnp.asarray(a) <= 0)
+    """True where a is finite, and <= 0 if it is a scalar; works under tracing."""
+    a = jnp.asarray(a)
+    return jnp.isfinite(a) if a.ndim else jnp.isfinite(a) & (a <= 0)
 
 
 def at_strength(fn: Callable[[Any], Any], a: Strength) -> Any:
-    """Evaluates `fn(a)`; at a traced a that is not finite and <= 0 every float is NaN.
+    """Evaluates `fn(a)`; at a traced a that is not valid every float is NaN.
 
-    The result of a `Recovered` is `invalid_strength` there.
+    The result of a `Recovered` is `invalid_strength` there. Of an array, an entry that is not finite spoils its own
+    coordinate, and all outputs that are not shaped like it.
     """
     if is_concrete(a):
         return fn(a)
     valid = valid_strength(a)
     out = fn(jnp.where(valid, a, 0.0))
+
+    def kept(leaf: Array, other: Any) -> Array:
+        good = valid if leaf.shape == valid.shape else jnp.all(valid)
+        return jnp.where(good, leaf, jnp.asarray(other, leaf.dtype))
+
     if isinstance(out, Recovered):
-        result = jax.tree.map(
-            lambda code, bad: jnp.where(valid, code, jnp.asarray(bad, code.dtype)), out.result, RESULTS.invalid_strength
-        )
-        return Recovered(jnp.where(valid, out.value, jnp.nan), result)
-    return jax.tree.map(lambda leaf: jnp.where(valid, leaf, jnp.nan), out)
+        result = jax.tree.map(lambda code, bad: kept(code, bad), out.result, RESULTS.invalid_strength)
+        return Recovered(kept(out.value, jnp.nan), result)
+    return jax.tree.map(lambda leaf: kept(leaf, jnp.nan), out)
 
 
 def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
