@@ -118,8 +118,8 @@ def _require_a_coordinate(a: Float[Array, "..."], R: "AbstractLegendre | None") 
         raise ValueError(f"a must be a scalar, got shape {a.shape}; {several}")
     if not R.separable:
         raise ValueError(
-            f"a must be a scalar, got shape {a.shape}: {type(R).__name__} is not a sum over coordinates (R.separable), so "
-            f"it takes no array of one number a coordinate; {several}"
+            f"a must be a scalar, got shape {a.shape}: {type(R).__name__} is not a sum over coordinates, so it takes "
+            f"no array of strengths; {several}"
         )
     if a.shape != (shape := R.point_like().shape):
         raise ValueError(
@@ -127,14 +127,18 @@ def _require_a_coordinate(a: Float[Array, "..."], R: "AbstractLegendre | None") 
         )
 
 
-def require_strengths(a: Float[Array, "..."]) -> None:
-    """Raises `ValueError` for a known scalar that is not finite and <= 0, and a known array that is not finite."""
+def require_strengths(a: Float[Array, "..."], *, axes: int = 0) -> None:
+    """Raises `ValueError` for a known scalar that is not finite and <= 0, and a known array that is not finite.
+
+    **Arguments:** `axes`: how many leading axes of a count strengths rather than coordinates.
+    """
     if is_concrete(a):
         known = np.asarray(a)  # numpy: microseconds, also under an outer jit
         bad = ~np.isfinite(known)
-        if known.ndim and np.any(bad):
-            raise ValueError(f"a must be finite, got {_entries(known, bad, 'a')}")
-        if not known.ndim and (bad or known > 0):
+        if known.ndim > axes:
+            if np.any(bad):
+                raise ValueError(f"a must be finite, got {_entries(known, bad, 'a')}")
+        elif np.any(bad | (known > 0)):
             _refuse_strength(known)
 
 

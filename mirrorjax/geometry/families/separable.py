@@ -146,7 +146,7 @@ def positive(*factors: Values) -> Bool[Array, "..."]:
 
 
 def scaled_strength(scale: Number, a: Numbers, like: Array) -> Float[Array, "..."]:
-    """`c a`, shaped like a, multiplied in the default precision (a = -1e4 has few digits in float32), in the dtype of `like`."""
+    """`c a`, shaped like a: multiplied in the default precision (a = -1e4 has few digits in float32), in `like`'s."""
     return (jnp.asarray(scale).astype(float) * jnp.asarray(a).astype(float)).astype(like.dtype)
 
 

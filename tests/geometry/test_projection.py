@@ -1,0 +1,203 @@
+"""predict_limit(start=): the Bregman projection of the point at switch-off, against integrations and scipy's minima."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+from scipy.integrate import solve_ivp
+from scipy.linalg import null_space
+from scipy.optimize import minimize
+
+import mirrorjax as mj
+from mirrorjax.geometry.base import AbstractLegendre
+from mirrorjax.geometry.points import Recovered
+from mirrorjax.results import RESULTS
+
+N, D = 3, 8
+rng = np.random.default_rng(7)
+Z, Y = rng.normal(size=(N, D)) / np.sqrt(N), rng.normal(size=N)
+F = mj.LeastSquares(Z, Y)
+ALPHA, OFF, SCALE = 0.3, 1.0, 0.7
+
+
+class Blocks(AbstractLegendre):
+    """R of blocks of coordinates, each with an R of its own: a pair whose dual variable leaks at several rates."""
+
+    blocks: tuple[AbstractLegendre, ...]
+
+    separable = property(lambda self: True)
+
+    def point_like(self):
+        return jax.eval_shape(lambda: jnp.zeros(sum(R.point_like().size for R in self.blocks)))
+
+    @property
+    def leak(self):
+        return jnp.concatenate([jnp.full(R.point_like().shape, R.leak) for R in self.blocks])
+
+    def _parts(self, *points):
+        ends = np.cumsum([R.point_like().size for R in self.blocks])[:-1]
+        return zip(self.blocks, *(jnp.split(point, ends) for point in points), strict=True)
+
+    def weights_at(self, mu, a) -> Any:
+        return tuple(R.weights_at(part, a) for R, part in self._parts(mu))
+
+    def potential_at(self, mu, a):
+        return jnp.sum(jnp.stack([R.potential_at(part, a) for R, part in self._parts(mu)]))
+
+    def primal_at(self, mu, a):
+        return joined([R.primal_at(part, a) for R, part in self._parts(mu)])
+
+    def dual_at(self, x, a):
+        return joined([R.dual_at(part, a) for R, part in self._parts(x)])
+
+    def metric_vector_at(self, mu, v, a):
+        return jnp.concatenate([R.metric_vector_at(part, other, a) for R, part, other in self._parts(mu, v)])
+
+    def dual_interval_at(self, a):
+        ends = [R.dual_interval_at(a) for R in self.blocks]
+        return tuple(jnp.concatenate(side) for side in zip(*ends, strict=True))
+
+
+def joined(found):
+    result = jax.tree.map(lambda *codes: jnp.concatenate(codes), *(part.result for part in found))
+    return Recovered(jnp.concatenate([part.value for part in found]), result)
+
+
+def flowed(depths, w0, t1):
+    """x at switch-off and at t1 of products of these depths, one a coordinate, by scipy on the weights.
+
+    Factors beyond a coordinate's depth are 1 and stay so.
+    """
+    deep = np.arange(len(w0))[:, None] < np.asarray(depths)[None]
+
+    def rhs(t, w, strength):
+        w = w.reshape(w0.shape)
+        slope = Z.T @ (Z @ np.prod(w, axis=0) - Y) / N
+        others = np.stack([np.prod(np.delete(w, j, axis=0), axis=0) for j in range(len(w))])
+        return np.ravel(np.where(deep, -slope * others - 2 * SCALE * strength * w, 0.0))
+
+    w, ends = np.where(deep, w0, 1.0).ravel(), []
+    for span, strength in (((0.0, OFF), ALPHA), ((OFF, t1), 0.0)):
+        w = solve_ivp(rhs, span, w, args=(strength,), method="DOP853", rtol=1e-10, atol=1e-13).y[:, -1]
+        ends.append(np.prod(w.reshape(w0.shape), axis=0))
+    return ends
+
+
+def products(depth, w0):
+    return mj.legendre(mj.Hadamard(depth), mj.WeightDecay(SCALE), tuple(jnp.asarray(w) for w in w0[:depth]))
+
+
+W0 = rng.uniform(0.4, 1.2, (4, D)) * rng.choice([-1, 1], (4, D))
+
+
+def test_blocks_of_several_depths_end_at_the_projection():
+    half = D // 2
+    R = Blocks((products(2, W0[:, :half]), products(3, W0[:, half:])))
+    start, end = flowed([2] * half + [3] * half, W0, 400.0)
+    a = -ALPHA * OFF
+    limit = mj.predict_limit(R, F, a, start=start)
+    assert limit.result == RESULTS.successful
+    # The flow ends at a loss below 1e-20, and its steps err by 1e-10 of x, some tens of times over.
+    np.testing.assert_allclose(limit.x, end, rtol=1e-7, atol=1e-8)
+    assert limit.fit_residual < 1e-10
+    assert limit.kkt_residual < 1e-10
+    assert mj.kkt_residual(R, F, end, a, start=start) < 1e-6
+    # The theorem on the minimum of R_a fails, and not by a little.
+    assert mj.kkt_residual(R, F, end, a) > 0.1
+    with pytest.raises(ValueError, match=r"Blocks leaks at several rates .*shape \(8,\).* pass start="):
+        mj.predict_limit(R, F, a)
+
+
+def test_depth_4_ends_at_the_minimum_of_R_and_at_the_projection():
+    R, a = products(4, W0), -ALPHA * OFF
+    start, end = flowed([4] * D, W0, 400.0)
+    for limit in (mj.predict_limit(R, F, a), mj.predict_limit(R, F, a, start=start)):
+        assert limit.result == RESULTS.successful
+        np.testing.assert_allclose(limit.x, end, rtol=1e-7, atol=1e-8)
+
+
+def hadamard(w0):
+    return mj.legendre(mj.Hadamard(), mj.WeightDecay(SCALE), w0)
+
+
+@jax.jit
+def projected(w0, Z, y, a, start):
+    return mj.predict_limit(hadamard(w0), mj.LeastSquares(Z, y), a, start=start)
+
+
+@jax.jit
+def least(w0, Z, y, a):
+    return mj.predict_limit(hadamard(w0), mj.LeastSquares(Z, y), a)
+
+
+FACTORS = jnp.asarray(rng.uniform(0.9, 1.3, D)), jnp.asarray(rng.uniform(0.1, 0.7, D))
+STRENGTHS = jnp.asarray(-rng.uniform(0.0, 0.6, D)).at[0].set(0.2)  # positive in one coordinate
+START = jnp.asarray(rng.normal(size=D))
+ARGUMENTS = FACTORS, jnp.asarray(Z), jnp.asarray(Y), STRENGTHS, START
+
+
+def entropy(x, a):
+    """`R_a` of Hadamard as THEORY writes it, in numpy, and its gradient."""
+    m0, w0 = map(np.asarray, FACTORS)
+    u0, v0 = np.abs(m0 + w0) / np.sqrt(2), np.abs(m0 - w0) / np.sqrt(2)
+    A, tilt = u0 * v0 * np.exp(4 * SCALE * a), np.log(u0 / v0)
+    slope = (np.arcsinh(x / A) - tilt) / 2
+    return np.sum(x * slope - np.sqrt(x**2 + A**2) / 2), slope
+
+
+@pytest.mark.parametrize("start", [START, None], ids=["start", "no start"])
+def test_scipy_finds_the_same_minimum_for_one_strength_a_coordinate(start):
+    a = np.asarray(STRENGTHS)
+    limit = least(*ARGUMENTS[:4]) if start is None else projected(*ARGUMENTS)
+    origin = 0.0 if start is None else entropy(np.asarray(start), a)[1]
+    particular, free = np.linalg.lstsq(Z, Y, rcond=None)[0], null_space(Z)
+
+    def divergence(q):
+        value, slope = entropy(x := particular + free @ q, a)
+        return value - np.sum(origin * x), free.T @ (slope - origin)
+
+    found = minimize(divergence, np.zeros(D - N), jac=True, method="BFGS", options={"gtol": 1e-9})
+    assert limit.result == RESULTS.successful
+    # A gradient of 1e-9 over curvatures of about 0.1.
+    np.testing.assert_allclose(limit.x, particular + free @ found.x, atol=1e-7)
+    assert limit.kkt_residual < 1e-12
+    np.testing.assert_allclose(limit.mu - origin, Z.T @ limit.nu, atol=1e-12)
+
+
+def test_derivatives_of_the_projection_are_those_of_finite_differences():
+    flat, unflatten = ravel_pytree(ARGUMENTS)
+    weights = jnp.asarray(rng.normal(size=D))
+
+    def score(flat):
+        return weights @ projected(*unflatten(flat)).x
+
+    gradient = jax.jit(jax.grad(score))(flat)
+    directions = jnp.asarray(rng.normal(size=(6, flat.size)))
+    values = [[score(flat + sign * 1e-5 * v) for sign in (1, -1)] for v in directions]
+    differences = [(up - down) / 2e-5 for up, down in values]
+    # Central differences: 1e-10 times third derivatives, and rounding of x, 1e-15 / 1e-5.
+    np.testing.assert_allclose(directions @ gradient, np.array(differences), rtol=1e-6, atol=1e-8)
+    assert jnp.all(gradient != 0)
+
+
+@pytest.mark.parametrize("strength", [-5.0, -200.0])
+def test_after_strong_decay_both_searches_find_one_point(strength):
+    """From a start with grad R_a in range(Z^T) the projection is the minimum of R_a, reached from elsewhere."""
+    a = jnp.full(D, strength)
+    start = jax.jit(lambda: hadamard(FACTORS).inverse_mirror_map(jnp.asarray(Z.T @ [0.3, -0.2, 0.5]), a))()
+    limit, expected = projected(*ARGUMENTS[:3], a, start), least(*ARGUMENTS[:3], a)
+    assert limit.result == RESULTS.successful
+    # Rounding of mu, 2 eps |mu| = 1e-13 at a = -200, times the condition of Z.
+    np.testing.assert_allclose(limit.x, expected.x, atol=1e-11)
+
+
+def test_statuses_of_starts():
+    starts = jnp.stack([START, START.at[0].set(jnp.nan), START, START])
+    strengths = jnp.stack([STRENGTHS, STRENGTHS, STRENGTHS.at[2].set(jnp.nan), STRENGTHS])
+    limits = jax.vmap(projected, in_axes=(None, None, None, 0, 0))(*ARGUMENTS[:3], strengths, starts)
+    assert mj.status_name(limits.result).tolist() == ["successful", "outside_range", "invalid_strength", "successful"]
+    np.testing.assert_array_equal(np.isnan(limits.x).any(axis=1), [False, True, True, False])
+    np.testing.assert_allclose(limits.x[3], projected(*ARGUMENTS).x, rtol=1e-10)
