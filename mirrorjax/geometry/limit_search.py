@@ -85,10 +85,16 @@ class Dual(eqx.Module):
     def mu(self, theta: Float[Array, " r"]) -> Parameters:
         return self.offset + self.system.adjoint(theta)
 
-    def hessian(self, mu: Parameters, a: Float[Array, "..."]) -> Float[Array, "r r"]:
-        """`W J J^T W^T`."""
-        images = jax.vmap(lambda row: self.R.metric_vector_at(mu, row, a))(self.system.W)
-        return images.reshape(len(images), -1) @ self.system.W.reshape(len(images), -1).T
+    def metric(self, mu: Parameters, a: Float[Array, "..."]) -> tuple[Float[Array, "r r"], Parameters]:
+        """`W J J^T W^T` and `J J^T mu`."""
+        W = self.system.W
+        if self.R.separable:  # J J^T is diagonal: evaluated once
+            diagonal = self.R.metric_vector_at(mu, jnp.ones_like(mu), a)
+            images, pull = diagonal[None] * W, diagonal * mu
+        else:
+            images = jax.vmap(lambda row: self.R.metric_vector_at(mu, row, a))(W)
+            pull = self.R.metric_vector_at(mu, mu, a)
+        return images.reshape(len(W), -1) @ W.reshape(len(W), -1).T, pull
 
 
 class Path(eqx.Module):
@@ -102,13 +108,17 @@ class Path(eqx.Module):
 
 
 def follow(dual: Dual, tolerances: Array, max_steps: Int[Array, ""], possible: Bool[Array, ""], *, warm: bool) -> Path:
-    """Damped Newton at strengths that lead from 0, where theta = 0 is w0 itself, to a; or, if not `warm`, at a only.
+    """Damped Newton from theta = 0, at a; with `warm`, from a smaller strength where Q_a is flat below the floats.
+
+    For strong decay J J^T is as small as e^{4ca} around theta = 0. A Newton step is then too long by as much, and is
+    halved until it fits. Where J J^T vanishes in the floats no step can be computed; there the search starts at a
+    strength `fraction * a` at which it does not, and moves from there to a.
 
     The step search is shared with `newton.py`; the loop is not. A step here also moves the strength, so no one merit
     falls along the path: it counts as good where the residual is small against x, and the solve keeps going where the
     Hessian is singular to rounding, on which `newton.py` gives up.
     """
-    fraction = jnp.full((), 0.0 if warm else 1.0, dual.a.dtype)
+    fraction = _first_fraction(dual) if warm else jnp.ones((), dual.a.dtype)
     path = Path(jnp.zeros_like(dual.system.z), fraction, jnp.zeros((), int), jnp.zeros((), bool), ~possible)
 
     def unfinished(path: Path) -> Bool[Array, ""]:
@@ -117,12 +127,25 @@ def follow(dual: Dual, tolerances: Array, max_steps: Int[Array, ""], possible: B
     return jax.lax.while_loop(unfinished, lambda path: _advance(dual, tolerances, path), path)
 
 
+def _first_fraction(dual: Dual) -> Float[Array, ""]:
+    """The largest of 1, 1/2, 1/4, .. of a at which J J^T at theta = 0 is well above the smallest float, else 0."""
+    origin = jnp.zeros_like(dual.offset)
+    enough = float(jnp.finfo(origin.dtype).tiny) ** 0.5
+
+    def trial(fraction: Array) -> tuple[Array, Bool[Array, ""]]:
+        metric = dual.R.metric_vector_at(origin, jnp.ones_like(origin), fraction * dual.a)
+        return fraction, jnp.max(jnp.abs(metric)) > enough
+
+    fraction, found = first_good(trial, jnp.zeros((), dual.a.dtype), 2.0**-60, dual.a.dtype)
+    return jnp.where(found, fraction, 0.0)
+
+
 def _advance(dual: Dual, tolerances: Array, path: Path) -> Path:
     """One linear solve: a Newton step at this strength, and where that is near the path a step of it as well."""
     R, system, a, fraction = dual.R, dual.system, dual.a, path.fraction
     mu = dual.mu(path.theta)
     x, drift = jax.jvp(lambda fraction: R.primal_at(mu, fraction * a).value, (fraction,), (jnp.ones_like(fraction),))
-    pull = R.metric_vector_at(mu, mu, fraction * a)
+    hessian, pull = dual.metric(mu, fraction * a)
     residual, size = system.measure(x) - system.z, jnp.linalg.norm(x.reshape(-1))
     distance = jnp.linalg.norm(residual)
     eps = jnp.finfo(x.dtype).eps
@@ -134,7 +157,7 @@ def _advance(dual: Dual, tolerances: Array, path: Path) -> Path:
     converged = arrived & within & jnp.isfinite(distance)
     outward = ~arrived & (distance <= _NEAR * size + noise)
 
-    solve, _ = factor(dual.hessian(mu, fraction * a))
+    solve, _ = factor(hessian)
     newton = -solve(residual)
     # To first order theta scales with the strength, as all that decay leaves flat does, and `bend` corrects where it is
     # not flat.
