@@ -6,6 +6,7 @@ cost a few operations.
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import equinox as eqx
@@ -179,18 +180,27 @@ def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
     Raises `ValueError` for a known point that is not finite and `RuntimeError` for any other failure. Under jit and
     vmap the error is raised at run time, with the advice of the status alone.
     """
-    failure = first_failure(result)
-    # The advice of `diverged` is about flows.
-    failure = RESULTS.where(failure == RESULTS.diverged, RESULTS.overflow, failure)
-    failed = failure != RESULTS.successful
+    failed = result != RESULTS.successful
     if not is_concrete(failed, point):
-        return require_success(value, failure)
-    if bool(failed):
-        known, bad = np.asarray(point), np.asarray(result != RESULTS.successful)
+        return _require_success(value, result)
+    bad = np.asarray(failed)
+    if np.any(bad):
+        known = np.asarray(point)
         if not np.all(np.isfinite(known)):
             raise ValueError(f"{name} must be finite, got {_entries(known, ~np.isfinite(known), name)}")
-        raise RuntimeError(f"{RESULTS[failure]} ({_entries(known, bad, name)})")
+        raise RuntimeError(f"{RESULTS[_failure_of_a_point(result)]} ({_entries(known, bad, name)})")
     return value
+
+
+@partial(eqx.filter_jit, inline=True)  # one program where a gradient or a vmap runs without an outer jit
+def _require_success(value: Point, result: RESULTS) -> Point:
+    return require_success(value, _failure_of_a_point(result))
+
+
+def _failure_of_a_point(result: RESULTS) -> RESULTS:
+    """The first failure; `overflow` in place of `diverged`, whose advice is about flows."""
+    failure = first_failure(result)
+    return RESULTS.where(failure == RESULTS.diverged, RESULTS.overflow, failure)
 
 
 def _entries(known: np.ndarray, bad: np.ndarray, name: str) -> str:
