@@ -93,13 +93,23 @@ class AbstractLegendre(eqx.Module):
         return False
 
     @property
-    def leak(self) -> Float[Array, ""]:
-        """lambda in `d mu/dt = -grad f(x) - alpha lambda mu`; 0 where the flow of h commutes with that of g.
+    def leaks(self) -> bool:
+        """True unless the flow of h is known to commute with that of g, so that `leak` is 0 whatever its numbers."""
+        return False
 
-        Where h only normalises g, `[grad h, grad g_i] = lambda grad g_i`, decay acts on the dual variable too.
+    @property
+    def leak(self) -> Float[Array, "..."]:
+        """Lambda in `d mu/dt = -grad f(x) - alpha Lambda^T mu`; 0 where the flow of h commutes with that of g.
+
+        Where h only normalises g, `[grad h, grad g_i] = sum_j Lambda_ij grad g_j`, decay acts on the dual variable too.
+        The shape is () where Lambda is a multiple of I, that of x where it is diagonal, `x.shape + x.shape` otherwise.
         """
         like = self.point_like()
         return jnp.zeros((), like.dtype)
+
+    def leak_product(self, mu: Point) -> Point:
+        """`Lambda^T mu`, shaped like mu: the rate, per unit of alpha, at which decay drains the dual variable."""
+        return transposed_product(self.leak, mu)
 
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
@@ -208,6 +218,25 @@ def _call(R: AbstractLegendre, hook: str, a: Float[Array, "..."], valid: bool, p
         return getattr(R, hook)(*points, a)
 
     return evaluate(a) if valid else at_strength(evaluate, a)
+
+
+def transposed_product(leak: Float[Array, "..."], mu: Point) -> Point:
+    """`Lambda^T mu` for a Lambda given as in `AbstractLegendre.leak`: a multiple of I, a diagonal, or all entries."""
+    return leak * mu if leak.ndim <= mu.ndim else jnp.tensordot(mu, leak, mu.ndim)
+
+
+def scalar_leak(R: AbstractLegendre, what: str) -> Float[Array, ""]:
+    """The leak of R, a scalar. Raises `ValueError`, with the name of what needs it, where Lambda is no multiple of I.
+
+    For such a Lambda mu leaves the range of Z^T, so that the limit is no minimum of R_a.
+    """
+    leak = R.leak
+    if leak.ndim:
+        raise ValueError(
+            f"{what} needs a dual variable that leaks at one rate, but the leak of this R has shape {leak.shape} "
+            "(Lambda is no multiple of I): mu leaves range(Z^T), and the limit does not minimise R_a; use MirrorFlow()"
+        )
+    return leak
 
 
 def require_legendre(R: Any) -> None:

@@ -34,6 +34,8 @@ class DilatedLegendre(AbstractLegendre):
 
     separable = property(lambda self: self.undecayed.separable)
 
+    leaks = property(lambda self: self.degree != 2)
+
     @property
     def leak(self) -> Float[Array, ""]:
         return (-2 * (self.degree - 2) * self.scale).astype(self.point_like().dtype)
