@@ -1,7 +1,5 @@
 """predict_limit(start=): the Bregman projection of the point at switch-off, against integrations and scipy's minima."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,8 +10,6 @@ from scipy.linalg import null_space
 from scipy.optimize import linprog, minimize
 
 import mirrorjax as mj
-from mirrorjax.geometry.base import AbstractLegendre
-from mirrorjax.geometry.points import Recovered
 from mirrorjax.results import RESULTS
 
 N, D = 3, 8
@@ -21,49 +17,6 @@ rng = np.random.default_rng(7)
 Z, Y = rng.normal(size=(N, D)) / np.sqrt(N), rng.normal(size=N)
 F = mj.LeastSquares(Z, Y)
 ALPHA, OFF, SCALE = 0.3, 1.0, 0.7
-
-
-class Blocks(AbstractLegendre):
-    """R of blocks of coordinates, each with an R of its own: a pair whose dual variable leaks at several rates."""
-
-    blocks: tuple[AbstractLegendre, ...]
-
-    separable = property(lambda self: True)
-
-    def point_like(self):
-        return jax.eval_shape(lambda: jnp.zeros(sum(R.point_like().size for R in self.blocks)))
-
-    @property
-    def leak(self):
-        return jnp.concatenate([jnp.full(R.point_like().shape, R.leak) for R in self.blocks])
-
-    def _parts(self, *points):
-        ends = np.cumsum([R.point_like().size for R in self.blocks])[:-1]
-        return zip(self.blocks, *(jnp.split(point, ends) for point in points), strict=True)
-
-    def weights_at(self, mu, a) -> Any:
-        return tuple(R.weights_at(part, a) for R, part in self._parts(mu))
-
-    def potential_at(self, mu, a):
-        return jnp.sum(jnp.stack([R.potential_at(part, a) for R, part in self._parts(mu)]))
-
-    def primal_at(self, mu, a):
-        return joined([R.primal_at(part, a) for R, part in self._parts(mu)])
-
-    def dual_at(self, x, a):
-        return joined([R.dual_at(part, a) for R, part in self._parts(x)])
-
-    def metric_vector_at(self, mu, v, a):
-        return jnp.concatenate([R.metric_vector_at(part, other, a) for R, part, other in self._parts(mu, v)])
-
-    def dual_interval_at(self, a):
-        ends = [R.dual_interval_at(a) for R in self.blocks]
-        return tuple(jnp.concatenate(side) for side in zip(*ends, strict=True))
-
-
-def joined(found):
-    result = jax.tree.map(lambda *codes: jnp.concatenate(codes), *(part.result for part in found))
-    return Recovered(jnp.concatenate([part.value for part in found]), result)
 
 
 def flowed(g, w0, t1):
@@ -81,15 +34,15 @@ def flowed(g, w0, t1):
     return ends
 
 
-def product_and_power(w):
-    """m w in the first half of the coordinates, u^4 - v^4 in the second."""
-    (m, u), (n, v) = np.split(w[0], 2), np.split(w[1], 2)
+def of_blocks(w):
+    """w in the first two coordinates, m w in the next three, u^4 - v^4 in the last three."""
+    x, m, n, u, v = np.split(w, np.cumsum([2, 3, 3, 3]))
 
     def pull(slope):
-        first, second = np.split(slope, 2)
-        return np.stack([np.append(n * first, 4 * u**3 * second), np.append(m * first, -4 * v**3 * second)])
+        first, second, third = np.split(slope, [2, 5])
+        return np.concatenate([first, n * second, m * second, 4 * u**3 * third, -4 * v**3 * third])
 
-    return np.append(m * n, u**4 - v**4), pull
+    return np.concatenate([x, m * n, u**4 - v**4]), pull
 
 
 def of_four(w):
@@ -103,12 +56,18 @@ def built(g, w0):
 W0 = rng.uniform(0.6, 1.3, (4, D))
 
 
-def test_blocks_of_several_degrees_end_at_the_projection():
-    """Of degree 2, where decay commutes, and of degree 4, where the dual variable leaks."""
-    half, w0 = D // 2, W0[:2]
-    R = Blocks((built(mj.Hadamard(), w0[:, :half]), built(mj.PowerDifference(2), w0[:, half:])))
-    start, end = flowed(product_and_power, w0, 400.0)
-    a = -ALPHA * OFF
+@pytest.fixture(scope="module")
+def blocks():
+    """Of degrees 1, 2 and 4: the dual variable leaks at three rates, and is fed by the decay in the first."""
+    w0 = W0.ravel()[:14]
+    x, m, n, u, v = map(jnp.asarray, np.split(w0, np.cumsum([2, 3, 3, 3])))
+    g = mj.Blocks(mj.Linear(), mj.Hadamard(), mj.PowerDifference(2))
+    return w0, mj.legendre(g, mj.WeightDecay(SCALE), (x, (m, n), (u, v)))
+
+
+def test_blocks_of_several_degrees_end_at_the_projection(blocks):
+    (w0, R), a = blocks, -ALPHA * OFF
+    start, end = flowed(of_blocks, w0, 400.0)
     limit = mj.predict_limit(R, F, a, start=start)
     assert limit.result == RESULTS.successful
     # The flow has come to rest, and its steps err by 1e-11 of x, some tens of times over.
@@ -118,8 +77,28 @@ def test_blocks_of_several_degrees_end_at_the_projection():
     assert mj.kkt_residual(R, F, end, a, start=start) < 1e-6
     # The theorem on the minimum of R_a fails, and not by a little.
     assert mj.kkt_residual(R, F, end, a) > 0.1
-    with pytest.raises(ValueError, match=r"Blocks leaks at several rates .*shape \(8,\).* pass start="):
-        mj.predict_limit(R, F, a)
+
+
+def test_several_rates_need_a_start(blocks):
+    with pytest.raises(ValueError, match=r"BlocksLegendre leaks at several rates .*shape \(8,\).* pass start="):
+        mj.predict_limit(blocks[1], F, -0.1)
+
+
+def test_blocks_share_out_an_array_a(blocks):
+    R, a, mu = blocks[1], jnp.asarray(-rng.uniform(0.0, 0.3, D)), 0.02 * jnp.asarray(Z[0])
+
+    @jax.jit
+    def maps(a, mu):
+        parts = list(zip(R.parts, jnp.split(mu, [2, 5]), jnp.split(a, [2, 5]), strict=True))
+        alone = jnp.concatenate([part.primal(own, s).value for part, own, s in parts])
+        total = sum(part.potential(own, s) for part, own, s in parts)
+        x = R.primal(mu, a).value
+        return x, R.potential(mu, a), R.dual(x, a).value, alone, total
+
+    x, potential, back, alone, total = maps(a, mu)
+    np.testing.assert_allclose(x, alone, rtol=1e-14)
+    np.testing.assert_allclose(potential, total, rtol=1e-14)
+    np.testing.assert_allclose(back, mu, rtol=1e-10)
 
 
 @pytest.fixture(scope="module")
