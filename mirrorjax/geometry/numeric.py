@@ -54,11 +54,11 @@ class NumericLegendre(AbstractLegendre):
     **Arguments:** `g`, `h`: a pair that commutes, or of which h normalises g (not checked here, see `check`); `w0`:
     initial weights with full-rank J; `leak`: Lambda, of shape (), that of x, or `x.shape + x.shape`, such as the
     `leak` of the report of `check`; `None` for a pair that commutes; `rtol`: tolerance of the integrations relative
-    to the weights, by default 1e-12 in float64 and 1e-6 in float32. **Raises:** `ValueError` for weights g or h
-    does not take, or that are not finite; for an h that is not differentiable; for a leak that is not finite or of
-    another shape.
+    to the weights, by default 1e-12 in float64 and 1e-6 in float32.
+    **Raises:** `ValueError` for weights g or h does not take, or that are not finite; for an h that is not
+    differentiable; for a leak that is not finite or of another shape.
 
-    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6.
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6; with a leak none published, see `legendre`.
     """
 
     g: AbstractReparameterization
@@ -319,7 +319,7 @@ def _rate_of_potential(legendre: NumericLegendre, w: Weights, mu: Array, a: Arra
 
 @tied
 def _tie_excess(excess: Array, args: tuple, tangents: tuple) -> Array:
-    """E, known to be `excess`, with its derivative in mu, `dE = <Lambda x, dmu>`, since Lambda x is a gradient in mu."""
+    """E, known to be `excess`, with its derivative in mu: `dE = <Lambda x, dmu>`, as Lambda x is a gradient in mu."""
     legendre, w, mu, _ = args
     if tangents[-1] is not None:
         raise ValueError(

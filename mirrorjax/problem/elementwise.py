@@ -13,9 +13,10 @@ from .reparam import AbstractReparameterization, Admission, Weights, check_facto
 
 
 class Linear(AbstractReparameterization):
-    """`x = w`: no reparameterization, the baseline whose implicit bias no regularizer can keep.
+    """`x = w`: no reparameterization, the baseline. It commutes with affine regularizers only.
 
-    Weights: a lone array of any shape.
+    Weights: a lone array of any shape. Weight decay normalises it: R_a keeps its L2 bias and only its minimum moves,
+    and its dual variable leaks, see `legendre`.
 
     Source: the paper's Corollary D.1.
     """

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy.integrate import quad, solve_ivp
 
-import mirrorjax as mj
 from mirrorjax.geometry.families.dilated import DilatedLegendre
 from mirrorjax.geometry.families.products import ProductLegendre
 
@@ -110,13 +109,6 @@ def test_points_without_R_and_x_of_the_wrong_sign_get_a_status():
     np.testing.assert_array_equal(found.ok, [False, False, True])
     np.testing.assert_array_equal(np.isnan(found.value), [True, True, False])
     assert np.all(np.isfinite(jax.grad(lambda x: jnp.sum(jnp.where(found.ok, R.dual(x, 0.0).value, 0.0)))(jnp.ones(3))))
-
-
-@pytest.mark.parametrize("g", [mj.Hadamard(3), mj.PowerDifference(2)], ids=["m w v", "u^4 - v^4"])
-def test_the_numeric_path_refuses_pairs_that_leak(g):
-    w0 = tuple(jnp.array([0.5, 1.0]) + i for i in range(3 if isinstance(g, mj.Hadamard) else 2))
-    with pytest.raises(ValueError, match="the numeric path is one of commuting pairs"):
-        mj.legendre(g, mj.WeightDecay(), w0, method="numeric")
 
 
 @pytest.mark.parametrize("depth", [3, 4, 5])
