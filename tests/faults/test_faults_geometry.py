@@ -193,7 +193,7 @@ REFUSALS = [
     Refusal(
         "limit, a rate for each coordinate",
         lambda: mj.predict_limit(MIXED, F, -1.0),
-        r"predict_limit needs a dual variable that leaks at one rate, .* has shape \(3,\) .*; use MirrorFlow\(\)",
+        r"BlocksLegendre leaks at several rates .* shape \(3,\).* pass start=, the point x at which the decay is switc",
     ),
     Refusal("limit, no objective", lambda: mj.predict_limit(HADAMARD, None, -1.0), "objective must be an objective"),
     Refusal("limit, a is a string", lambda: mj.predict_limit(HADAMARD, F, "a"), "a must be a number"),

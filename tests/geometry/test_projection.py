@@ -79,11 +79,6 @@ def test_blocks_of_several_degrees_end_at_the_projection(blocks):
     assert mj.kkt_residual(R, F, end, a) > 0.1
 
 
-def test_several_rates_need_a_start(blocks):
-    with pytest.raises(ValueError, match=r"BlocksLegendre leaks at several rates .*shape \(8,\).* pass start="):
-        mj.predict_limit(blocks[1], F, -0.1)
-
-
 def test_blocks_share_out_an_array_a(blocks):
     R, a, mu = blocks[1], jnp.asarray(-rng.uniform(0.0, 0.3, D)), 0.02 * jnp.asarray(Z[0])
 
