@@ -14,8 +14,8 @@ from mirrorjax.geometry.families.dilated import DilatedLegendre
 
 N = 3
 A = jnp.array([-0.11, 0.0, -0.04])
-# power1 and power3 are of the classes of hadamard2 and power2; blocks are in test_projection.py.
-NAMES = [name for name in with_legendre() if name not in ("power1", "power3", "blocks")]
+# power1 and power3 are of the classes of hadamard2 and power2; blocks are in test_projection.py; custom is as separable.
+NAMES = [name for name in with_legendre() if name not in ("power1", "power3", "blocks", "custom")]
 LEAKING = {"depth 3": (mj.Hadamard(3), "hadamard3"), "power2, weight decay": (mj.PowerDifference(2), "power2")}
 
 
