@@ -14,8 +14,10 @@ from mirrorjax.geometry.families.dilated import DilatedLegendre
 
 N = 3
 A = jnp.array([-0.11, 0.0, -0.04])
-# power1 and power3 are of the classes of hadamard2 and power2; blocks are in test_projection.py; custom is as separable.
-NAMES = [name for name in with_legendre() if name not in ("power1", "power3", "blocks", "custom")]
+# power1 and power3 are of the classes of hadamard2 and power2; blocks are in test_projection.py. The others are not
+# separable, or without a formula: they refuse an array, as the tables of faults show.
+LEFT_OUT = ("power1", "power3", "blocks", "quadratic", "separable", "custom")
+NAMES = [name for name in with_legendre() if name not in LEFT_OUT]
 LEAKING = {"depth 3": (mj.Hadamard(3), "hadamard3"), "power2, weight decay": (mj.PowerDifference(2), "power2")}
 
 
@@ -62,10 +64,6 @@ SUMS = ("value", "potential", "bregman")
 @pytest.mark.parametrize("name", [*NAMES, "power2, weight decay"])
 def test_an_array_is_one_strength_a_coordinate(name):
     R = built(name)
-    if not R.separable:
-        with pytest.raises(ValueError, match=r"a must be a scalar, got shape .* is not a sum over coordinates"):
-            R.dual(jnp.ones(R.point_like().shape), -jnp.ones(R.point_like().shape))
-        return
     # Inside every dual interval, and from it points in every range.
     mu, nu = jnp.array([0.02, -0.01, 0.015]), jnp.array([-0.01, 0.005, 0.02])
 
