@@ -27,7 +27,7 @@ from ..results import RESULTS, require_success, select
 from .base import AbstractLegendre
 from .cells import End, flow_cell, follow_cell, integrate, recover_cell, rise_cell, size_of, solve_metric, where_tree
 from .divergence import tie_divergence
-from .points import Recovered, Strength, as_finite_weights, require_pair
+from .points import Recovered, Strength, as_finite_weights, at_strength, require_pair
 from .tied import tied
 
 
@@ -96,6 +96,10 @@ class NumericLegendre(AbstractLegendre):
     @property
     def leak(self) -> Float[Array, "..."]:
         return jnp.zeros_like(self.rtol) if self.rates is None else self.rates
+
+    def evaluate(self, hook: str, a: Strength, *points: Float[Array, "..."]) -> Any:
+        """`hook(*points, a)`, not as one program: the two integrations are programs that all methods share."""
+        return at_strength(lambda a: getattr(self, hook)(*points, a), a)
 
     def weights_at(self, mu: Float[Array, "..."], a: Strength) -> Weights:
         return self._psi(mu, a)[0]

@@ -139,6 +139,6 @@ class Square(AbstractReparameterization):
         return Admission("w0 > 0 in every coordinate", "Eq. (10)")
 
     def initial_weights(self, x: Float[Array, "..."], balance: Float[Array, ""]) -> Weights:
-        if refuted(lambda: jnp.all(x >= 0), x):
+        if refuted(lambda: np.all(np.asarray(x) >= 0), x):
             raise ValueError(f"Square gives x = w^2 >= 0 only, the tensor goes down to {np.min(np.asarray(x))}")
         return jnp.sqrt(x)

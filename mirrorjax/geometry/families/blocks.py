@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -52,56 +53,57 @@ class BlocksLegendre(AbstractLegendre):
         return jax.vmap(self.leak_product)(jnp.eye(*like.shape, dtype=like.dtype))
 
     def leak_product(self, mu: Point) -> Point:
-        return self._joined([part.leak_product(own) for part, own in self._split(mu)])
+        return self._joined([part.leak_product(own) for part, own in zip(self.parts, self._shares(mu), strict=True)])
 
     def point_like(self) -> jax.ShapeDtypeStruct:
         like = self.parts[0].point_like()
         return jax.ShapeDtypeStruct((sum(_size(shape) for shape in self.shapes),), like.dtype)
 
     def weights_at(self, mu: Point, a: Strength) -> Weights:
-        return tuple(part.weights_at(own, a) for part, own in self._split(mu))
+        return tuple(part.weights_at(own, s) for part, s, own in self._split(a, mu))
 
     def potential_at(self, mu: Point, a: Strength) -> Float[Array, ""]:
-        return _total(part.potential_at(own, a) for part, own in self._split(mu))
+        return _total(part.potential_at(own, s) for part, s, own in self._split(a, mu))
 
     def primal_at(self, mu: Point, a: Strength) -> Recovered:
-        return self._recovered_of([part.primal_at(own, a) for part, own in self._split(mu)])
+        return self._recovered_of([part.primal_at(own, s) for part, s, own in self._split(a, mu)])
 
     def dual_at(self, x: Point, a: Strength) -> Recovered:
-        return self._recovered_of([part.dual_at(own, a) for part, own in self._split(x)])
+        return self._recovered_of([part.dual_at(own, s) for part, s, own in self._split(a, x)])
 
     def metric_vector_at(self, mu: Point, v: Point, a: Strength) -> Point:
-        vectors = [own for _, own in self._split(v)]
-        pairs = zip(self._split(mu), vectors, strict=True)
-        return self._joined([part.metric_vector_at(own, vector, a) for (part, own), vector in pairs])
+        return self._joined([part.metric_vector_at(own, vector, s) for part, s, own, vector in self._split(a, mu, v)])
 
     def dual_interval_at(self, a: Strength) -> tuple[Point, Point]:
-        lower, upper = zip(*(part.dual_interval_at(a) for part in self.parts), strict=True)
+        lower, upper = zip(*(part.dual_interval_at(s) for part, s in self._split(a)), strict=True)
         return self._joined(lower), self._joined(upper)
 
     def value_at(self, x: Point, mu: Point, a: Strength) -> Float[Array, ""]:
-        pairs = zip(self._split(x), self._split(mu), strict=True)
-        return _total(part.value_at(own, dual, a) for (part, own), (_, dual) in pairs)
+        return _total(part.value_at(own, dual, s) for part, s, own, dual in self._split(a, x, mu))
 
     def hessian_at(self, x: Point, mu: Point, a: Strength) -> Float[Array, "d d"]:
-        pairs = zip(self._split(x), self._split(mu), strict=True)
-        found = [part.hessian_at(own, dual, a).reshape(own.size, own.size) for (part, own), (_, dual) in pairs]
-        return jax.scipy.linalg.block_diag(*found)
+        found = [part.hessian_at(own, dual, s) for part, s, own, dual in self._split(a, x, mu)]
+        square = [block.reshape(size, size) for block, size in zip(found, map(_size, self.shapes), strict=True)]
+        return jax.scipy.linalg.block_diag(*square)
 
     def bregman_at(self, x: Point, z: Point, mu_x: Point, mu_z: Point, a: Strength) -> Float[Array, ""]:
-        points = [[own for _, own in self._split(point)] for point in (x, z, mu_x, mu_z)]
-        return _total(part.bregman_at(*own, a) for part, *own in zip(self.parts, *points, strict=True))
+        return _total(part.bregman_at(*points, s) for part, s, *points in self._split(a, x, z, mu_x, mu_z))
 
     def check_measurements(self, rows: Float[Array, "k d"]) -> None:
-        for column, shape in enumerate(self.shapes):
-            own = jax.vmap(lambda row, column=column: self._split(row)[column][1])(rows)
-            self.parts[column].check_measurements(own.reshape(len(rows), *shape))
+        for column in range(len(self.parts)):
+            own = jax.vmap(lambda row, column=column: self._shares(row)[column])(rows)
+            self.parts[column].check_measurements(own)
 
-    def _split(self, point: Point) -> list[tuple[AbstractLegendre, Point]]:
-        """The parts with their shares of a point."""
+    def _split(self, a: Strength, *points: Point) -> list[tuple[Any, ...]]:
+        """For each part: the part, its a, and its shares of the points. An array a is shared out as they are."""
+        strengths = self._shares(a) if isinstance(a, jax.Array) and a.ndim else [a] * len(self.parts)
+        return list(zip(self.parts, strengths, *map(self._shares, points), strict=True))
+
+    def _shares(self, point: Point) -> list[Point]:
+        """What each part has of a point, in the part's shape."""
         ends = itertools.accumulate((_size(shape) for shape in self.shapes), initial=0)
         shares = [point[start:end] for start, end in itertools.pairwise(ends)]
-        return [(part, s.reshape(shape)) for part, s, shape in zip(self.parts, shares, self.shapes, strict=True)]
+        return [share.reshape(shape) for share, shape in zip(shares, self.shapes, strict=True)]
 
     def _joined(self, shares: Sequence[Array]) -> Array:
         return jnp.concatenate([share.reshape(-1) for share in shares])
