@@ -1,6 +1,11 @@
-"""x = w_1 .. w_p of depth p = 1, 2, 3 on sparse regression: the models of the paper's Figs. 8 and 9."""
+"""x = w_1 .. w_p of depth p = 1, 2, 3 on sparse regression: the models of the paper's Figs. 8 and 9.
+
+`forecast` predicts from the data alone which planted coordinates are lost; `needed_times` bounds the time that their
+recovery takes, from the state at the switch-off.
+"""
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +14,7 @@ import optax
 from jaxtyping import Array, Float, Int
 
 from ...dynamics import AbstractFlow, Descent, PrimalFlow, ProximalDescent
+from ...geometry import critical_strength, legendre, remaining_time
 from ...problem import (
     L1,
     AbstractRegularizer,
@@ -22,12 +28,11 @@ from ...problem import (
 from ...problem.reparam import Weights
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
-from .planted import COORDINATES, PLANTED, sparse_regression
-
-Values = Float[np.ndarray, "..."] | float  # numpy makes a number of one value
+from .planted import COORDINATES, PLANTED, SparseRegression, sparse_regression
 
 STRENGTHS = np.array([0.0, 0.01, 0.05, 0.1, 0.3, 1.0])
 OFF, HORIZON = 50.0, 550.0
+EQUAL = 2 * OFF  # the paper's setting: as long without decay as with it
 TIMES = np.unique(np.concatenate([np.arange(0, 20), np.arange(20, 100, 2), np.arange(100, 551, 10)])).astype(float)
 STEP = 0.1  # well below 2 / curvature of every model here; the paper's is not printed
 
@@ -61,7 +66,7 @@ MODELS = (
 
 
 def solve(model: Model, flow: AbstractFlow, seeds: Int[np.ndarray, " seeds"]) -> Dataset:
-    """All seeds and strengths; `weight_size` and `metric` are those of the planted coordinates."""
+    """All seeds and strengths; `metric` is that of the planted coordinates."""
     target = sparse_regression(0).target  # the same for all seeds
 
     def lane(seed, alpha):
@@ -74,18 +79,11 @@ def solve(model: Model, flow: AbstractFlow, seeds: Int[np.ndarray, " seeds"]) ->
             "parameters": x,
             "distance": jnp.linalg.norm(x - target),
             "ratio": jnp.where(norm > 0, jnp.sum(jnp.abs(x)) / jnp.where(norm > 0, norm, 1.0), jnp.nan),
-            "weight_size": weight_size(w)[:PLANTED],
             "metric": metric(model.g, w)[:PLANTED],
         }
 
     grid = {"seed": seeds, "alpha": STRENGTHS}
     return sweep(lane, grid, t1=HORIZON, saveat=TIMES, metrics=metrics, flow=flow)
-
-
-def weight_size(w: Weights) -> Float[Array, " d"]:
-    """`s`, the root mean square of the factors of each coordinate."""
-    factors = jax.tree.leaves(w)
-    return jnp.linalg.norm(jnp.stack(factors), axis=0) / len(factors) ** 0.5
 
 
 def metric(g: AbstractReparameterization, w: Weights) -> Float[Array, " d"]:
@@ -94,13 +92,47 @@ def metric(g: AbstractReparameterization, w: Weights) -> Float[Array, " d"]:
     return sum((leaf**2 for leaf in jax.tree.leaves(pull(jnp.ones_like(x))[0])), jnp.zeros_like(x))
 
 
-def least_time(size: Values, slope: Values, depth: int) -> Values:
-    """`int_s^1 ds' / (s'^{p-1} |slope|)`: no flow of x = w_1 .. w_p takes weights of size s to size 1 any sooner.
 
-    Without decay `s ds/dt = -x df/dx <= s^p |df/dx|`, by the arithmetic and geometric means. For p = 2 it grows like
-    log 1/s, for p = 3 like 1/s: where depth 2 is late, depth 3 is stuck.
 
-    **Arguments:** `size`: s, in (0, 1]; `slope`: a bound on |df/dx_i| on the way; `depth`: p.
+class Forecast(NamedTuple):
+    """What the data tell of a lane before it is integrated, for each planted coordinate.
+
+    `critical`: the strength beyond which decay takes the coordinate to 0 if the others are left out; `way`: the least
+    time that it needs after the switch-off from grad R_a = 0 to 1, at the largest slope it can feel.
     """
-    far = -np.log(size) if depth == 2 else (size ** (2.0 - depth) - 1) / (depth - 2)
-    return far / slope
+
+    critical: Float[np.ndarray, " planted"]
+    way: Float[np.ndarray, " planted"]
+
+    def is_stuck(self, alpha: float, left: float) -> bool:
+        """True if a planted coordinate dies at this strength and cannot come back in the time left."""
+        return bool(np.any((self.critical < alpha) & (self.way > left)))
+
+
+def forecast(model: Model, data: SparseRegression, alpha: float) -> Forecast:
+    """The forecast of one lane, of depth 2 or more, from Z, y and the strength alone."""
+    Z, slope = data.objective.Z[:, :PLANTED], -data.objective.gradient(jnp.zeros(COORDINATES))[:PLANTED]
+    curvature = jnp.sum(Z**2, axis=0) / len(Z)
+    critical = critical_strength(model.depth, slope / curvature, curvature)
+    return Forecast(np.asarray(critical), needed_times(model, data, jnp.zeros(PLANTED), None, alpha))
+
+
+def needed_times(
+    model: Model,
+    data: SparseRegression,
+    x: Float[Array, " planted"],
+    loss: float | None,
+    alpha: float,
+) -> Float[np.ndarray, " planted"]:
+    """The least time that each planted coordinate needs from x at the switch-off to 1, of depth 2 or more.
+
+    The slope is bounded by `|df/dx_i| <= |Z e_i| sqrt(2 f / n)`, since the loss f does not rise after the switch-off.
+
+    **Arguments:** `loss`: f at the switch-off, or `None` for f(0) and a coordinate that starts at grad R_a = 0.
+    """
+    objective = data.objective
+    R, a = legendre(model.g, model.h, model.start(PLANTED)), -alpha * OFF
+    mu = jnp.zeros(PLANTED) if loss is None else R.mirror_map(x, a)
+    height = objective(jnp.zeros(COORDINATES)) if loss is None else jnp.asarray(loss)
+    steepest = jnp.linalg.norm(objective.Z[:, :PLANTED], axis=0) * jnp.sqrt(2 * height / len(objective.Z))
+    return np.asarray(remaining_time(R, jnp.ones(PLANTED), mu, a, steepest).value)
