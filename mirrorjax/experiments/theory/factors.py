@@ -92,8 +92,6 @@ def metric(g: AbstractReparameterization, w: Weights) -> Float[Array, " d"]:
     return sum((leaf**2 for leaf in jax.tree.leaves(pull(jnp.ones_like(x))[0])), jnp.zeros_like(x))
 
 
-
-
 class Forecast(NamedTuple):
     """What the data tell of a lane before it is integrated, for each planted coordinate.
 
