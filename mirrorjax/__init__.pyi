@@ -63,6 +63,8 @@ from .problem import (
     AbstractRegularizer as AbstractRegularizer,
     AbstractReparameterization as AbstractReparameterization,
     AbstractSchedule as AbstractSchedule,
+    Blocks as Blocks,
+    Blockwise as Blockwise,
     Compatible as Compatible,
     Constant as Constant,
     CosineDecay as CosineDecay,

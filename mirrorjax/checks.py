@@ -29,11 +29,12 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def refuted(condition: Callable[[], Bool[Array, ""]], *values: Any) -> bool:
+def refuted(condition: Callable[[], Any], *values: Any) -> bool:
     """Returns True if the values are known now and the condition on them is false.
 
     A condition on traced values is never refuted: such values get a status at run time. The condition is evaluated at
-    once also under an outer jit, where operations on known arrays would otherwise be staged.
+    once also under an outer jit, where operations on known arrays would otherwise be staged. Conditions are written in
+    NumPy where they can be: JAX compiles a program for every shape that an operation meets, for 10 ms each.
     """
     if not is_concrete(*values):
         return False
@@ -61,7 +62,7 @@ def as_float(value: Numbers, name: str) -> Float[Array, "..."]:
     if not jnp.issubdtype(array.dtype, jnp.floating):
         if not jnp.issubdtype(array.dtype, jnp.integer):
             raise ValueError(f"{name} must be real and floating point, got dtype {array.dtype}")
-        array = array.astype(float)
+        array = _as_default_float(array)
     return jnp.asarray(array, dtype=array.dtype)  # drops weak types, which would retrace
 
 
@@ -91,6 +92,13 @@ def as_array(value: Any, name: str) -> Array:
     if np.any(lost := np.isfinite(known) & ~np.isfinite(kept)):
         raise ValueError(f"{name} = {known[lost][0]} exceeds {narrow}; enable jax_enable_x64, or rescale it")
     return _to_device(kept)
+
+
+def _as_default_float(array: Array) -> Array:
+    """Converts integers to the default float type; known ones by NumPy, which compiles nothing."""
+    if not is_concrete(array):
+        return array.astype(float)
+    return jax.device_put(np.asarray(array).astype(jax.dtypes.canonicalize_dtype(float)), array.sharding)
 
 
 def _to_device(array: np.ndarray) -> Array:
@@ -150,20 +158,20 @@ def nonnegative(value: Float[Array, "..."], *, finite: bool) -> Bool[Array, ""]:
 
 def require_positive(value: Float[Array, "..."], name: str, advice: str = "") -> None:
     """Raises `ValueError` for a concrete value that is not positive and finite; `advice` ends the message."""
-    if refuted(lambda: positive(value), value):
+    if refuted(lambda: np.all(np.isfinite(value) & np.greater(value, 0)), value):
         raise ValueError(f"{name} must be positive and finite, got {value}{advice}")
 
 
 def require_nonnegative(value: Float[Array, "..."], name: str, *, finite: bool) -> None:
     """Raises `ValueError` for a concrete value that is NaN, negative or (with `finite`) infinite."""
-    if refuted(lambda: nonnegative(value, finite=finite), value):
+    if refuted(lambda: np.all(np.greater_equal(value, 0) & (np.isfinite(value) | (not finite))), value):
         kind = "finite and non-negative" if finite else "non-negative"
         raise ValueError(f"{name} must be {kind}, got {value}")
 
 
 def require_finite(value: Float[Array, "..."], name: str) -> None:
     """Raises `ValueError` for a concrete value with an entry that is NaN or infinite."""
-    if refuted(lambda: jnp.all(jnp.isfinite(value)), value):
+    if refuted(lambda: np.all(np.isfinite(value)), value):
         raise ValueError(f"{name} must be finite, got {value}")
 
 

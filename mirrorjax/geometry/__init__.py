@@ -1,7 +1,7 @@
 """The theory of a pair (g, h): R_a, the conditions under which R_a exists, and its consequences."""
 
 from .base import AbstractLegendre as AbstractLegendre, Recovered as Recovered
-from .conditions import VERDICT as VERDICT, Report as Report, check as check
+from .conditions import check as check
 from .design import compatible_regularizers as compatible_regularizers
 from .effects import effects as effects, explain as explain, local_exponent as local_exponent
 from .families.separable import AbstractSeparableLegendre as AbstractSeparableLegendre
@@ -15,3 +15,4 @@ from .leaks import (
 from .legendre import legendre as legendre, register_legendre as register_legendre
 from .limit import Limit as Limit, kkt_residual as kkt_residual, predict_limit as predict_limit
 from .numeric import NumericLegendre as NumericLegendre
+from .report import VERDICT as VERDICT, Report as Report

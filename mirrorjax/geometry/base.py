@@ -5,6 +5,7 @@ and along grad h for "time" a: `grad Q_a(mu) = g(psi(mu, a))`, `Hess Q_a = J J^T
 """
 
 import abc
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..checks import Number, Numbers, require_kind
+from ..checks import Numbers, is_concrete, require_kind
 from ..problem.reparam import Weights
 from .divergence import divergence, envelope
 from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
@@ -22,16 +23,19 @@ class AbstractLegendre(eqx.Module):
     """`R_a(x) = sup_mu <mu, x> - Q_a(mu)`, the time-dependent Legendre function of (g, h, w0).
 
     All methods take one point x or mu (shaped like `g(w)`) and the accumulated regularization a <= 0, a scalar; use
-    `jax.vmap` for more. They convert and check their arguments and call the method of the same name with the ending
-    `_at`. A subclass gives `weights_at`, `potential_at`, `primal_at`, `dual_at`, `metric_vector_at` and
-    `dual_interval_at`, for arguments that are checked already; the rest follows.
+    `jax.vmap` for more. Where R is `separable`, a may be an array shaped like x, and `R_a(x) = sum_i R_{a_i}(x_i)`: for
+    the a_i that a training run has left in each coordinate, of either sign.
+
+    They convert and check their arguments and call the method of the same name with the ending `_at`. A subclass gives
+    `weights_at`, `potential_at`, `primal_at`, `dual_at`, `metric_vector_at` and `dual_interval_at`, for arguments that
+    are checked already; the rest follows.
 
     `primal` and `dual` return a status for each point. The methods named for the mathematics (`mirror_map`, ...) raise
     when a status is not successful, so none of them returns a NaN or a wrong number.
 
     **Raises:** every method, `ValueError` for a point that is not an array of real numbers of the shape of g(w), and
-    for an a that is not a finite scalar <= 0. Where a is traced, methods with a status return `invalid_strength`
-    instead, those that raise do so at run time, and the others return NaN.
+    for an a that is neither a finite scalar <= 0 nor a finite array for an R that takes one. Where a is traced, methods
+    with a status return `invalid_strength` instead, those that raise do so at run time, and the others return NaN.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6, Eq. (5), (7).
     """
@@ -62,7 +66,7 @@ class AbstractLegendre(eqx.Module):
 
     def point_like(self) -> jax.ShapeDtypeStruct:
         """The shape and dtype of x and mu."""
-        return jax.eval_shape(lambda: self.dual_interval_at(0.0)[0])
+        return jax.eval_shape(lambda: _compiled(self, "dual_interval_at", 0.0)[0])
 
     def value_at(self, x: Point, mu: Point, a: Strength) -> Float[Array, ""]:
         """`R_a(x)`, for x in range and mu = grad R_a(x), with the derivative mu in x."""
@@ -89,90 +93,100 @@ class AbstractLegendre(eqx.Module):
         return False
 
     @property
-    def leak(self) -> Float[Array, ""]:
-        """lambda in `d mu/dt = -grad f(x) - alpha lambda mu`; 0 where the flow of h commutes with that of g.
+    def leaks(self) -> bool:
+        """True unless the flow of h is known to commute with that of g, so that `leak` is 0 whatever its numbers."""
+        return False
 
-        Where h only normalises g, `[grad h, grad g_i] = lambda grad g_i`, decay acts on the dual variable too.
+    @property
+    def leak(self) -> Float[Array, "..."]:
+        """Lambda in `d mu/dt = -grad f(x) - alpha Lambda^T mu`; 0 where the flow of h commutes with that of g.
+
+        Where h only normalises g, `[grad h, grad g_i] = sum_j Lambda_ij grad g_j`, decay acts on the dual variable too.
+        The shape is () where Lambda is a multiple of I, that of x where it is diagonal, `x.shape + x.shape` otherwise.
         """
         like = self.point_like()
         return jnp.zeros((), like.dtype)
 
+    def leak_product(self, mu: Point) -> Point:
+        """`Lambda^T mu`, shaped like mu: the rate, per unit of alpha, at which decay drains the dual variable."""
+        return transposed_product(self.leak, mu)
+
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
 
-    def weights(self, mu: Numbers, a: Number) -> Weights:
+    def weights(self, mu: Numbers, a: Numbers) -> Weights:
         """`psi(mu, a)`: the weights of the flow when its dual variable is mu; NaN outside the dual interval."""
         mu = as_point(mu, self.point_like(), "mu")
-        return at_strength(lambda a: self.weights_at(mu, a), as_strength(a))
+        return _compiled(self, "weights_at", as_strength(a, self), mu)
 
-    def potential(self, mu: Numbers, a: Number) -> Float[Array, ""]:
+    def potential(self, mu: Numbers, a: Numbers) -> Float[Array, ""]:
         """`Q_a(mu)`, the convex conjugate of R_a."""
         mu = as_point(mu, self.point_like(), "mu")
-        return at_strength(lambda a: self.potential_at(mu, a), as_strength(a))
+        return _compiled(self, "potential_at", as_strength(a, self), mu)
 
-    def primal(self, mu: Numbers, a: Number) -> Recovered:
+    def primal(self, mu: Numbers, a: Numbers) -> Recovered:
         """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point."""
         mu = as_point(mu, self.point_like(), "mu")
-        return at_strength(lambda a: self.primal_at(mu, a), as_strength(a))
+        return _compiled(self, "primal_at", as_strength(a, self), mu)
 
-    def dual(self, x: Numbers, a: Number) -> Recovered:
+    def dual(self, x: Numbers, a: Numbers) -> Recovered:
         """`grad R_a(x)` with a status for each point."""
         x = as_point(x, self.point_like(), "x")
-        return at_strength(lambda a: self.dual_at(x, a), as_strength(a))
+        return _compiled(self, "dual_at", as_strength(a, self), x)
 
-    def metric_vector(self, mu: Numbers, v: Numbers, a: Number) -> Point:
+    def metric_vector(self, mu: Numbers, v: Numbers, a: Numbers) -> Point:
         """`Hess Q_a(mu) v = J J^T v = (Hess R_a(x))^{-1} v` at w = psi(mu, a)."""
         like = self.point_like()
         mu, v = as_point(mu, like, "mu"), as_point(v, like, "v")
-        return at_strength(lambda a: self.metric_vector_at(mu, v, a), as_strength(a))
+        return _compiled(self, "metric_vector_at", as_strength(a, self), mu, v)
 
-    def dual_interval(self, a: Number) -> tuple[Point, Point]:
+    def dual_interval(self, a: Numbers) -> tuple[Point, Point]:
         """The open interval of each mu_i on which Q_a is finite, `(lower, upper)`; infinite where it has no end.
 
         Both ends are NaN in a coordinate where R_a does not exist; `primal` and `dual` give the reason.
         """
-        return at_strength(self.dual_interval_at, as_strength(a))
+        return _compiled(self, "dual_interval_at", as_strength(a, self))
 
-    def mirror_map(self, x: Numbers, a: Number) -> Point:
+    def mirror_map(self, x: Numbers, a: Numbers) -> Point:
         """`grad R_a(x) = mu`. Raises where x is outside the range or the inversion failed."""
         x = as_point(x, self.point_like(), "x")
         recovered = self.dual(x, a)
         return require_ok(recovered.value, recovered.result, x, "x")
 
-    def inverse_mirror_map(self, mu: Numbers, a: Number) -> Point:
+    def inverse_mirror_map(self, mu: Numbers, a: Numbers) -> Point:
         """`grad R_a^*(mu) = grad Q_a(mu) = x`. Raises where mu is outside the dual interval."""
         mu = as_point(mu, self.point_like(), "mu")
         recovered = self.primal(mu, a)
         return require_ok(recovered.value, recovered.result, mu, "mu")
 
-    def value(self, x: Numbers, a: Number) -> Float[Array, ""]:
+    def value(self, x: Numbers, a: Numbers) -> Float[Array, ""]:
         """`R_a(x) = <mu, x> - Q_a(mu)` at `mu = grad R_a(x)`. Raises like `mirror_map`.
 
         Its gradient is the mirror map itself, with all the digits of mu.
         """
         (x,), (mu,), a = self._recovered(a, x=x)
-        return self.value_at(x, mu, a)
+        return _compiled(self, "value_at", a, x, mu)
 
-    def hessian(self, x: Numbers, a: Number) -> Float[Array, "..."]:
+    def hessian(self, x: Numbers, a: Numbers) -> Float[Array, "..."]:
         """`Hess R_a(x) = (J J^T)^{-1}`, dense, of shape `x.shape + x.shape`. Raises like `mirror_map`."""
         (x,), (mu,), a = self._recovered(a, x=x)
-        return self.hessian_at(x, mu, a)
+        return _compiled(self, "hessian_at", a, x, mu)
 
-    def bregman(self, x: Numbers, z: Numbers, a: Number) -> Float[Array, ""]:
+    def bregman(self, x: Numbers, z: Numbers, a: Numbers) -> Float[Array, ""]:
         """`D_a(x, z) = R_a(x) - R_a(z) - <grad R_a(z), x - z> >= 0`. Raises like `mirror_map`.
 
         The closed forms and the numeric path never take this difference, so that D keeps its digits where x is close
         to z; `mirrorjax.geometry.divergence` says how, and what other subclasses get.
         """
         (x, z), (mu_x, mu_z), a = self._recovered(a, x=x, z=z)
-        return self.bregman_at(x, z, mu_x, mu_z, a)
+        return _compiled(self, "bregman_at", a, x, z, mu_x, mu_z)
 
-    def minimizer(self, a: Number) -> Point:
+    def minimizer(self, a: Numbers) -> Point:
         """`argmin R_a = g(psi(0, a))`, the positional bias. Raises where R_a does not exist."""
-        recovered = at_strength(self.minimizer_at, as_strength(a))
+        recovered = _compiled(self, "minimizer_at", as_strength(a, self))
         return require_ok(recovered.value, recovered.result, jnp.zeros_like(recovered.value), "mu")
 
-    def _recovered(self, a: Number, **points: Numbers) -> tuple[list[Point], list[Point], Strength]:
+    def _recovered(self, a: Numbers, **points: Numbers) -> tuple[list[Point], list[Point], Strength]:
         """The points and their mirror maps, which are checked to be successful, and a."""
         like = self.point_like()
         given = {name: as_point(point, like, name) for name, point in points.items()}
@@ -182,7 +196,47 @@ class AbstractLegendre(eqx.Module):
             require_ok(point, recovered.result, point, name)
             for (name, point), recovered in zip(given.items(), found, strict=True)
         ]
-        return checked, [recovered.value for recovered in found], as_strength(a)
+        return checked, [recovered.value for recovered in found], as_strength(a, self)
+
+
+def _compiled(R: AbstractLegendre, hook: str, a: Strength, *points: Point) -> Any:
+    """`R.<hook>(*points, a)` as one program; run operation by operation, it costs 5 to 100 times as much.
+
+    A Python number becomes an array of weak type: it still takes the precision of the arrays it meets, and another
+    value of it does not compile the program again. At a traced a that is not valid the answer is that of `at_strength`.
+    """
+    with jax.transfer_guard("allow"):
+        strength = jnp.asarray(a)
+    return _call(R, hook, strength, is_concrete(a), points)
+
+
+@partial(eqx.filter_jit, inline=True)  # inlined: in a program of the user's it is no call
+def _call(R: AbstractLegendre, hook: str, a: Float[Array, "..."], valid: bool, points: tuple[Point, ...]) -> Any:
+    """`R.<hook>(*points, a)`, for an a that is known to be valid or else checked at run time."""
+
+    def evaluate(a: Strength) -> Any:
+        return getattr(R, hook)(*points, a)
+
+    return evaluate(a) if valid else at_strength(evaluate, a)
+
+
+def transposed_product(leak: Float[Array, "..."], mu: Point) -> Point:
+    """`Lambda^T mu` for a Lambda given as in `AbstractLegendre.leak`: a multiple of I, a diagonal, or all entries."""
+    return leak * mu if leak.ndim <= mu.ndim else jnp.tensordot(mu, leak, mu.ndim)
+
+
+def scalar_leak(R: AbstractLegendre, what: str) -> Float[Array, ""]:
+    """The leak of R, a scalar. Raises `ValueError`, with the name of what needs it, where Lambda is no multiple of I.
+
+    For such a Lambda mu leaves the range of Z^T, so that the limit is no minimum of R_a.
+    """
+    leak = R.leak
+    if leak.ndim:
+        raise ValueError(
+            f"{what} needs a dual variable that leaks at one rate, but the leak of this R has shape {leak.shape} "
+            "(Lambda is no multiple of I): mu leaves range(Z^T), and the limit does not minimise R_a; use MirrorFlow()"
+        )
+    return leak
 
 
 def require_legendre(R: Any) -> None:

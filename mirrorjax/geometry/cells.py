@@ -25,16 +25,22 @@ class End(eqx.Module):
     singular: Bool[Array, "*cells"]
 
 
-def flow_cell(g: AbstractReparameterization, w: Weights, mu: Array, rtol: Array) -> tuple[Weights, Array, End]:
-    """From w along J^T mu for a unit of time: the weights, `int_0^1 <mu, g> ds`, and how it ended."""
+def flow_cell(
+    g: AbstractReparameterization, w: Weights, mu: Array, rtol: Array, *along: Array
+) -> tuple[Weights, Array, End]:
+    """From w along J^T mu for a unit of time: the weights, `int_0^1 <v, g> ds` for v = mu and each v of `along`.
+
+    The last result says how it ended.
+    """
+    vectors = jnp.stack([mu, *along]).reshape(1 + len(along), -1)
     scale = size_of(w)
-    unit = size_of(mu) * size_of(g(w)) * mu.size + size_of(g.pull(w, mu)) * scale
+    unit = size_of(vectors) * size_of(g(w)) * mu.size + size_of(g.pull(w, mu)) * scale
     unit = jnp.where(unit > 0, unit, 1) / scale
 
     def field(s: Array, state: tuple[Weights, Array]) -> tuple[Weights, Array]:
-        return g.pull(state[0], mu), jnp.sum(mu * g(state[0])) / unit
+        return g.pull(state[0], mu), vectors @ g(state[0]).reshape(-1) / unit
 
-    (w, q), end = integrate(g, field, (w, jnp.zeros_like(rtol)), scale, rtol)
+    (w, q), end = integrate(g, field, (w, jnp.zeros_like(vectors[:, 0])), scale, rtol)
     inside = jnp.all(jnp.isfinite(g(w)))  # a step may land beyond the edge of the domain of g
     return w, q * unit, End(end.arrived & inside, end.singular | (end.arrived & ~inside))
 

@@ -1,131 +1,21 @@
 """check(): is a pair (g, h) regular, commuting and contracting? Measured at sampled weights, reported with numbers."""
 
-from typing import TYPE_CHECKING
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..checks import Number, as_count, as_scalar, is_concrete, refuted
 from ..problem import AbstractRegularizer, AbstractReparameterization
 from ..problem.reparam import Weights
+from .cells import integrate
 from .commutators import spectral_commutator
 from .fields import Fields, brackets, covectors, hessian_error, rank, rank_is_exact, wronskian
-from .points import as_finite_weights, require_pair
-
-if TYPE_CHECKING:
-    from rich.table import Table
-
-
-class VERDICT(eqx.Enumeration):
-    """The conclusion of `check` from the brackets; printing one shows what follows from it.
-
-    - `commuting`: all fields commute, so R_a exists where g is regular.
-    - `g_only`: the fields of g commute, but not with h, so there is an R for alpha = 0 only.
-    - `neither`: the fields of g do not commute, so there is no R.
-    """
-
-    commuting = "commuting: Theorem 3.6 applies where g is regular, R_a exists"
-    g_only = "g commutes but h does not: an R without time dependence only, for alpha = 0"
-    neither = "neither: the coordinates of g do not commute, there is no R, only the primal flow"
-
-
-class Brackets(eqx.Module):
-    """Largest `|[X, Y]| / (|DX| |Y| + |DY| |X|)`, in [0, 1], among the fields grad g_i (`g_g`) and with grad h (`g_h`).
-
-    `pairs` counts the pairs among the grad g_i; `complete` says that they are all of them, or settle all of them,
-    rather than random combinations, whose brackets also vanish only if all do, but dilute a single small offender.
-    """
-
-    g_g: Float[Array, ""]
-    g_h: Float[Array, ""]
-    pairs: int = eqx.field(static=True)  # static: a count fixed by shapes
-    complete: bool = eqx.field(static=True)  # static: fixed by shapes
-
-
-class Report(eqx.Module):
-    """The measurements of `check`; `str(report)` is plain text, `report.table()` a rich table.
-
-    `rank` is the smallest and `condition_number` the largest met; for a Jacobian too large for a dense decomposition
-    (`rank_exact` False) they are bounds, from above and from below. `hessian_error` compares the Jacobian of
-    (mu, a) -> (x, h), taken through the flow, with J J^T (J of (g, h)): equal, so symmetric and positive, exactly where
-    the potential exists, and then to about 1e-8, the error of the integration. `separable` and
-    `wronskian` (largest `|g' h'' - g'' h'| / (|g' h''| + |g'' h'|)`, which has a meaning where h is separable) are
-    given for differences, `commutators` for quadratic forms. `points` are the sampled weights, on a leading axis.
-
-    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorems 3.6, 3.10, 3.15, Corollary 3.12.
-    """
-
-    verdict: VERDICT
-    brackets: Brackets
-    commutators: Brackets | None
-    wronskian: Float[Array, ""] | None
-    separable: Bool[Array, ""] | None
-    rank: Int[Array, ""]
-    condition_number: Float[Array, ""]
-    hessian_error: Float[Array, ""]
-    contracting: Bool[Array, ""]
-    lowest_h: Float[Array, ""]
-    points: Weights
-    tolerance: Float[Array, ""]
-    size: int = eqx.field(static=True)  # static: the number of coordinates of x
-    rank_exact: bool = eqx.field(static=True)  # static: fixed by shapes
-    notes: tuple[str, ...] = eqx.field(static=True)  # static: text, fixed by the classes of g and h
-
-    @property
-    def regular(self) -> Bool[Array, ""]:
-        """True if J has full rank d at every sampled point."""
-        return self.rank == self.size
-
-    @property
-    def theorem_3_6(self) -> Bool[Array, ""]:
-        """Regular and commuting: R_a exists."""
-        return self.regular & (self.verdict == VERDICT.commuting)
-
-    @property
-    def theorem_3_10(self) -> Bool[Array, ""]:
-        """Theorem 3.6 and contracting: the flow converges, provided that alpha is switched off at a finite time."""
-        return self.theorem_3_6 & self.contracting
-
-    def rows(self) -> list[tuple[str, str]]:
-        """The measurements as (name, text) pairs in reading order."""
-        at_most, at_least = ("", "") if self.rank_exact else ("at most ", "at least ")
-        regular = "regular" if self.regular else "NOT regular: Theorem 3.6 needs full rank"
-        count = jax.tree.leaves(self.points)[0].shape[0]
-        rows = [
-            ("verdict", str(self.verdict).split("<", 1)[1][:-1]),
-            ("rank of J", f"{at_most}{int(self.rank)} of {self.size}, {regular}"),
-            ("condition number of J", f"{at_least}{float(self.condition_number):.3g}"),
-            *_bracket_rows("bracket", self.brackets),
-        ]
-        if self.commutators is not None:
-            rows += _bracket_rows("commutator", self.commutators)
-        if self.wronskian is not None:
-            value = f"{float(self.wronskian):.2e}" if self.separable else "not defined, h is not separable"
-            rows.append(("Wronskian of g', h'", value))
-        return [
-            *rows,
-            ("Hess Q against J J^T", f"{float(self.hessian_error):.2e}"),
-            ("contracting", f"{_yes(self.contracting)}, smallest h met {float(self.lowest_h):.3g}"),
-            ("Theorem 3.10", f"{_yes(self.theorem_3_10)}; it asks for alpha = 0 after a finite time as well"),
-            ("sampled", f"{count} points, tolerance {float(self.tolerance):.2e}"),
-            *(("note", note) for note in self.notes),
-        ]
-
-    def table(self) -> "Table":
-        """The report as a `rich.table.Table`."""
-        from rich.table import Table  # here, so that importing mirrorjax does not load rich
-
-        table = Table("condition", "measured")
-        for name, text in self.rows():
-            table.add_row(name, text)
-        return table
-
-    def __str__(self) -> str:
-        return "\n".join(f"{name:<22} {text}" for name, text in self.rows())
+from .normaliser import Decayed, fit, misfit, pattern_of, spread
+from .points import as_finite_weights, as_strength, require_pair
+from .report import VERDICT, Brackets, Leak, Report
 
 
 def check(
@@ -133,6 +23,7 @@ def check(
     h: AbstractRegularizer,
     w: Weights,
     *,
+    a: Number = 0.0,
     radius: Number = 0.2,
     points: int = 8,
     tolerance: Number | None = None,
@@ -143,21 +34,26 @@ def check(
     `[X, Y] = DX.Y - DY.X`. The points are w and `points - 1` others, whose entries are those of w times
     exp(radius normal) and so keep their sign; entries that are 0 are moved by radius times the root mean square of w.
 
-    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `radius`: relative spread of the points; `points`: their
-    number; `tolerance`: below which a normalised bracket counts as 0, by default `100 eps sqrt(D)`: the brackets are
-    formed without an inverse, from sums over the D weights whose rounding adds up like sqrt(D), and 100 leaves room for
-    the few dozen roundings of each term (raise it for matrices known to fewer digits than eps); `key`: seed of the
-    points.
-    **Returns:** `Report`. **Raises:** `ValueError` for a g or h that is not an object of its kind, weights that g or h
-    refuses, a radius or tolerance that is not between 0 and 1, points that are no positive count, a key that is none,
-    or a point at which g or h is not finite.
+    Where the pair does not commute it also fits Lambda in `[grad h, grad g_i] = sum_j Lambda_ij grad g_j`: if one
+    constant Lambda fits at all points, h normalises g.
 
-    Source: the paper's Theorems 3.6 and 3.10.
+    **Arguments:** `g`, `h`: the pair; `w`: weights of g; `a`: the accumulated regularization down to which h >= 0 is
+    asked for, along the flow of h from the points (by default at the points alone); `radius`: relative spread of the
+    points; `points`: their number; `tolerance`: below which a normalised bracket counts as 0, by default
+    `100 eps sqrt(D)`: the brackets are formed without an inverse, from sums over the D weights whose rounding adds up
+    like sqrt(D), and 100 leaves room for the few dozen roundings of each term (raise it for matrices known to fewer
+    digits than eps); `key`: seed of the points.
+    **Returns:** `Report`. **Raises:** `ValueError` for a g or h that is not an object of its kind, weights that g or h
+    refuses, an a that is not finite and <= 0, a radius or tolerance that is not between 0 and 1, points that are no
+    positive count, a key that is none, or a point at which g or h is not finite.
+
+    Source: the paper's Theorems 3.6 and 3.10; that a normalising pair has an R_a is not in it.
     """
     require_pair(g, h)
     w = as_finite_weights(w, "w")
     g.check(w)
     h.check(w)
+    a = as_strength(a)
     points = as_count(points, "points")
     flat = ravel_pytree(w)[0]
     radius = as_scalar(radius, "radius")
@@ -173,8 +69,9 @@ def check(
             f"tolerance must be positive and finite, and below 1, the largest bracket that there is; got {tolerance}"
         )
     key = _as_key(key)
-    report = _check(g, h, w, radius.astype(flat.dtype), points, tolerance.astype(flat.dtype), key)
-    numbers = (report.brackets, report.hessian_error, report.lowest_h)
+    strength = None if is_concrete(a) and float(a) == 0 else jnp.asarray(a, flat.dtype)
+    report = _check(g, h, w, strength, radius.astype(flat.dtype), points, tolerance.astype(flat.dtype), key)
+    numbers = (report.brackets, report.hessian_error)
     finite = jnp.all(jnp.stack([jnp.isfinite(number) for number in jax.tree.leaves(numbers)]))
     message = (
         "g or h, or a derivative of them, is not finite at w or at a point sampled around it; use weights "
@@ -198,28 +95,42 @@ def _as_key(key: PRNGKeyArray | None) -> PRNGKeyArray:
 
 
 @eqx.filter_jit
-def _check(g, h, w, radius, points, tolerance, key) -> Report:
+def _check(g, h, w, a, radius, points, tolerance, key) -> Report:
     flat, unravel = ravel_pytree(w)
     fields = Fields(g, h, unravel, jax.eval_shape(g, w).shape)
     sample_key, combination_key, probe_key = jax.random.split(key, 3)
     sampled = _sample(flat, h.smooth, radius, points, sample_key)
     combinations, complete = covectors(fields, flat.dtype, combination_key)
 
-    def measure(point: Float[Array, " D"]) -> dict[str, Array]:
-        g_g, g_h = brackets(fields, combinations, point, probe_key)
+    pattern = pattern_of(fields, combinations, flat.size)
+
+    def measure(first: tuple, point: Float[Array, " D"]) -> tuple[tuple, dict[str, Array]]:
+        g_g, g_h, *vectors = brackets(fields, combinations, point, probe_key)
+        found = Decayed(combinations, *vectors)
+        leak = fit(fields, pattern, found, point)
+        reference = jnp.where(first[1], leak, first[0])
         full, condition = rank(fields, point, probe_key)
         error = hessian_error(fields, point, radius, probe_key)
         general = {"g_g": g_g, "g_h": g_h, "rank": full, "condition": condition, "hessian": error}
-        return general | (wronskian(fields, point, tolerance, probe_key) if g.is_difference else {})
+        general |= {
+            "residual": misfit(fields, leak, found, point),
+            "misfit": misfit(fields, reference, found, point),
+            "spread": spread(leak, reference),
+        }
+        general |= wronskian(fields, point, tolerance, probe_key) if g.is_difference else {}
+        return (reference, jnp.array(False)), general
 
-    measured = jax.lax.map(measure, sampled)
+    # From the last point on: entries of w that are 0 are not 0 there, and Lambda shows in every direction.
+    blank = jnp.zeros({"entries": (fields.size,) * 2, "diagonal": (fields.size,), "multiple": ()}[pattern], flat.dtype)
+    (fitted, _), measured = jax.lax.scan(measure, (blank, jnp.array(True)), sampled, reverse=True)
     worst = jax.tree.map(jnp.max, measured)
     pairs = combinations.shape[0] * (combinations.shape[0] - 1) // 2
     at_points = Brackets(worst["g_g"], worst["g_h"], pairs, complete)
     matrices = _commutators(g, h, combinations, complete)
-    lowest, contracting = _contracting(fields, sampled)
+    lowest, contracting = _contracting(fields, sampled, a)
+    leak = Leak(fitted, worst["residual"], worst["misfit"], worst["spread"])
     return Report(
-        verdict=_verdict(at_points, matrices, tolerance, h.smooth),
+        verdict=_verdict(at_points, matrices, leak, tolerance, h.smooth),
         brackets=at_points,
         commutators=matrices,
         wronskian=worst["wronskian"] if g.is_difference else None,
@@ -229,9 +140,12 @@ def _check(g, h, w, radius, points, tolerance, key) -> Report:
         hessian_error=worst["hessian"],
         contracting=contracting,
         lowest_h=lowest,
+        a=jnp.zeros((), flat.dtype) if a is None else a,
+        measured_leak=leak,
         points=jax.vmap(unravel)(sampled),
         tolerance=tolerance,
-        size=fields.size,
+        shape=fields.shape,
+        bregman=g.bounded_sublevels,
         rank_exact=rank_is_exact(fields, flat.size),
         notes=(*h.notes(g), *g.notes()),
     )
@@ -266,26 +180,35 @@ def _commutators(
     return Brackets(among, with_h, first.size, complete)
 
 
-def _contracting(fields: Fields, sampled: Float[Array, "points D"]) -> tuple[Float[Array, ""], Bool[Array, ""]]:
-    """The smallest h met, and True if h >= 0: everywhere where h knows, otherwise at the sampled points."""
-    lowest = jnp.min(jax.lax.map(fields.penalty, sampled))
+def _contracting(
+    fields: Fields, sampled: Float[Array, "points D"], a: Float[Array, ""] | None
+) -> tuple[Float[Array, ""], Bool[Array, ""]]:
+    """The smallest h met, and True if h >= 0: everywhere where h knows, otherwise on the flow of h down to a."""
+    reached = jnp.array(True)
+    if a is not None:
+        sampled, reached = jax.lax.map(lambda w: _decayed(fields, w, a), sampled)
+    # On its own flow h falls all the way, so that it is smallest at the end.
+    lowest = jnp.min(jnp.where(reached, jax.lax.map(fields.penalty, sampled), -jnp.inf))
     known = fields.h.is_nonnegative()
-    return lowest, lowest >= 0 if known is None else known
+    return lowest, lowest >= 0 if known is None else known & jnp.all(reached)
 
 
-def _verdict(brackets: Brackets, commutators: Brackets | None, tolerance, smooth: bool) -> VERDICT:
+def _decayed(fields: Fields, w: Float[Array, " D"], a: Float[Array, ""]) -> tuple[Float[Array, " D"], Bool[Array, ""]]:
+    """`psi(0, a)` from w, and True if the flow of h reached it."""
+    rtol = jnp.sqrt(jnp.finfo(w.dtype).eps).astype(w.dtype)
+
+    def field(s: Array, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        return a * fields.grad_h(state[0]), jnp.zeros_like(a)
+
+    (w, _), end = integrate(fields.g, field, (w, jnp.zeros_like(a)), jnp.linalg.norm(w), rtol)
+    return w, end.arrived
+
+
+def _verdict(brackets: Brackets, commutators: Brackets | None, leak: Leak, tolerance, smooth: bool) -> VERDICT:
     kinds = [brackets] if commutators is None else [brackets, commutators]
     g_commutes = jnp.all(jnp.stack([kind.g_g <= tolerance for kind in kinds]))
     h_commutes = jnp.all(jnp.stack([kind.g_h <= tolerance for kind in kinds])) & smooth
-    with_g = VERDICT.where(h_commutes, VERDICT.commuting, VERDICT.g_only)
+    normalises = (leak.residual <= tolerance) & (leak.misfit <= tolerance) & smooth
+    without = VERDICT.where(normalises, VERDICT.normalising, VERDICT.g_only)
+    with_g = VERDICT.where(h_commutes, VERDICT.commuting, without)
     return VERDICT.where(g_commutes, with_g, VERDICT.neither)
-
-
-def _bracket_rows(name: str, brackets: Brackets) -> list[tuple[str, str]]:
-    kind = "settling all" if brackets.complete else "random combinations, not all pairs"
-    among = f"{float(brackets.g_g):.2e} ({brackets.pairs} {'pair' if brackets.pairs == 1 else 'pairs'}, {kind})"
-    return [(f"{name} g with g", among), (f"{name} g with h", f"{float(brackets.g_h):.2e}")]
-
-
-def _yes(value: Bool[Array, ""]) -> str:
-    return "yes" if value else "no"

@@ -14,6 +14,7 @@ from ..checks import (
     Numbers,
     as_scalar,
     as_time,
+    is_concrete,
     refuted,
     require_finite,
     require_kind,
@@ -21,6 +22,7 @@ from ..checks import (
     require_positive,
 )
 from ..problem.schedule import AbstractSchedule
+from ..reprs import readable
 from ..results import RESULTS, first_failure, select, status_name
 from .base import AbstractLegendre, require_legendre
 from .points import Recovered, as_point, as_strength, require_strengths
@@ -28,9 +30,13 @@ from .points import Recovered, as_point, as_strength, require_strengths
 if TYPE_CHECKING:
     from rich.table import Table
 
+_SHOWN = 6  # strengths at each end of a list that are shown in words
+
 
 class Effects(eqx.Module):
     """The three effects of accumulated regularization at several a, which are the leading axis of every array.
+
+    `a` holds the strengths, each a scalar or an array of one number a coordinate.
 
     `minimizer` is `argmin R_a`, the positional bias; `local_exponent` the type of bias, 2 like L2 and 1 like L1;
     `dual_lower`, `dual_upper` the open interval of mu; `metric` is `J J^T v` at the minimizer along the direction v the
@@ -40,7 +46,7 @@ class Effects(eqx.Module):
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 3.
     """
 
-    a: Float[Array, " n"]
+    a: Float[Array, "n ..."]
     minimizer: Float[Array, "n ..."]
     local_exponent: Float[Array, " n"]
     dual_lower: Float[Array, "n ..."]
@@ -51,6 +57,29 @@ class Effects(eqx.Module):
     @property
     def ok(self) -> Bool[Array, " n"]:
         return self.result == RESULTS.successful
+
+    def __repr__(self) -> str:
+        """The effects in words, a line a strength; of many strengths the first and the last."""
+        if not is_concrete(self) or self.local_exponent.ndim != 1:
+            return readable(self)
+        lines = [self._line(i) for i in range(len(self.local_exponent))]
+        left_out = len(lines) - 2 * _SHOWN
+        if left_out > 0:
+            lines[_SHOWN : _SHOWN + left_out] = [f"({left_out} more)"]
+        return "\n".join(["Effects (type of bias: 2 is like L2, 1 like L1)", *lines])
+
+    def _line(self, i: int) -> str:
+        a = f"a = {_range_text(np.asarray(self.a[i]))}"
+        if not bool(self.ok[i]):
+            return f"{a}: {np.atleast_1d(status_name(self.result))[i]}"
+        lower, upper = np.asarray(self.dual_lower[i]), np.asarray(self.dual_upper[i])
+        bounded = np.any(np.isfinite([lower, upper]))
+        ends = f"mu from {_range_text(lower)} to {_range_text(upper)}" if bounded else "any mu"
+        return (
+            f"{a}: type of bias {float(self.local_exponent[i]):.4f}; argmin R_a = "
+            f"{_range_text(np.asarray(self.minimizer[i]))}; range: {ends}, J J^T = "
+            f"{_range_text(np.asarray(self.metric[i]))} at argmin R_a"
+        )
 
 
 class Explanation(eqx.Module):
@@ -91,7 +120,7 @@ class Explanation(eqx.Module):
         return table
 
 
-def local_exponent(R: AbstractLegendre, a: Number, scale: Number, direction: Numbers | None = None) -> Recovered:
+def local_exponent(R: AbstractLegendre, a: Numbers, scale: Number, direction: Numbers | None = None) -> Recovered:
     """`d log(R_a(x) - min R_a) / d log s` at `x = argmin R_a + s v`: 2 is L2-like, 1 is L1-like, at the scale s.
 
     It is `<mu, x - x*> / (R_a(x) - R_a(x*))`, mu = grad R_a(x). The difference of values is never taken: close to the
@@ -104,16 +133,17 @@ def local_exponent(R: AbstractLegendre, a: Number, scale: Number, direction: Num
     a finite end of its interval that it cannot tell the weights any more (a relative sqrt(eps)) the second part is
     `int_0^1 <mu(x* + r s v), s v> dr` instead; mu has all its digits there. Both are right to about 1e-9 in float64.
 
-    **Arguments:** `R`; `a`: the accumulated regularization, <= 0; `scale`: s > 0, in units of x; `direction`: v, shaped
-    like x, by default all ones: each coordinate at distance s from its own minimum.
+    **Arguments:** `R`; `a`: the accumulated regularization, a scalar <= 0, or for a separable R an array shaped like x;
+    `scale`: s > 0, in units of x; `direction`: v, shaped like x, by default all ones: each coordinate at distance s
+    from its own minimum.
     **Returns:** the exponent, a scalar >= 1, and a status: past exhaustion, or where x is outside the range, NaN.
-    **Raises:** `ValueError` for an a that is not finite and <= 0, a scale that is not finite and positive, or a
-    direction of another shape.
+    **Raises:** `ValueError` for an a that is neither finite and <= 0 nor an array that R takes, a scale that is not
+    finite and positive, or a direction of another shape.
 
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), section 3.
     """
     require_legendre(R)
-    a = jnp.asarray(as_strength(a), float)
+    a = jnp.asarray(as_strength(a, R), float)
     return _local_exponent(R, a, *_distance(R, scale, direction))
 
 
@@ -125,15 +155,18 @@ def effects(
 ) -> Effects:
     """Minimizer, local exponent, dual interval and metric of R_a at each of several strengths a.
 
-    **Arguments:** as for `local_exponent`, with `a_values` (n,).
+    **Arguments:** as for `local_exponent`, with `a_values` (n,), or for a separable R (n, ..) with the axes of x, one
+    number a coordinate.
     **Returns:** `Effects`; a strength past exhaustion has a status and NaN entries, and disturbs no other.
-    **Raises:** `ValueError` as `local_exponent` does, and for a_values that are not one axis.
+    **Raises:** `ValueError` as `local_exponent` does, and for a_values that are not one axis of strengths.
     """
     require_legendre(R)
     a_values = as_time(a_values, "a_values")
-    if a_values.ndim != 1:
-        raise ValueError(f"a_values must be one axis of strengths a <= 0, got shape {a_values.shape}")
-    require_strengths(a_values)
+    shape = R.point_like().shape
+    if a_values.ndim == 0 or a_values.shape[1:] not in ((), shape if R.separable else ()):
+        arrays = f", or one axis of arrays of the shape {shape} of x" if R.separable else ""
+        raise ValueError(f"a_values must be one axis of strengths a <= 0{arrays}, got shape {a_values.shape}")
+    require_strengths(a_values, axes=1)
     scale, direction = _distance(R, scale, direction)
     minimizer, exponent, lower, upper, metric = _effects(R, a_values, scale, direction)
     return Effects(a_values, minimizer, exponent.value, lower, upper, metric, exponent.result)
@@ -178,11 +211,11 @@ def _distance(R: AbstractLegendre, scale: Number, direction: Numbers | None) -> 
 
 @eqx.filter_jit
 def _effects(
-    R: AbstractLegendre, a_values: Float[Array, " n"], scale: Float[Array, ""], direction: Float[Array, "..."] | None
+    R: AbstractLegendre, a_values: Float[Array, "n ..."], scale: Float[Array, ""], direction: Float[Array, "..."] | None
 ) -> tuple[Array, Recovered, Array, Array, Array]:
     """Minimizer, exponent, both ends of the dual interval and metric, for each a."""
 
-    def at(a: Float[Array, ""]) -> tuple[Array, Recovered, Array, Array, Array]:
+    def at(a: Float[Array, "..."]) -> tuple[Array, Recovered, Array, Array, Array]:
         (lower, upper), v = R.dual_interval(a), _direction(R, a, direction)
         origin = jnp.zeros_like(lower)
         exponent = _local_exponent(R, a, scale, direction)
@@ -198,7 +231,7 @@ def _effects(
 
 @eqx.filter_jit
 def _local_exponent(
-    R: AbstractLegendre, a: Float[Array, ""], scale: Float[Array, ""], direction: Float[Array, "..."] | None
+    R: AbstractLegendre, a: Float[Array, "..."], scale: Float[Array, ""], direction: Float[Array, "..."] | None
 ) -> Recovered:
     (lower, upper), v = R.dual_interval(a), _direction(R, a, direction)
     minimizer = R.primal(jnp.zeros_like(lower), a)
@@ -220,13 +253,15 @@ def _local_exponent(
     return Recovered(jnp.where(result == RESULTS.successful, exponent, jnp.nan), result)
 
 
-def _direction(R: AbstractLegendre, a: Float[Array, ""], direction: Float[Array, "..."] | None) -> Float[Array, "..."]:
+def _direction(
+    R: AbstractLegendre, a: Float[Array, "..."], direction: Float[Array, "..."] | None
+) -> Float[Array, "..."]:
     lower, _ = R.dual_interval(a)
     return jnp.ones_like(lower) if direction is None else direction
 
 
 def _exponent_along_mu(
-    R: AbstractLegendre, mu: Float[Array, "..."], v: Float[Array, "..."], a: Float[Array, ""]
+    R: AbstractLegendre, mu: Float[Array, "..."], v: Float[Array, "..."], a: Float[Array, "..."]
 ) -> Float[Array, ""]:
     largest = jnp.max(jnp.abs(mu))
     # The quotient does not depend on the length of mu; where nothing is left of mu, M is constant and v serves.
@@ -241,7 +276,7 @@ def _exponent_along_x(
     minimizer: Float[Array, "..."],
     step: Float[Array, "..."],
     mu: Float[Array, "..."],
-    a: Float[Array, ""],
+    a: Float[Array, "..."],
 ) -> Recovered:
     fractions, weights = _graded_rule(step.dtype)
     slopes = jax.vmap(lambda r: R.dual_at(minimizer + r * step, a))(fractions)
@@ -271,6 +306,6 @@ def _prefer_failure(earlier: RESULTS, later: RESULTS) -> RESULTS:
     return select(first == RESULTS.successful, later, first)
 
 
-def _range_text(minimizer: np.ndarray) -> str:
-    low, high = minimizer.min(), minimizer.max()
-    return f"{low:.4g}" if minimizer.size == 1 else f"{low:.4g} .. {high:.4g}"
+def _range_text(numbers: np.ndarray) -> str:
+    low, high = numbers.min(), numbers.max()
+    return f"{low:.4g}" if low == high else f"{low:.4g} .. {high:.4g}"

@@ -41,7 +41,13 @@ class Fields(eqx.Module):
 
     @property
     def groups(self) -> int:
+        """The number of groups in which lengths are taken: one a coordinate where coordinates do not mix."""
         return self.size if self.g.elementwise else 1
+
+    @property
+    def separate(self) -> bool:
+        """True if neither g nor h mixes coordinates, so that each is a pair of its own."""
+        return self.g.elementwise and self.h.elementwise
 
     def x(self, flat: Float[Array, " D"]) -> Float[Array, " d"]:
         return self.g(self.unravel(flat)).reshape(-1)
@@ -56,6 +62,10 @@ class Fields(eqx.Module):
     def grad_g(self, a: Float[Array, " d"], flat: Float[Array, " D"]) -> Float[Array, " D"]:
         """`grad <a, g>(w) = J^T a`."""
         return ravel_pytree(self.g.pull(self.unravel(flat), a.reshape(self.shape)))[0]
+
+    def pulled(self, a: Float[Array, "p d"], flat: Float[Array, " D"]) -> Float[Array, "p D"]:
+        """`J^T a` for each row a."""
+        return jax.vmap(lambda row: self.grad_g(row, flat))(a)
 
     def grad(self, p: Float[Array, " n"], flat: Float[Array, " D"]) -> Float[Array, " D"]:
         """`grad (<p, g> + p_last h)(w)`."""
@@ -76,46 +86,64 @@ class Fields(eqx.Module):
 
 def covectors(fields: Fields, dtype: Any, key: PRNGKeyArray) -> tuple[Float[Array, "p d"], bool]:
     """Combinations a of which grad <a, g> is tested, and True if they settle all pairs."""
+    if not fields.separate and fields.size <= _ALL_PAIRS:
+        return jnp.eye(fields.size, dtype=dtype), True
     if fields.g.elementwise:
         # Coordinates share no weights, so one combination of all of them shows each one's own bracket.
         return jax.random.normal(key, (2, fields.size), dtype), True
-    if fields.size <= _ALL_PAIRS:
-        return jnp.eye(fields.size, dtype=dtype), True
     return jax.random.normal(key, (_COMBINATIONS, fields.size), dtype), False
 
 
 def brackets(
     fields: Fields, combinations: Float[Array, "p d"], point: Float[Array, " D"], key: PRNGKeyArray
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest normalised brackets at one point: between two combinations of g, and of one with h."""
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, "p D"], Float[Array, "p groups"]]:
+    """The brackets at one point: the largest of two combinations of g and of one with h, in [0, 1], and those with h.
+
+    The last two results are `[grad h, grad <a, g>]` for each combination a, and its scale in each group.
+    """
     count = combinations.shape[0]
     last = jnp.zeros((count + 1, 1), point.dtype).at[-1].set(1.0)
     duals = jnp.concatenate([jnp.pad(combinations, ((0, 1), (0, 0))), last], axis=1)
     sizes = jax.lax.map(lambda p: _operator_size(fields, lambda w: fields.grad(p, w), point, key), duals)
 
-    def one(pair: tuple[Int[Array, ""], Int[Array, ""]]) -> Float[Array, ""]:
-        X, Y = ((lambda w, i=i: fields.grad(duals[i], w), sizes[i]) for i in pair)
-        return _bracket(fields, X, Y, point)
+    # The vectors are kept for the pairs with h only: those of all pairs would not fit for millions of weights.
+    def one(kept: tuple[Array, Array], pair: tuple[Array, Array]) -> tuple[tuple[Array, Array], Array]:
+        first, second = pair
+        Y, X = ((lambda w, i=i: fields.grad(duals[i], w), sizes[i]) for i in pair)
+        bracket, scale = _bracket(fields, X, Y, point)
+        with_h = second == count
+        kept = tuple(
+            jax.lax.dynamic_update_index_in_dim(rows, jnp.where(with_h, new, rows[first]), first, 0)
+            for rows, new in zip(kept, (bracket, scale), strict=True)
+        )
+        return kept, jnp.max(ratio(fields.norm(bracket), scale))
 
     first, second = jnp.triu_indices(count + 1, 1)
-    ratios = jax.lax.map(one, (first, second))
+    empty = jnp.zeros((count, point.size), point.dtype), jnp.zeros((count, fields.groups), point.dtype)
+    (vectors, scales), ratios = jax.lax.scan(one, empty, (first, second))
     with_h = second == count
-    return jnp.max(jnp.where(with_h, 0.0, ratios)), jnp.max(jnp.where(with_h, ratios, 0.0))
+    return (
+        jnp.max(jnp.where(with_h, 0.0, ratios)),
+        jnp.max(jnp.where(with_h, ratios, 0.0)),
+        vectors,
+        scales,
+    )
 
 
 # A vector field, and the size of its derivative in each group.
 _Sized = tuple[Callable, Float[Array, " groups"]]
 
 
-def _bracket(fields: Fields, first: _Sized, second: _Sized, point: Float[Array, " D"]) -> Float[Array, ""]:
-    """`|DX.Y - DY.X| / (|DX| |Y| + |DY| |X|)`, the largest over groups; 0 where both terms vanish."""
+def _bracket(
+    fields: Fields, first: _Sized, second: _Sized, point: Float[Array, " D"]
+) -> tuple[Float[Array, " D"], Float[Array, " groups"]]:
+    """`[X, Y] = DX.Y - DY.X`, and `|DX| |Y| + |DY| |X|` in each group, which its length cannot exceed."""
     (X, size_X), (Y, size_Y) = first, second
     x, y = X(point), Y(point)
     DX_y, DY_x = jax.jvp(X, (point,), (y,))[1], jax.jvp(Y, (point,), (x,))[1]
     scale = size_X * fields.norm(y) + size_Y * fields.norm(x)
     # The operator sizes are estimates from below, and a coupled h may carry other groups in: never above 1.
-    scale = jnp.maximum(scale, fields.norm(DX_y) + fields.norm(DY_x))
-    return jnp.max(ratio(fields.norm(DX_y - DY_x), scale))
+    return DX_y - DY_x, jnp.maximum(scale, fields.norm(DX_y) + fields.norm(DY_x))
 
 
 def _operator_size(
@@ -134,7 +162,12 @@ def _operator_size(
 def rank_is_exact(fields: Fields, weights: int) -> bool:
     """True if the rank of J is taken from all its singular values."""
     small = min(fields.size, weights) <= 25  # the iteration for the extreme ones needs more
-    return fields.g.elementwise or small or fields.size * weights <= _DENSE_ENTRIES
+    return fields.g.elementwise or small or is_dense(fields, weights)
+
+
+def is_dense(fields: Fields, weights: int) -> bool:
+    """True if J is small enough to be held and decomposed."""
+    return fields.size * weights <= _DENSE_ENTRIES
 
 
 def rank(fields: Fields, point: Float[Array, " D"], key: PRNGKeyArray) -> tuple[Int[Array, ""], Float[Array, ""]]:

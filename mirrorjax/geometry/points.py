@@ -6,7 +6,8 @@ cost a few operations.
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import equinox as eqx
 import jax
@@ -14,14 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ..checks import Number, Numbers, as_float, is_concrete, require_kind
+from ..checks import Numbers, as_float, is_concrete, require_kind
 from ..problem import AbstractRegularizer, AbstractReparameterization
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..results import RESULTS, first_failure, require_success
 
+if TYPE_CHECKING:
+    from .base import AbstractLegendre
+
 Point = Float[Array, "..."]
-Strength = float | Float[Array, ""]
+Strength = float | Float[Array, "..."]  # a scalar, or for separable families an array shaped like x
 
 
 class Recovered(eqx.Module):
@@ -87,8 +91,12 @@ def as_finite_weights(w: Weights, name: str = "w0") -> Weights:
     return w
 
 
-def as_strength(a: Number) -> Strength:
-    """Converts the accumulated regularization to a scalar. Raises `ValueError` unless it is finite and <= 0.
+def as_strength(a: Numbers, R: "AbstractLegendre | None" = None) -> Strength:
+    """Converts the accumulated regularization: a scalar, or for a separable R an array of one number a coordinate.
+
+    Raises `ValueError` for a scalar that is not finite and <= 0, for an array with an entry that is not finite, for one
+    of another shape than x, and for any array where R is not separable or not given. An array is read off weights, and
+    may hold positive entries: finite steps and noise can raise what decay only lowers.
 
     A Python number stays one, so that it takes the precision of the arrays it meets. A traced a is checked by
     `at_strength`.
@@ -99,16 +107,39 @@ def as_strength(a: Number) -> Strength:
         return float(a)
     array = as_float(a, "a")
     if array.ndim:
-        raise ValueError(f"a must be a scalar, got shape {array.shape}; use jax.vmap for several strengths")
+        _require_a_coordinate(array, R)
     require_strengths(array)
     return float(a) if isinstance(a, int) else array
 
 
-def require_strengths(a: Float[Array, "..."]) -> None:
-    """Raises `ValueError` for a known a with an entry that is not finite and <= 0."""
+def _require_a_coordinate(a: Float[Array, "..."], R: "AbstractLegendre | None") -> None:
+    """Raises `ValueError` unless R takes an array of the shape of a."""
+    several = "use jax.vmap for several strengths"
+    if R is None:
+        raise ValueError(f"a must be a scalar, got shape {a.shape}; {several}")
+    if not R.separable:
+        raise ValueError(
+            f"a must be a scalar, got shape {a.shape}: {type(R).__name__} is not a sum over coordinates, so it takes "
+            f"no array of strengths; {several}"
+        )
+    if a.shape != (shape := R.point_like().shape):
+        raise ValueError(
+            f"a must be a scalar, or one number a coordinate in the shape {shape} of x, got shape {a.shape}; {several}"
+        )
+
+
+def require_strengths(a: Float[Array, "..."], *, axes: int = 0) -> None:
+    """Raises `ValueError` for a known scalar that is not finite and <= 0, and a known array that is not finite.
+
+    **Arguments:** `axes`: how many leading axes of a count strengths rather than coordinates.
+    """
     if is_concrete(a):
         known = np.asarray(a)  # numpy: microseconds, also under an outer jit
-        if not np.all(np.isfinite(known) & (known <= 0)):
+        bad = ~np.isfinite(known)
+        if known.ndim > axes:
+            if np.any(bad):
+                raise ValueError(f"a must be finite, got {_entries(known, bad, 'a')}")
+        elif np.any(bad | (known > 0)):
             _refuse_strength(known)
 
 
@@ -117,25 +148,30 @@ def _refuse_strength(a: Any) -> NoReturn:
 
 
 def valid_strength(a: Strength) -> Bool[Array, "..."]:
-    """True where a is finite and <= 0; works under tracing."""
-    return jnp.isfinite(a) & (jnp.asarray(a) <= 0)
+    """True where a is finite, and <= 0 if it is a scalar; works under tracing."""
+    a = jnp.asarray(a)
+    return jnp.isfinite(a) if a.ndim else jnp.isfinite(a) & (a <= 0)
 
 
 def at_strength(fn: Callable[[Any], Any], a: Strength) -> Any:
-    """Evaluates `fn(a)`; at a traced a that is not finite and <= 0 every float is NaN.
+    """Evaluates `fn(a)`; at a traced a that is not valid every float is NaN.
 
-    The result of a `Recovered` is `invalid_strength` there.
+    The result of a `Recovered` is `invalid_strength` there. Of an array, an entry that is not finite spoils its own
+    coordinate, and all outputs that are not shaped like it.
     """
     if is_concrete(a):
         return fn(a)
     valid = valid_strength(a)
     out = fn(jnp.where(valid, a, 0.0))
+
+    def kept(leaf: Array, other: Any) -> Array:
+        good = valid if leaf.shape == valid.shape else jnp.all(valid)
+        return jnp.where(good, leaf, jnp.asarray(other, leaf.dtype))
+
     if isinstance(out, Recovered):
-        result = jax.tree.map(
-            lambda code, bad: jnp.where(valid, code, jnp.asarray(bad, code.dtype)), out.result, RESULTS.invalid_strength
-        )
-        return Recovered(jnp.where(valid, out.value, jnp.nan), result)
-    return jax.tree.map(lambda leaf: jnp.where(valid, leaf, jnp.nan), out)
+        result = jax.tree.map(lambda code, bad: kept(code, bad), out.result, RESULTS.invalid_strength)
+        return Recovered(kept(out.value, jnp.nan), result)
+    return jax.tree.map(lambda leaf: kept(leaf, jnp.nan), out)
 
 
 def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
@@ -144,18 +180,27 @@ def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
     Raises `ValueError` for a known point that is not finite and `RuntimeError` for any other failure. Under jit and
     vmap the error is raised at run time, with the advice of the status alone.
     """
-    failure = first_failure(result)
-    # The advice of `diverged` is about flows.
-    failure = RESULTS.where(failure == RESULTS.diverged, RESULTS.overflow, failure)
-    failed = failure != RESULTS.successful
+    failed = result != RESULTS.successful
     if not is_concrete(failed, point):
-        return require_success(value, failure)
-    if bool(failed):
-        known, bad = np.asarray(point), np.asarray(result != RESULTS.successful)
+        return _require_success(value, result)
+    bad = np.asarray(failed)
+    if np.any(bad):
+        known = np.asarray(point)
         if not np.all(np.isfinite(known)):
             raise ValueError(f"{name} must be finite, got {_entries(known, ~np.isfinite(known), name)}")
-        raise RuntimeError(f"{RESULTS[failure]} ({_entries(known, bad, name)})")
+        raise RuntimeError(f"{RESULTS[_failure_of_a_point(result)]} ({_entries(known, bad, name)})")
     return value
+
+
+@partial(eqx.filter_jit, inline=True)  # one program where a gradient or a vmap runs without an outer jit
+def _require_success(value: Point, result: RESULTS) -> Point:
+    return require_success(value, _failure_of_a_point(result))
+
+
+def _failure_of_a_point(result: RESULTS) -> RESULTS:
+    """The first failure; `overflow` in place of `diverged`, whose advice is about flows."""
+    failure = first_failure(result)
+    return RESULTS.where(failure == RESULTS.diverged, RESULTS.overflow, failure)
 
 
 def _entries(known: np.ndarray, bad: np.ndarray, name: str) -> str:

@@ -1,5 +1,6 @@
 """The parts of a problem, g, h, alpha and f: pure functions of one point."""
 
+from .blocks import Blocks as Blocks, Blockwise as Blockwise
 from .differences import (
     AbstractDifference as AbstractDifference,
     ExpDifference as ExpDifference,

@@ -75,6 +75,7 @@ class PowerDifference(AbstractDifference):
     k: int = eqx.field(static=True, default=1, converter=_k)  # static: integer powers differentiate exactly, also at 0
 
     degree = property(lambda self: 2 * self.k)
+    bounded_sublevels = property(lambda self: True)
     compatible_is_squares = property(lambda self: self.k == 1)
 
     def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -103,6 +104,8 @@ class LogDifference(AbstractDifference):
     command_line: ClassVar[Mapping[str, Mapping[str, Any]]] = {"log-difference": {}}
 
     degree = property(lambda self: None)
+    # Q_a = U log U, U = u^2, stays finite where u or v goes to 0: D(x, y) is bounded as y goes to infinity.
+    bounded_sublevels = property(lambda self: False)
 
     def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.log(u)
@@ -137,6 +140,7 @@ class ExpDifference(AbstractDifference):
     command_line: ClassVar[Mapping[str, Mapping[str, Any]]] = {"exp-difference": {}}
 
     degree = property(lambda self: None)
+    bounded_sublevels = property(lambda self: True)
 
     def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.exp(u)

@@ -22,6 +22,7 @@ class Linear(AbstractReparameterization):
 
     degree = property(lambda self: 1)
     elementwise = property(lambda self: True)
+    bounded_sublevels = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         return w
@@ -67,6 +68,7 @@ class Hadamard(AbstractReparameterization):
 
     degree = property(lambda self: self.depth)
     elementwise = property(lambda self: True)
+    bounded_sublevels = property(lambda self: True)
     compatible_is_squares = property(lambda self: self.depth == 2)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:
@@ -120,6 +122,7 @@ class Square(AbstractReparameterization):
 
     degree = property(lambda self: 2)
     elementwise = property(lambda self: True)
+    bounded_sublevels = property(lambda self: True)
     compatible_is_squares = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:

@@ -160,6 +160,7 @@ class Quadratic(AbstractReparameterization):
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)
     quadratic_forms = property(lambda self: self.G)
+    bounded_sublevels = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, " d"]:
         return jnp.einsum("i,dij,j->d", w, self.G, w) / 2

@@ -92,6 +92,9 @@ class WeightDecay(AbstractRegularizer):
     def compatible_scale(self, g: AbstractReparameterization) -> Float[Array, ""] | None:
         return self.scale if g.compatible_is_squares or _is_zero(self.scale) else None
 
+    def is_nonnegative(self) -> Bool[Array, ""]:
+        return self.scale >= 0
+
     def quadratic_form(self, size: int, dtype: jnp.dtype) -> Float[Array, "D D"]:
         return 2 * self.scale.astype(dtype) * jnp.eye(size, dtype=dtype)
 

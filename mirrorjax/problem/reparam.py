@@ -62,6 +62,14 @@ class AbstractReparameterization(AbstractOfWeights):
         return False
 
     @property
+    def bounded_sublevels(self) -> bool | None:
+        """True if the sets {y: D_a(x, y) <= c} are bounded, Definition 3.7 (ii); `None` where it is not known.
+
+        It holds where Q_a becomes infinite at every finite end of the dual interval, or the interval has none.
+        """
+        return None
+
+    @property
     def quadratic_forms(self) -> Float[Array, "d D D"] | None:
         """The symmetric matrices of `x_i = w^T G_i w / 2`; `None` where g does not hold such matrices."""
         return None

@@ -70,8 +70,10 @@ STRENGTHS = [
     ("a boolean", True, "a must be real"),
     ("a string", "x", "a must be a number or an array of numbers, got 'x'"),
     ("None", None, "a must be a number or an array of numbers, got None"),
-    ("two values", [-1.0, -2.0], r"a must be a scalar, got shape \(2,\); use jax.vmap"),
-    ("one value a coordinate", -jnp.ones(3), r"a must be a scalar, got shape \(3,\)"),
+    ("two values", [-1.0, -2.0], r"a must be a scalar, or .* the shape \(3,\) of x, got shape \(2,\); use jax.vmap"),
+    ("a matrix", -jnp.ones((3, 1)), r"a must be a scalar, or .* the shape \(3,\) of x, got shape \(3, 1\)"),
+    ("NaN in a coordinate", [-1.0, np.nan, -1.0], r"a must be finite, got a\[1\] = nan"),
+    ("inf in two coordinates", [-np.inf, -1.0, np.inf], r"a must be finite, got a\[0\] = -inf, and 1 more"),
 ]
 SHAPE = r"must have the shape \(3,\) of g\(w0\), got shape "
 POINTS = [
@@ -103,6 +105,12 @@ REFUSALS = [
     *(refused("log, a is NaN", method, LOG, X, np.nan, SPENT + "nan") for method in METHODS),
     *(refused("power, a is 5", method, POWER, X, 5.0, SPENT + r"5\.0") for method in METHODS),
     *(refused(f"{name} of a NaN", "dual", *case, np.nan, SPENT + "nan") for name, case in FAMILIES.items()),
+    *(
+        refused(
+            f"{name}, one a for each coordinate", "dual", *FAMILIES[name], -jnp.ones(3), rf"{says} is not a sum over"
+        )
+        for name, says in (("quadratic", "QuadraticLegendre"), ("gram", "SpectralGram"), ("numeric", "NumericLegendre"))
+    ),
     *(refused(f"x is {what}", "value", HADAMARD, x, -0.1, "x " + says) for what, x, says in POINTS),
     *(refused(f"mu is {what}", "primal", EXP, x, -0.1, "mu " + says) for what, x, says in POINTS),
     *(
@@ -182,10 +190,17 @@ REFUSALS = [
     Refusal("limit, R is a class", lambda: mj.predict_limit(SpectralGram, F, -1.0), "the class SpectralGram itself"),
     Refusal("limit, no objective", lambda: mj.predict_limit(HADAMARD, None, -1.0), "objective must be an objective"),
     Refusal("limit, a is a string", lambda: mj.predict_limit(HADAMARD, F, "a"), "a must be a number"),
+    Refusal("limit, two strengths", lambda: mj.predict_limit(HADAMARD, F, [-1.0, -2.0]), r"got shape \(2,\)"),
+    Refusal("limit, start", lambda: mj.predict_limit(HADAMARD, F, -1.0, start=jnp.ones(5)), "start " + SHAPE),
+    Refusal("limit, NaN start", lambda: mj.predict_limit(HADAMARD, F, -1.0, start=X * np.nan), "start must be finite"),
     Refusal("limit, a is NaN", lambda: mj.predict_limit(HADAMARD, F, np.nan), SPENT),
     Refusal("kkt, a is NaN", lambda: mj.kkt_residual(HADAMARD, F, X, np.nan), SPENT),
     Refusal(
         "kkt, x is NaN", lambda: mj.kkt_residual(HADAMARD, F, X * jnp.nan, -1.0), r"x must be finite, got x\[0\] = nan"
+    ),
+    Refusal("kkt, start", lambda: mj.kkt_residual(HADAMARD, F, X, -1.0, start=0.5), "start " + SHAPE),
+    Refusal(
+        "kkt, start outside", lambda: mj.kkt_residual(SQUARE, F, X, -1.0, start=-X), r"outside .*start\[0\] = -0\.3"
     ),
     Refusal("kkt, x of another shape", lambda: mj.kkt_residual(HADAMARD, F, jnp.ones(5), -1.0), "x " + SHAPE),
     Refusal("kkt, x of shape (1,)", lambda: mj.kkt_residual(HADAMARD, F, jnp.ones(1), -1.0), "x " + SHAPE),
@@ -193,6 +208,13 @@ REFUSALS = [
     Refusal("effects, strings", lambda: mj.effects(HADAMARD, ["a"], 1.0), "a_values must be a number or an array"),
     Refusal("effects, None", lambda: mj.effects(HADAMARD, None, 1.0), "a_values must be a number or an array"),
     Refusal("effects, a scalar", lambda: mj.effects(HADAMARD, -1.0, 1.0), "a_values must be one axis"),
+    Refusal(
+        "effects, arrays",
+        lambda: mj.effects(HADAMARD, -np.ones((2, 2)), 1.0),
+        r"one axis of arrays of the shape \(3,\)",
+    ),
+    Refusal("effects, matrices", lambda: mj.effects(GRAM, -np.ones((2, 3, 3)), 1.0), r"a <= 0, got shape \(2, 3, 3\)"),
+    Refusal("effects, NaN in an array", lambda: mj.effects(HADAMARD, [[-1, -1, np.nan]], 1.0), r"got a\[0, 2\] = nan"),
     Refusal("effects, NaN", lambda: mj.effects(HADAMARD, [-1.0, np.nan], 1.0), SPENT),
     Refusal("effects, a positive a", lambda: mj.effects(HADAMARD, [-1.0, 1.0], 1.0), SPENT),
     Refusal("effects, scale 'a'", lambda: mj.effects(HADAMARD, [-1.0], "a"), "scale must be a number"),

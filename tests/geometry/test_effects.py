@@ -126,6 +126,8 @@ def test_decay_moves_a_balanced_log_difference_towards_the_minimum_and_exhausts_
     found = effects(log_difference([1.0], [1.2]), jnp.array([0.0, -0.4, -0.6]), 1.0)
     assert list(mj.status_name(found.result)) == ["successful", "successful", "range_exhausted"]
     fields = (found.minimizer, found.local_exponent, found.dual_lower, found.dual_upper, found.metric)
+    assert "a = -0.4: type of bias" in repr(found)
+    assert repr(found).endswith("a = -0.6: range_exhausted")
     for field in fields:
         assert jnp.all(jnp.isfinite(field[:2]))
         assert jnp.all(jnp.isnan(field[2]))
@@ -139,6 +141,17 @@ def test_range_of_the_power_difference():
     # By THEORY section 3 the interval widens by 2c|a| while the metric vanishes polynomially.
     np.testing.assert_allclose(jnp.diff(width), [2.0, 198.0], rtol=1e-10)
     assert jnp.all(found.metric[1:] < 0.01 * found.metric[:-1])
+
+
+def test_one_strength_a_coordinate():
+    """Along one axis the effects are those of the R of that coordinate, at its own a."""
+    R, a = hadamard([1.0, 2.0], [0.5, -0.3]), jnp.array([[-0.1, -0.4], [0.0, -2.0]])
+    found = effects(R, a, 1.0, [0.0, 1.0])
+    alone = effects(hadamard([2.0], [-0.3]), a[:, 1], 1.0)
+    np.testing.assert_allclose(found.local_exponent, alone.local_exponent, rtol=1e-12)
+    np.testing.assert_allclose(found.minimizer[:, 1:], alone.minimizer, rtol=1e-14)
+    np.testing.assert_allclose(found.metric[:, 1:], alone.metric, rtol=1e-14)
+    np.testing.assert_allclose(local_exponent(R, a[0], 1.0, [0.0, 1.0]).value, alone.local_exponent[0], rtol=1e-12)
 
 
 def test_a_point_outside_the_range_has_a_status():

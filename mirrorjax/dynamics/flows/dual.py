@@ -12,7 +12,7 @@ import diffrax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from ...geometry.base import AbstractLegendre, Recovered
+from ...geometry.base import AbstractLegendre, Recovered, scalar_leak
 from ...problem import Problem
 from ...problem.objective import AbstractMeasured
 from ...problem.reparam import Weights
@@ -51,7 +51,9 @@ class DualFlow(AbstractFlow):
                 "function of such; use LeastSquares, Logistic, MatrixSensing or a subclass of AbstractMeasured, or "
                 "flow=MirrorFlow()"
             )
-        return DualMotion(problem, *legendre_of(problem, w0, self.R), problem.g(w0))
+        R, belongs = legendre_of(problem, w0, self.R)
+        scalar_leak(R, "DualFlow")
+        return DualMotion(problem, R, belongs, problem.g(w0))
 
 
 class DualMotion(AbstractGeometricMotion):

@@ -74,7 +74,7 @@ def _distances(
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """How far R starts from w0, and how far it is from its two identities, along the flow.
 
-    They are `d psi = J^T (dmu - lambda mu da) + grad h da`, lambda the leak of R, and `grad Q_a = g(psi)`.
+    They are `d psi = J^T (dmu - Lambda^T mu da) + grad h da`, Lambda the leak of R, and `grad Q_a = g(psi)`.
 
     psi(mu, a) are R's weights. Both distances are relative; points at which R does not exist are left out, since the
     flow has a status there. The points lie on the flow's own way, as some R hold for no other mu.
@@ -93,7 +93,7 @@ def _distances(
         dmu = -SHARE * slope * _ratio(w, pull(slope)[0])
         da = -SHARE * _ratio(w, decay)
         moved = jax.jvp(psi, (mu, a), (dmu, da))[1]
-        by_mu = pull(dmu - da * R.leak * mu)[0]
+        by_mu = pull(dmu - da * R.leak_product(mu))[0]
         expected = jax.tree.map(lambda by_mu, by_a, da=da: by_mu + da * by_a, by_mu, decay)
         for apart in (_ratio(_difference(moved, expected), expected), _ratio(R.primal(mu, a).value - x, x)):
             worst = jnp.maximum(worst, jnp.where(jnp.isfinite(apart), apart, 0.0))

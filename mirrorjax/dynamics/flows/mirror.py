@@ -25,9 +25,9 @@ State = Float[Array, "..."]
 
 
 class MirrorFlow(AbstractFlow):
-    """`d mu/dt = -grad f(x) - alpha lambda mu`, `x = grad R_{a_t}^*(mu)`: the same flow in dual coordinates.
+    """`d mu/dt = -grad f(x) - alpha Lambda^T mu`, `x = grad R_{a_t}^*(mu)`: the same flow in dual coordinates.
 
-    lambda is the `leak` of R, 0 in the paper's theory. Tiny weights live in the exponents of R_a, so nothing is lost
+    Lambda is the `leak` of R, 0 in the paper's theory. Tiny weights live in the exponents of R_a, so nothing is lost
     however strong the decay was.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
@@ -47,10 +47,11 @@ class MirrorFlow(AbstractFlow):
 
 
 class RiemannianFlow(AbstractFlow):
-    """`dx/dt = -(Hess R_a(x))^{-1} (grad f + alpha lambda mu - alpha d/da grad R_a(x))`: the same flow in x itself.
+    """`dx/dt = -(Hess R_a(x))^{-1} (grad f + alpha Lambda^T mu - alpha d/da grad R_a(x))`: the same flow in x.
 
-    Its state is x, so it keeps only the digits that x has: where |x| is far below `atol`, prefer `MirrorFlow`. Each
-    evaluation inverts the inverse mirror map; with a numeric R that is an integration of its own, and slow.
+    Lambda is the `leak` of R. The state is x, so the flow keeps only the digits that x has: where |x| is far below
+    `atol`, prefer `MirrorFlow`. Each evaluation inverts the inverse mirror map; with a numeric R that is an integration
+    of its own, and slow.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
     **Raises:** `ValueError` for an R that is not a Legendre function; from `solve`, where (g, h, w0) has no R_a, or the
@@ -108,7 +109,7 @@ class MirrorMotion(AbstractGeometricMotion):
 
     def velocity(self, t: Time, state: State) -> State:
         slope = self.problem.objective.gradient(self.recover(state, self.spent(t)).value)
-        return -slope - self.problem.strength(t, like=state) * self.R.leak * state
+        return -slope - self.problem.strength(t, like=state) * self.R.leak_product(state)
 
     def read(self, t: Time, state: State) -> Point:
         a = self.spent(t)
@@ -137,7 +138,8 @@ class RiemannianMotion(AbstractGeometricMotion):
         a = self.spent(t)
         mu, drift = jax.jvp(lambda a: self.recover(state, a).value, (a,), (jnp.ones_like(a),))
         slope = self.problem.objective.gradient(state)
-        return -self.R.metric_vector(mu, slope + self.problem.strength(t, like=state) * (self.R.leak * mu - drift), a)
+        strength = self.problem.strength(t, like=state)
+        return -self.R.metric_vector(mu, slope + strength * (self.R.leak_product(mu) - drift), a)
 
     def read(self, t: Time, state: State) -> Point:
         a = self.spent(t)

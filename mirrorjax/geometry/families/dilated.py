@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 from ...problem.reparam import Weights
 from ..base import AbstractLegendre
 from ..points import Point, Recovered, Strength
-from .separable import scaled_strength
+from .separable import AbstractSeparableLegendre, scaled_strength
 
 
 class DilatedLegendre(AbstractLegendre):
@@ -34,6 +34,8 @@ class DilatedLegendre(AbstractLegendre):
 
     separable = property(lambda self: self.undecayed.separable)
 
+    leaks = property(lambda self: self.degree != 2)
+
     @property
     def leak(self) -> Float[Array, ""]:
         return (-2 * (self.degree - 2) * self.scale).astype(self.point_like().dtype)
@@ -45,7 +47,10 @@ class DilatedLegendre(AbstractLegendre):
 
     def potential_at(self, mu: Point, a: Strength) -> Float[Array, ""]:
         s = self._dilation(a, mu)
-        return jnp.exp(2 * s) * self.undecayed.potential_at(self._undilated(mu, s), 0.0)
+        nu = self._undilated(mu, s)
+        if isinstance(self.undecayed, AbstractSeparableLegendre):  # also for one s a coordinate
+            return jnp.sum(jnp.exp(2 * s) * self.undecayed.potential_terms_at(nu, 0.0))
+        return jnp.exp(2 * s) * self.undecayed.potential_at(nu, 0.0)
 
     def primal_at(self, mu: Point, a: Strength) -> Recovered:
         s = self._dilation(a, mu)
@@ -69,8 +74,8 @@ class DilatedLegendre(AbstractLegendre):
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         self.undecayed.check_measurements(rows)
 
-    def _undilated(self, mu: Point, s: Float[Array, ""]) -> Point:
+    def _undilated(self, mu: Point, s: Float[Array, "..."]) -> Point:
         return jnp.exp((self.degree - 2) * s) * mu
 
-    def _dilation(self, a: Strength, like: Array) -> Float[Array, ""]:
+    def _dilation(self, a: Strength, like: Array) -> Float[Array, "..."]:
         return 2 * scaled_strength(self.scale, a, like)

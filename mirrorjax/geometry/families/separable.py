@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from ...checks import Number, is_concrete
+from ...checks import Number, Numbers, is_concrete
 from ...problem.reparam import AbstractReparameterization, Weights
 from ...results import RESULTS, select
 from ..base import AbstractLegendre
@@ -21,6 +21,8 @@ Values = Float[Array, "..."]
 
 class AbstractSeparableLegendre(AbstractLegendre):
     """`R_a(x) = sum_i R_a,i(x_i)`: one status a coordinate, a diagonal Hessian.
+
+    a is a scalar, or an array of one number a coordinate, which every method below takes elementwise.
 
     A subclass must give three methods, each elementwise: `flow` (psi), `potential_terms` (the summands of Q_a, smooth
     and strictly convex in mu) and `dual_interval_at`. Everything else follows: `primal_terms` and `metric` are the
@@ -80,10 +82,14 @@ class AbstractSeparableLegendre(AbstractLegendre):
 
     def potential_at(self, mu: Values, a: Strength) -> Float[Array, ""]:
         """`Q_a(mu)`; `inf` outside the dual interval, as for any convex function, and NaN where R_a does not exist."""
+        return jnp.sum(self.potential_terms_at(mu, a))
+
+    def potential_terms_at(self, mu: Values, a: Strength) -> Values:
+        """The summands of `Q_a(mu)` at any mu."""
         safe, inside, exists = self._inside(mu, a)
         beyond = jnp.where(jnp.isnan(mu), jnp.nan, jnp.inf)
         terms = jnp.where(inside, self.potential_terms(safe, a), beyond)
-        return jnp.sum(jnp.where(exists, terms, jnp.nan))
+        return jnp.where(exists, terms, jnp.nan)
 
     def primal_at(self, mu: Values, a: Strength) -> Recovered:
         """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype."""
@@ -139,8 +145,8 @@ def positive(*factors: Values) -> Bool[Array, "..."]:
     return good
 
 
-def scaled_strength(scale: Number, a: Number, like: Array) -> Float[Array, ""]:
-    """`c a`, multiplied in the default precision (a = -1e4 has few digits in float32), in the dtype of `like`."""
+def scaled_strength(scale: Number, a: Numbers, like: Array) -> Float[Array, "..."]:
+    """`c a`, shaped like a: multiplied in the default precision (a = -1e4 has few digits in float32), in `like`'s."""
     return (jnp.asarray(scale).astype(float) * jnp.asarray(a).astype(float)).astype(like.dtype)
 
 
