@@ -51,7 +51,7 @@ def clock(R: AbstractLegendre, a: Number) -> Float[Array, "..."]:
     return at_strength(at, as_strength(a))
 
 
-def remaining_time(R: AbstractLegendre, x: Numbers, mu: Numbers, a: Number, slope: Numbers) -> Recovered:
+def remaining_time(R: AbstractLegendre, x: Numbers, mu: Numbers, a: Numbers, slope: Numbers) -> Recovered:
     """`|grad R_a(x)_i - mu_i| / slope_i`: the least time in which a flow without decay takes mu_i to that of x.
 
     Once decay is switched off a stays, and `d mu_i/dt = -df/dx_i` whatever R_a is. So this time is a lower bound where
@@ -64,7 +64,8 @@ def remaining_time(R: AbstractLegendre, x: Numbers, mu: Numbers, a: Number, slop
     A difference of mu that rounding cannot tell from 0 counts as 0, so that the bound stays a bound.
 
     **Arguments:** `R`: the Legendre function; `x`: the point to reach, shaped like g(w); `mu`: the dual variable now,
-    such as `sol.mu[i]` at the switch-off; `a`: the accumulated regularization, a scalar <= 0; `slope`: >= 0, a scalar
+    such as `sol.mu[i]` at the switch-off; `a`: the accumulated regularization, a scalar <= 0, or for separable R one
+    number a coordinate; `slope`: >= 0, a scalar
     or shaped like x, in units of f over units of x.
     **Returns:** `Recovered`: the times, shaped like x, in units of the flow, infinite where the slope is 0 and mu has
     to move; and a status: that of `R.dual` at x, that of `R.primal` at mu, or `invalid_options` for a traced slope
@@ -97,7 +98,7 @@ def remaining_time(R: AbstractLegendre, x: Numbers, mu: Numbers, a: Number, slop
         result = select(jnp.broadcast_to(known, ok.shape), result, RESULTS.invalid_options)
         return Recovered(jnp.where(ok & known, times, jnp.nan), result)
 
-    return at_strength(at, as_strength(a))
+    return at_strength(at, as_strength(a, R))
 
 
 def strength_bound(R: AbstractLegendre, slope: Numbers) -> Recovered:

@@ -155,6 +155,21 @@ def test_explain_prints_the_effects_and_draws(mirrorjax, tmp_path):
     assert (tmp_path / "R.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
+    done = mirrorjax(
+        "explain",
+        "hadamard",
+        *(["-i", "0", "-i", "1", "-i", "1", "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"]),
+    )
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    # lambda = -2 (p - 2), clock e^(2a), least time pi/2 e^30: the end of the interval of tan(nu) sec^2(nu).
+    assert "lambda = -2" in words
+    assert f"{np.exp(-30):.6g}" in words
+    assert f"{np.pi / 2 * np.exp(30):.6g}" in words
+    assert "at least so long" in words
+
+
 def test_explain_says_when_the_range_is_exhausted(mirrorjax):
     done = mirrorjax("explain", "log-difference", "-i", "1", "-i", "1", "--alpha", "0.01", "--t-off", "100")
     assert done.returncode == 0

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from ...dynamics import AbstractFlow, Descent, PrimalFlow, ProximalDescent
 from ...geometry import critical_strength, legendre, remaining_time
@@ -20,6 +20,7 @@ from ...problem import (
     AbstractRegularizer,
     AbstractReparameterization,
     Hadamard,
+    LeastSquares,
     Linear,
     Problem,
     SwitchOff,
@@ -28,7 +29,7 @@ from ...problem import (
 from ...problem.reparam import Weights
 from ...runs.dataset import Dataset
 from ...sweeps import sweep
-from .planted import COORDINATES, PLANTED, SparseRegression, sparse_regression
+from .planted import COORDINATES, PLANTED, sparse_regression
 
 STRENGTHS = np.array([0.0, 0.01, 0.05, 0.1, 0.3, 1.0])
 OFF, HORIZON = 50.0, 550.0
@@ -93,44 +94,53 @@ def metric(g: AbstractReparameterization, w: Weights) -> Float[Array, " d"]:
 
 
 class Forecast(NamedTuple):
-    """What the data tell of a lane before it is integrated, for each planted coordinate.
+    """What the data tell of lanes before they are integrated, for each planted coordinate (the last axis).
 
     `critical`: the strength beyond which decay takes the coordinate to 0 if the others are left out; `way`: the least
     time that it needs after the switch-off from grad R_a = 0 to 1, at the largest slope it can feel.
     """
 
-    critical: Float[np.ndarray, " planted"]
-    way: Float[np.ndarray, " planted"]
+    critical: Float[np.ndarray, "*lanes planted"]
+    way: Float[np.ndarray, "*lanes planted"]
 
-    def is_stuck(self, alpha: float, left: float) -> bool:
-        """True if a planted coordinate dies at this strength and cannot come back in the time left."""
-        return bool(np.any((self.critical < alpha) & (self.way > left)))
+    def is_stuck(self, alpha: Float[np.ndarray, "*lanes"], left: float) -> Bool[np.ndarray, "*lanes"]:
+        """True for a lane with a planted coordinate that dies at this strength and cannot come back in time."""
+        return np.any((self.critical < np.asarray(alpha)[..., None]) & (self.way > left), axis=-1)
 
 
-def forecast(model: Model, data: SparseRegression, alpha: float) -> Forecast:
-    """The forecast of one lane, of depth 2 or more, from Z, y and the strength alone."""
-    Z, slope = data.objective.Z[:, :PLANTED], -data.objective.gradient(jnp.zeros(COORDINATES))[:PLANTED]
-    curvature = jnp.sum(Z**2, axis=0) / len(Z)
-    critical = critical_strength(model.depth, slope / curvature, curvature)
-    return Forecast(np.asarray(critical), needed_times(model, data, jnp.zeros(PLANTED), None, alpha))
+def forecast(model: Model, seeds: Int[np.ndarray, " seeds"]) -> Forecast:
+    """The forecast of a model of depth 2 or more, from Z, y and the strength alone: lanes are (seed, strength)."""
+
+    def lane(seed, alpha):
+        objective = sparse_regression(seed).objective
+        Z, slope = objective.Z[:, :PLANTED], -objective.gradient(jnp.zeros(COORDINATES))[:PLANTED]
+        curvature = jnp.sum(Z**2, axis=0) / len(Z)
+        critical = critical_strength(model.depth, slope / curvature, curvature)
+        height = objective(jnp.zeros(COORDINATES))
+        return Forecast(critical, _least_time(model, objective, jnp.zeros(PLANTED), height, -alpha * OFF))
+
+    over = jax.vmap(jax.vmap(lane, in_axes=(None, 0)), in_axes=(0, None))
+    return jax.tree.map(np.asarray, jax.jit(over)(jnp.asarray(seeds), jnp.asarray(STRENGTHS)))
 
 
 def needed_times(
     model: Model,
-    data: SparseRegression,
-    x: Float[Array, " planted"],
-    loss: float | None,
-    alpha: float,
-) -> Float[np.ndarray, " planted"]:
-    """The least time that each planted coordinate needs from x at the switch-off to 1, of depth 2 or more.
+    seed: int,
+    x: Float[np.ndarray, "strengths planted"],
+    loss: Float[np.ndarray, " strengths"],
+) -> Float[np.ndarray, "strengths planted"]:
+    """The least time that each planted coordinate needs from x and f at the switch-off to 1, of depth 2 or more."""
+    objective = sparse_regression(seed).objective
+    R = legendre(model.g, model.h, model.start(PLANTED))
 
-    The slope is bounded by `|df/dx_i| <= |Z e_i| sqrt(2 f / n)`, since the loss f does not rise after the switch-off.
+    def lane(x, loss, a):
+        return _least_time(model, objective, R.dual(x, a).value, loss, a)
 
-    **Arguments:** `loss`: f at the switch-off, or `None` for f(0) and a coordinate that starts at grad R_a = 0.
-    """
-    objective = data.objective
-    R, a = legendre(model.g, model.h, model.start(PLANTED)), -alpha * OFF
-    mu = jnp.zeros(PLANTED) if loss is None else R.mirror_map(x, a)
-    height = objective(jnp.zeros(COORDINATES)) if loss is None else jnp.asarray(loss)
-    steepest = jnp.linalg.norm(objective.Z[:, :PLANTED], axis=0) * jnp.sqrt(2 * height / len(objective.Z))
-    return np.asarray(remaining_time(R, jnp.ones(PLANTED), mu, a, steepest).value)
+    return np.asarray(jax.jit(jax.vmap(lane))(jnp.asarray(x), jnp.asarray(loss), -OFF * jnp.asarray(STRENGTHS)))
+
+
+def _least_time(model: Model, objective: LeastSquares, mu: Array, loss: Array, a: Array) -> Float[Array, " planted"]:
+    """`remaining_time` from mu to x = 1 with `|df/dx_i| <= |Z e_i| sqrt(2 f / n)`: f does not rise without decay."""
+    R = legendre(model.g, model.h, model.start(PLANTED))
+    steepest = jnp.linalg.norm(objective.Z[:, :PLANTED], axis=0) * jnp.sqrt(2 * loss / len(objective.Z))
+    return remaining_time(R, jnp.ones(PLANTED), mu, a, steepest).value
