@@ -156,11 +156,8 @@ def test_explain_prints_the_effects_and_draws(mirrorjax, tmp_path):
 
 
 def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
-    done = mirrorjax(
-        "explain",
-        "hadamard",
-        *(["-i", "0", "-i", "1", "-i", "1", "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"]),
-    )
+    decay = "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"
+    done = mirrorjax("explain", "hadamard", "-i", "0", "-i", "1", "-i", "1", *decay)
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
     # lambda = -2 (p - 2), clock e^(2a), least time pi/2 e^30: the end of the interval of tan(nu) sec^2(nu).

@@ -71,7 +71,8 @@ def test_the_remaining_time_bounds_a_recovery_from_below(alpha, needed):
     arrived.terminal = True
     taken = flowed(off, 0.0, 1e16, events=arrived).t_events[0][0]
     least = float(needed(0.99, x, -alpha * OFF, 1 - x).value[0])
-    assert least < taken < (10 if alpha == 0.1 else 1.5) * least
+    # At 0.3 x stays tiny until the very end, so that the slope is its bound nearly all the time.
+    assert (1 - 1e-6) * least < taken < (10 if alpha == 0.1 else 1.001) * least
     if alpha == 0.1:
         assert 0.1 < least < 10
     else:
@@ -107,7 +108,7 @@ def test_statuses_and_limits_of_the_remaining_time(needed):
         ((0.5, 0.2, -1.0, -1.0), RESULTS.invalid_options),
     ]:
         found = needed(*numbers)
-        assert bool(found.result[0] == result), numbers
+        assert bool(jnp.all(found.result == result)), numbers
         assert np.isnan(found.value[0])
 
 
@@ -138,11 +139,11 @@ def test_the_critical_strength_scales_and_is_the_threshold_of_the_lasso_at_depth
 
 
 def test_the_bound_on_strengths_is_above_the_critical_strength(R):
+    bound = jax.jit(lambda slope: mj.strength_bound(R, slope))
     # |f'| <= 1 from (0, 1, 1), where the interval ends at pi/2: 1 / (2 pi/2).
-    bound = mj.strength_bound(R, 1.0)
-    assert float(bound.value[0]) == pytest.approx(1 / np.pi, rel=1e-12)
-    assert float(bound.value[0]) > float(mj.critical_strength(3, 1.0))
+    found = float(bound(jnp.array(1.0)).value[0])
+    assert found == pytest.approx(1 / np.pi, rel=1e-12)
+    assert found > float(mj.critical_strength(3, 1.0))
+    assert bool(jnp.all(bound(jnp.array(np.nan)).result == RESULTS.invalid_options))
     two = mj.legendre(mj.Hadamard(), mj.WeightDecay(), (jnp.ones(2), jnp.zeros(2)))
     np.testing.assert_array_equal(mj.strength_bound(two, 1.0).value, np.inf)
-    found = jax.jit(lambda slope: mj.strength_bound(R, slope))(jnp.array(np.nan))
-    assert bool(found.result[0] == RESULTS.invalid_options)

@@ -297,11 +297,11 @@ def _claim_example(folder: RunFolder, example: tuple[np.ndarray, np.ndarray]) ->
 
 
 DEEP_CAPTION = (
-    "Top: the stationary points under constant decay (lines) end at the critical strength, up to which flows from x = 1 "
-    "(dots) and from x = 0 (crosses) stay alive; the time of a recovery after the switch-off (dots) on the least time (lines). Bottom: the "
-    "limits tend to the solution of least weighted norm, like e^(ps) (lines)."
+    "Top left: the stationary points under constant decay (lines) end at the critical strength, up to which flows from "
+    "x = 1 (dots) and from x = 0 (crosses) stay alive. Top right: the time of a recovery after the switch-off (dots) "
+    "and the least time (lines). Bottom: the limits tend to the solution of least weighted norm, like e^(ps) (lines)."
 )
-EXAMPLE_CAPTION = "The example of arXiv 2607.12332: feature 1 enters first, and leaves again as features 3 and 4 enter."
+EXAMPLE_CAPTION = "The example of arXiv 2607.12332: feature 1 enters first, and leaves as features 3 and 4 enter."
 
 
 def deep_figure(tables: dict[str, Rows]) -> Any:

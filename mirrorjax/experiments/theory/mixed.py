@@ -1,4 +1,4 @@
-"""Coordinates of different depth: the limit is no minimum of R_a, but the Bregman projection of the switch-off point."""
+"""Coordinates of different depth, whose limit is a Bregman projection of the switch-off point and not argmin R_a."""
 
 import diffrax
 import jax
