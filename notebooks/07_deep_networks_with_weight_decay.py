@@ -18,9 +18,9 @@
 # # Deep networks with weight decay: which bias is stored, and when is it too late to recover?
 #
 # Every coordinate of $x = w_1 w_2 \cdots w_p$ is a deep linear network of width one. At depth $p = 2$ weight decay
-# commutes with $g$, and the paper's theory holds (Jacobs, Zhou, Burkholz,
-# [arXiv 2504.12883](https://arxiv.org/abs/2504.12883), Theorem 3.6). From depth 3 on it does not, and the paper stops.
-# But there decay still *normalises* $g$: with $h = c\,|w|^2$
+# commutes with $g$, and the paper's theory holds (Jacobs, Zhou, Burkholz, [arXiv
+# 2504.12883](https://arxiv.org/abs/2504.12883), Theorem 3.6). From depth 3 on it does not, and the paper stops. But
+# there decay still *normalises* $g$: with $h = c\,|w|^2$
 #
 # $$[\nabla h, \nabla g_i] = \Lambda\, \nabla g_i , \qquad \Lambda = -2c\,(p-2) .$$
 #
@@ -28,8 +28,8 @@
 #
 # $$w = e^{s} V, \qquad \dot\nu = -e^{(p-2)s}\, \nabla f(x), \qquad x = e^{ps}\, \nabla Q_0(\nu) ,$$
 #
-# where $\nabla Q_0$ is the inverse mirror map of $g$ alone and $V = \psi_0(\nu)$ its weights. $R_a$ exists, and its dual
-# variable leaks: $\dot\mu = -\nabla f - \alpha \Lambda \mu$.
+# where $\nabla Q_0$ is the inverse mirror map of $g$ alone and $V = \psi_0(\nu)$ its weights. $R_a$ exists, and its
+# dual variable leaks: $\dot\mu = -\nabla f - \alpha \Lambda \mu$.
 
 # %%
 import os
@@ -47,9 +47,9 @@ plt.style.use("talk.mplstyle")
 short = "MIRRORJAX_SHORT" in os.environ  # smaller sizes, for tests
 
 # %% [markdown]
-# **Does $R_a$ describe the flow of the weights?** The flow knows nothing of $R_a$. Along it, after decay and with decay,
-# $\nabla R_{a_t}(x_t)$ must have the derivative $-\nabla f - \alpha \Lambda \mu$; so $\nu = e^{-a\Lambda} \nabla R_a(x)$
-# must never leave $\operatorname{range}(Z^\top)$.
+# **Does $R_a$ describe the flow of the weights?** The flow knows nothing of $R_a$. Along it, after decay and with
+# decay, $\nabla R_{a_t}(x_t)$ must have the derivative $-\nabla f - \alpha \Lambda \mu$; so $\nu = e^{-a\Lambda}
+# \nabla R_a(x)$ must never leave $\operatorname{range}(Z^\top)$.
 
 # %%
 key = jax.random.key(3)
@@ -69,8 +69,9 @@ residual = jax.jit(jax.vmap(lambda x, a: mj.kkt_residual(R, f, x, a)))(sol.x[1:]
 print(f"distance of grad R_a(x) from range(Z^T), relative, at most {float(jnp.max(residual)):.1e}")
 
 # %% [markdown]
-# **The interval of $\nu$ has ends.** From $(0, 1, 1)$ the inverse mirror map is $\tan\nu \sec^2\nu$, on $(-\pi/2, \pi/2)$:
-# a coordinate can only keep its size against decay if its $\nu$ comes near an end. At depth 2 the interval is infinite.
+# **The interval of $\nu$ has ends.** From $(0, 1, 1)$ the inverse mirror map is $\tan\nu \sec^2\nu$, on $(-\pi/2,
+# \pi/2)$: a coordinate can only keep its size against decay if its $\nu$ comes near an end. At depth 2 the interval
+# is infinite.
 
 # %%
 print("dual interval at a = 0:", *(f"{float(end[0]):.4f}" for end in R.dual_interval(0.0)))
@@ -79,7 +80,8 @@ for a in (0.0, -1.0, -5.0, -15.0):
 
 # %% [markdown]
 # **Beyond which decay does a coordinate die?** One coordinate with target 1, under constant decay. All its stationary
-# points but 0 lie on the curve $2 \alpha = (1 - x)\, x^{1 - 2/p}$, which has a largest $\alpha$ at `critical_strength`.
+# points but 0 lie on the curve $2 \alpha = (1 - x)\, x^{1 - 2/p}$, which has a largest $\alpha$ at
+# `critical_strength`.
 
 # %%
 one = mj.LeastSquares(jnp.ones((1, 1)), jnp.ones(1))
@@ -101,12 +103,12 @@ axis.legend(title="critical strength")
 plt.show()
 
 # %% [markdown]
-# At depth 2 the end point shrinks to 0 continuously: this is the Lasso. From depth 3 on it *jumps* to 0. The upper part
-# of each curve is stable, the lower part is not, and they meet at the critical strength.
+# At depth 2 the end point shrinks to 0 continuously: this is the Lasso. From depth 3 on it *jumps* to 0. The upper
+# part of each curve is stable, the lower part is not, and they meet at the critical strength.
 #
-# **How late is a recovery?** After the switch-off a dead coordinate grows again, but its clock is slow. `remaining_time`
-# is the least time it needs: $|\nabla R_a(x) - \mu| / \sup|\partial f|$. Here $|\partial f| \le 1$, and the time until
-# $x = 1/2$ is measured on the flow of the weights.
+# **How late is a recovery?** After the switch-off a dead coordinate grows again, but its clock is slow.
+# `remaining_time` is the least time it needs: $|\nabla R_a(x) - \mu| / \sup|\partial f|$. Here $|\partial f| \le 1$,
+# and the time until $x = 1/2$ is measured on the flow of the weights.
 
 # %%
 scalar = tuple(w[:1] for w in w0)
@@ -129,8 +131,8 @@ for s, measured, at_least in zip(spent, taken, bound, strict=True):
 
 # %% [markdown]
 # The bound is nearly the truth, so the formula can say what no integration should be asked for: decay of strength 0.3
-# until $t = 50$ means $s = -30$, and the recovery then takes more than $10^{12}$ time units. A run that looks stuck is
-# on its way, on a clock that it cannot see.
+# until $t = 50$ means $s = -30$, and the recovery then takes more than $10^{12}$ time units. A run that looks stuck
+# is on its way, on a clock that it cannot see.
 
 # %%
 for alpha in (0.05, 0.1, 0.2, 0.3):
@@ -139,10 +141,10 @@ for alpha in (0.05, 0.1, 0.2, 0.3):
     print(f"alpha = {alpha:4.2f} until t = 50: the whole way from nu = 0 takes at least {way:.1e}")
 
 # %% [markdown]
-# **Which bias is stored?** As $\Lambda$ is a multiple of the identity, $\nu$ stays in $\operatorname{range}(Z^\top)$, and
-# the limit after the switch-off is $\operatorname{argmin} R_a$ subject to $Zx = y$, at every depth. As $s \to -\infty$
-# it tends to the solution of least *weighted* norm $\sum t_i^+ x_i^+ + t_i^- x_i^-$, with $t^\pm$ the ends of the
-# interval, which a linear program finds.
+# **Which bias is stored?** As $\Lambda$ is a multiple of the identity, $\nu$ stays in $\operatorname{range}(Z^\top)$,
+# and the limit after the switch-off is $\operatorname{argmin} R_a$ subject to $Zx = y$, at every depth. As $s \to
+# -\infty$ it tends to the solution of least *weighted* norm $\sum t_i^+ x_i^+ + t_i^- x_i^-$, with $t^\pm$ the ends
+# of the interval, which a linear program finds.
 
 # %%
 strengths = -np.linspace(0.0, 3.0, 7 if short else 25)
@@ -168,8 +170,8 @@ right.invert_xaxis()
 plt.show()
 
 # %% [markdown]
-# Strong decay therefore stores the bias of an infinitesimal start, from any start. The price is the clock: the bias is
-# the better, the later it shows.
+# Strong decay therefore stores the bias of an infinitesimal start, from any start. The price is the clock: the bias
+# is the better, the later it shows.
 #
 # ## Exercise
 #
