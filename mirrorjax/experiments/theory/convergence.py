@@ -88,7 +88,7 @@ OUTSIDE = (
     _compatible("log_small", "x = log u - log v from 0.5", LogDifference(), 0.5, 0.5),
     Family("depth_3", "x = m w v", Hadamard(3), WeightDecay(), (1.0, 1.0, 0.3)),
 )
-FAMILIES = {"paper": len(INSIDE), "quick": 2}
+FAMILIES = {"paper": len(INSIDE), "quick": 1}
 
 
 def make_objective(seed: int) -> LeastSquares:
@@ -202,7 +202,7 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
     """Compares the statements of the theorem with the measurements over all families and strengths."""
     worst = np.max([row["loss"] for row in inside])
     folder.claim(
-        "every commuting and contracting pair converges after switch-off",
+        "every pair that meets the conditions of Theorem 3.10 converges after switch-off",
         paper="Theorem 3.10",
         ours=f"f falls to {worst:.1e} of its start or below, over {len(inside)} lanes",
         holds=bool(worst < CONVERGED) and all(row["status"] == "ok" for row in inside),
