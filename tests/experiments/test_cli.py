@@ -156,14 +156,14 @@ def test_explain_prints_the_effects_and_draws(mirrorjax, tmp_path):
 
 
 def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
-    decay = "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"
-    done = mirrorjax("explain", "hadamard", "-i", "0", "-i", "1", "-i", "1", *decay)
+    decay = "--weight-decay", "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"
+    done = mirrorjax("explain", "power-difference-2", "-i", "1", "-i", "1", *decay)
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
-    # lambda = -2 (p - 2), clock e^(2a), least time pi/2 e^30: the end of the interval of tan(nu) sec^2(nu).
-    assert "lambda = -2" in words
-    assert f"{np.exp(-30):.6g}" in words
-    assert f"{np.pi / 2 * np.exp(30):.6g}" in words
+    # x = u^4 - v^4: lambda = -2 (p - 2), clock e^(4a) at a = -15, and nu from (1, 1) ends at 1/8: x = (1 - 8 nu)^-2 - ..
+    assert "lambda = -4" in words
+    assert f"{np.exp(-60):.6g}" in words
+    assert f"{np.exp(60) / 8:.6g}" in words
     assert "at least so long" in words
 
 

@@ -308,7 +308,6 @@ ROWS = [
     explain("weights NaN", "must be finite", "hadamard", "-i", "nan", "-i", "0"),
     explain("too many weights", "Square", "square", "-i", "1", "-i", "2"),
     explain("one factor of a product", "depth of Hadamard must be at least 2, got 1", "hadamard", "-i", "1"),
-    explain("two zero factors", "R_a", "hadamard", "-i", "0", "-i", "0", "-i", "1"),
     explain("alpha infinite", "alpha must be finite", *HADAMARD, "--alpha", "inf"),
     explain("scale 0", "scale", *HADAMARD, "--scale", "0"),
     explain("scale NaN", "scale", *HADAMARD, "--scale", "nan"),
