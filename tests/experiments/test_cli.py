@@ -160,7 +160,7 @@ def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
     done = mirrorjax("explain", "power-difference-2", "-i", "1", "-i", "1", *decay)
     assert done.returncode == 0, done.stderr
     words = " ".join(done.stdout.split())
-    # x = u^4 - v^4: lambda = -2 (p - 2), clock e^(4a) at a = -15, and nu from (1, 1) ends at 1/8: x = (1 - 8 nu)^-2 - ..
+    # x = u^4 - v^4: lambda = -2 (p - 2), clock e^(4a) at a = -15. From (1, 1) nu ends at 1/8, where x is infinite.
     assert "lambda = -4" in words
     assert f"{np.exp(-60):.6g}" in words
     assert f"{np.exp(60) / 8:.6g}" in words
