@@ -28,7 +28,7 @@ DEPTHS = {"paper": (2, 3, 4, 5), "quick": (3,)}
 MEASUREMENTS, COORDINATES, PLANTED = 8, 16, 2
 OFF = 1.0  # the time at which decay ends; s = 2 c a is chosen by its strength
 SPENT = np.array([0.0, -0.5, -1.0, -1.5])  # the s of the flows to the limit
-TOWARDS = -np.arange(1.0, 6.01, 0.5)  # the s of the limits that tend to the weighted norm
+TOWARDS = -np.arange(1.0, 8.01, 0.5)  # the s of the limits that tend to the weighted norm
 END = 1e8  # of the flows to the limit
 RECOVERIES = -np.arange(2.0, 8.1, 1.0)  # the s of the recoveries
 HALF = 0.5  # the value of x that counts as recovered; the target is 1
@@ -272,9 +272,9 @@ def _claim_limits(folder: RunFolder, limits: Rows, norms: Rows) -> None:
 
 
 def falling_rate(rows: Rows) -> float:
-    """`d log(distance) / ds`, by least squares where the distance is between 1e-10 and 1e-2; NaN below three points."""
+    """`d log(distance) / ds`, by least squares where the distance is between 1e-10 and 3e-3; NaN below three points."""
     s, distance = (np.array([row[key] for row in rows]) for key in ("s", "distance"))
-    inside = (distance > 1e-10) & (distance < 1e-2)
+    inside = (distance > 1e-10) & (distance < 3e-3)
     return float(np.polyfit(s[inside], np.log(distance[inside]), 1)[0]) if inside.sum() > 2 else float("nan")
 
 
