@@ -106,7 +106,7 @@ def forecast_rows(seeds: Int[np.ndarray, " seeds"]) -> list[dict[str, Any]]:
                 "strength": float(alpha),
                 "critical": float(told.critical[i, j].min()),
                 "way": float(told.way[i, j].max()),
-                "forecast": "stuck" if stuck[i, j] else "recovers",
+                "forecast": "stuck" if stuck[i, j] else "not stuck",
             }
             for i, seed in enumerate(seeds)
             for j, alpha in enumerate(STRENGTHS)
