@@ -43,7 +43,9 @@ from .geometry import (
     SpectralGram as SpectralGram,
     SpectralProduct as SpectralProduct,
     check as check,
+    clock as clock,
     compatible_regularizers as compatible_regularizers,
+    critical_strength as critical_strength,
     effects as effects,
     explain as explain,
     kkt_residual as kkt_residual,
@@ -52,6 +54,8 @@ from .geometry import (
     predict_limit as predict_limit,
     read_bias as read_bias,
     register_legendre as register_legendre,
+    remaining_time as remaining_time,
+    strength_bound as strength_bound,
 )
 from .problem import (
     L1 as L1,

@@ -47,9 +47,9 @@ print(mj.check(product, mj.WeightDecay(), w0))
 
 # %% [markdown]
 # From the top: the *verdict*; whether $J$ has full rank, and how well; the largest bracket among the $\nabla g_i$ and
-# with $\nabla h$, each divided by its size, so that 0 is commuting and 1 is as far from it as can be; whether the flow
-# map really has the Hessian $J J^\top$; whether $h \ge 0$, which Theorem 3.10 asks for. What was looked at, and the
-# tolerance, stand at the end: it is a measurement at points near `w0`, not a proof.
+# with $\nabla h$, each divided by its size, so that 0 is commuting and 1 is as far from it as can be; whether the
+# flow map really has the Hessian $J J^\top$; whether $h \ge 0$, which Theorem 3.10 asks for. What was looked at, and
+# the tolerance, stand at the end: it is a measurement at points near `w0`, not a proof.
 #
 # **Some that do not.** Decay of one factor only, $h = |w|^2$, as is often done in practice; one factor more,
 # $x = m\,w\,v$; and products of neighbours, $x_i = w_i w_{i+1}$, whose coordinates share weights.
@@ -72,20 +72,24 @@ for name, report in reports.items():
 
 # %% [markdown]
 # - *commuting*: $R_a$ exists, and everything in this library applies.
+# - *normalising*: the bracket of $\nabla h$ with each $\nabla g_i$ is a combination $\sum_j \Lambda_{ij} \nabla g_j$
+#   with constant $\Lambda$. $R_a$ exists too, and decay makes its dual variable leak, $\dot\mu = -\nabla f - \alpha
+#   \Lambda^\top \mu$. Depth 3 with weight decay is such a pair; notebook 07 is about them.
 # - *g commutes but h does not*: there is an $R$ for $\alpha = 0$, and none that decay changes.
 # - *neither*: there is only the flow itself.
 #
-# Asking for $R_a$ is then an error that says why:
+# Asking for $R_a$ is in the last two cases an error that says why:
 
 # %%
 try:
-    mj.legendre(depth3, mj.WeightDecay(), w0_depth3)
+    mj.legendre(product, decay_of_w, w0)
 except ValueError as error:
     print(str(error).split("\n")[0])
 
 # %% [markdown]
-# **What a verdict is worth.** If the pair commutes, the limit depends on the total of the decay only. Spend the same
-# total in different times, and see where the flow ends: three unknowns, two measurements.
+# **What a verdict is worth.** If the pair commutes, or if $\Lambda$ is one number for all coordinates, the limit
+# depends on the total of the decay only. Spend the same total in different times, and see where the flow ends: three
+# unknowns, two measurements.
 
 # %%
 f = mj.LeastSquares(jnp.array([[1.0, 0.7, 0.4], [0.2, -0.5, 1.0]]), jnp.array([1.0, 0.3]))
@@ -102,7 +106,7 @@ def ends(g, h, w0):  # x at the end for every switch-off time, all with the same
 found = {
     "m w: commuting": ends(product, mj.WeightDecay(), w0),
     "m w, decay of w: not": ends(product, decay_of_w, w0),
-    "m w v: not": ends(depth3, mj.WeightDecay(), w0_depth3),
+    "m w v: normalising": ends(depth3, mj.WeightDecay(), w0_depth3),
 }
 figure, axes = plt.subplots(1, 3, figsize=(12, 4), sharey=True)
 for axis, (title, x) in zip(axes, found.items(), strict=True):
@@ -115,16 +119,15 @@ axes[2].legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
 plt.show()
 
 # %% [markdown]
-# With decay of one factor, when it acted decides where the flow ends. For $m\,w\,v$ it does not, although the pair does
-# not commute: the note in its report tells why. There the bracket of $\nabla h$ with each $\nabla g_i$ is a multiple of
-# that $\nabla g_i$, so decay is a change of scale and of clock, and the end point is set by the total again. It is just
-# no mirror flow driven by $\nabla f$. Commuting is what the theorems need; a bracket that is not zero means that they
-# are silent, not that the opposite is true.
+# With decay of one factor, when it acted decides where the flow ends. For $m\,w\,v$ it does not, although the pair
+# does not commute: $\Lambda$ is a multiple of the identity, so decay is a change of scale and of clock, and the end
+# point is $\operatorname{argmin} R_a$ at the total again. What the total does not set is the time: decay slows the
+# clock, and the flow arrives later.
 #
 # **A new family.** A class takes more lines than `Custom`, and can say more: which weights it takes, and which
-# regularizer belongs to it. For a difference $g_u(u) - g_v(v)$ of increasing functions the theory names it:
-# $h = g_u(u) + g_v(v)$ (Corollary 3.12). Here with $\operatorname{softplus}(u) = \log(1 + e^u)$, for which the library
-# has no formula.
+# regularizer belongs to it. For a difference $g_u(u) - g_v(v)$ of increasing functions the theory names it: $h =
+# g_u(u) + g_v(v)$ (Corollary 3.12). Here with $\operatorname{softplus}(u) = \log(1 + e^u)$, for which the library has
+# no formula.
 
 
 # %%
@@ -186,7 +189,8 @@ print(f"distance of grad R_a from range(Z^T), relative: {float(mj.kkt_residual(R
 # %% [markdown]
 # **To make it part of the library**, one line in the table `FAMILIES` of `tests/registry.py` is enough to have all
 # this, and more, tested: the Jacobian against finite differences, `jit`, `vmap` and `grad`, bad arguments, the flow
-# against scipy, the round trip through the mirror map, the three flows, the identity. `CONTRIBUTING.md` has the steps:
+# against scipy, the round trip through the mirror map, the three flows, the identity. `CONTRIBUTING.md` has the
+# steps:
 #
 #     "softplus": Family(lambda n: SoftplusDifference(), pair, corollary, True, of_each(softplus, softplus), UNEQUAL),
 #
@@ -196,5 +200,5 @@ print(f"distance of grad R_a from range(Z^T), relative: {float(mj.kkt_residual(R
 # and `mj.CustomRegularizer` and no class of the library. Then add a function of $x$ to $h$: first $\sum x_i$, then
 # $\sum x_i^2$. One of them keeps the verdict. Which, and why?
 #
-# *Hint:* `mj.check(g, h, (u, v))` with positive $u$ and $v$. The gradient of $\phi(g(w))$ is $\sum_i \phi_i'(x) \nabla
-# g_i$, and $[X, c\,Y] = c\,[X, Y]$ needs $c$ to be constant.
+# *Hint:* `mj.check(g, h, (u, v))` with positive $u$ and $v$. The gradient of $\phi(g(w))$ is $\sum_i \phi_i'(x)
+# \nabla g_i$, and $[X, c\,Y] = c\,[X, Y]$ needs $c$ to be constant.

@@ -154,12 +154,17 @@ def explain_schedule(
     ] = None,
     scale: Annotated[float, typer.Option(help="x at which the local exponent is read.")] = 1.0,
     times: Annotated[int, typer.Option(min=2, max=1000, help="Rows of the table.")] = 9,
+    weight_decay: Annotated[
+        bool, typer.Option("--weight-decay", help="Ordinary weight decay, not the regularizer that fits the family.")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Where to draw R_a, a PNG file [default: no picture].")] = None,
 ) -> None:
     """Show the effect of a schedule on the implicit bias of one coordinate x = g(w).
 
     Prints, over time, the regularization spent a, the minimizer of R_a (positional bias), and the local exponent of R_a
-    at a scale (2 is L2-like, 1 is L1-like), with the regularizer that fits the family.
+    at a scale (2 is L2-like, 1 is L1-like), with the regularizer that fits the family. hadamard has as many factors as
+    --init is given; for three and more, and for --weight-decay, the dual variable leaks, and the clock and the least
+    time of a recovery are printed too.
 
     Example: mirrorjax explain hadamard -i 1 -i 0 --alpha 0.2 --t-off 62.5 --out R.png
     """
@@ -172,7 +177,19 @@ def explain_schedule(
         fail(f"the folder {out.parent} of --out does not exist; make it, or choose another")
     end = 2 * t_off if t1 is None else t1
     with stopping(lambda: "Interrupted."):
-        explain_bias(family, init, schedule, alpha, t_off, t1=end, scale=scale, times=times, out=out, console=console())
+        explain_bias(
+            family,
+            init,
+            schedule,
+            alpha,
+            t_off,
+            t1=end,
+            scale=scale,
+            times=times,
+            weight_decay=weight_decay,
+            out=out,
+            console=console(),
+        )
 
 
 @app.command("sweep")

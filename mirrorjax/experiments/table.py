@@ -45,6 +45,11 @@ _TABLE = (
         f"{__package__}.theory.convergence:run",
     ),
     Experiment(
+        "deep",
+        "Past the paper: depths 2 to 5 with weight decay; limits, clocks and critical strengths.",
+        f"{__package__}.theory.deep:run",
+    ),
+    Experiment(
         "separable",
         "Past the paper: which margin wins on separable data, and when.",
         f"{__package__}.theory.separable:run",

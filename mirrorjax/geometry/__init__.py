@@ -7,6 +7,12 @@ from .design import compatible_regularizers as compatible_regularizers
 from .effects import effects as effects, explain as explain, local_exponent as local_exponent
 from .families.separable import AbstractSeparableLegendre as AbstractSeparableLegendre
 from .families.spectral import SpectralGram as SpectralGram, SpectralProduct as SpectralProduct
+from .leaks import (
+    clock as clock,
+    critical_strength as critical_strength,
+    remaining_time as remaining_time,
+    strength_bound as strength_bound,
+)
 from .legendre import legendre as legendre, register_legendre as register_legendre
 from .limit import Limit as Limit, kkt_residual as kkt_residual, predict_limit as predict_limit
 from .numeric import NumericLegendre as NumericLegendre

@@ -177,6 +177,18 @@ def test_explain_prints_the_effects_and_draws(mirrorjax, tmp_path):
     assert (tmp_path / "R.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
+    decay = "--weight-decay", "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"
+    done = mirrorjax("explain", "power-difference-2", "-i", "1", "-i", "1", *decay)
+    assert done.returncode == 0, done.stderr
+    words = " ".join(done.stdout.split())
+    # x = u^4 - v^4: lambda = -2 (p - 2), clock e^(4a) at a = -15. From (1, 1) nu ends at 1/8, where x is infinite.
+    assert "lambda = -4" in words
+    assert f"{np.exp(-60):.6g}" in words
+    assert f"{np.exp(60) / 8:.6g}" in words
+    assert "at least so long" in words
+
+
 def test_explain_says_when_the_range_is_exhausted(mirrorjax):
     done = mirrorjax("explain", "log-difference", "-i", "1", "-i", "1", "--alpha", "0.01", "--t-off", "100")
     assert done.returncode == 0

@@ -292,6 +292,27 @@ REFUSALS = [
     ),
     Refusal("design, a class", lambda: mj.compatible_regularizers(mj.Hadamard), "the class Hadamard itself; call it"),
     Refusal("design, None", lambda: mj.compatible_regularizers(None), "g must be a reparameterization"),
+    Refusal("clock, R None", lambda: mj.clock(None, -1.0), "R must be a Legendre function"),
+    Refusal("clock, a positive", lambda: mj.clock(HADAMARD, 1.0), SPENT),
+    Refusal(
+        "remaining time, slope -1",
+        lambda: mj.remaining_time(HADAMARD, X, MU, -1.0, -1.0),
+        "slope must be non-negative, got",
+    ),
+    Refusal(
+        "remaining time, shape of slope",
+        lambda: mj.remaining_time(HADAMARD, X, MU, -1.0, jnp.ones(2)),
+        r"slope must have the shape \(3,\) of g\(w0\), got shape \(2,\)",
+    ),
+    Refusal(
+        "remaining time, shape of x", lambda: mj.remaining_time(HADAMARD, X[:2], MU, -1.0, 1.0), "x must have the shape"
+    ),
+    Refusal("strength bound, slope NaN", lambda: mj.strength_bound(HADAMARD, np.nan), "slope must be non-negative"),
+    Refusal("critical strength, depth 1", lambda: mj.critical_strength(1, 1.0), "depth must be a whole number"),
+    Refusal(
+        "critical strength, curvature 0", lambda: mj.critical_strength(3, 1.0, curvature=0.0), "curvature must be posi"
+    ),
+    Refusal("critical strength, scale -1", lambda: mj.critical_strength(3, 1.0, scale=-1.0), "scale must be positive"),
     Refusal(
         "design, no matrix", lambda: mj.compatible_regularizers(mj.Quadratic(jnp.zeros((0, 3, 3)))), "at least one"
     ),

@@ -1,0 +1,50 @@
+"""Deep: its measurements against known values, and the claims of the quick run."""
+
+import jax.numpy as jnp
+import numpy as np
+import pandas as pd
+import pytest
+
+import mirrorjax as mj
+from mirrorjax.experiments.theory.deep import (
+    EXAMPLE_END,
+    EXAMPLE_Z,
+    crossing,
+    falling_rate,
+    least_weighted_norm,
+    start,
+)
+
+
+def test_the_crossing_lies_on_the_line_between_two_times():
+    ts, x = np.array([0.0, 1.0, 3.0, 4.0]), np.array([0.0, 0.2, 0.8, 1.0])
+    assert crossing(ts, x, 0.5) == pytest.approx(2.0)
+    assert np.isnan(crossing(ts, x, 2.0))
+
+
+def test_the_rate_is_that_of_the_part_between_start_and_rounding():
+    s = -np.arange(1.0, 9.0, 0.5)
+    rows = [{"s": each, "distance": max(5 * np.exp(3 * each), 1e-10)} for each in s]
+    assert falling_rate(rows) == pytest.approx(3.0, rel=1e-10)
+    assert np.isnan(falling_rate(rows[:2]))
+
+
+def test_the_least_weighted_norm_of_the_example_is_its_published_end():
+    R = mj.legendre(mj.Hadamard(3), mj.WeightDecay(), start(3, 4))
+    objective = mj.LeastSquares(jnp.asarray(EXAMPLE_Z), jnp.array([1.0, 0.0]))
+    np.testing.assert_allclose(least_weighted_norm(R, objective), EXAMPLE_END, atol=1e-9)
+
+
+def test_single_precision_is_refused(run_quick):
+    with pytest.raises(ValueError, match="leave out --float32"):
+        run_quick("deep", bits=32)
+
+
+@pytest.mark.slow
+def test_quick_shows_its_claims(run_quick):
+    folder = run_quick("deep")
+    assert [claim.statement for claim in folder.claims if not claim.holds] == []
+    recovery = pd.read_csv(folder.path / "recovery.csv")
+    # From nu = 0 the way to the end of the interval of depth 3 from (0, 1, 1) takes pi/2 over the clock at most.
+    assert np.all(recovery.least_time * recovery.clock < np.pi / 2)
+    assert len(list(folder.path.glob("*.png"))) == 2
