@@ -60,13 +60,12 @@ def run(
     """Integrates from tick `start` to tick `end`, or `max_steps` steps, the first of size `step`.
 
     **Arguments:** `carried`: left by a solve that ran out of steps, for this one to go on with the very same steps.
-    **Returns:** a diffrax solution, whose `ys` is `((saved, loss), state)`; without metrics `(states, state)`,
-    which are read after the solve: diffrax compiles a read-out at every place where it may save. With `carried`,
-    `solver_state`, `controller_state` and `made_jump` are those to hand on.
+    **Returns:** a diffrax solution, whose `ys` is `((saved, loss), state)`. With `carried`, `solver_state`,
+    `controller_state` and `made_jump` are those to hand on.
     """
 
     def save(tick: Float[Array, ""], y: PyTree, args: Field) -> PyTree:
-        return y if options.metrics is None else args.save(options.metrics, tick, y)
+        return args.save(options.metrics, tick, y)
 
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
@@ -110,6 +109,7 @@ def first_step(
 
 def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, valid: RESULTS) -> Solution:
     saved, final = cast(tuple, raw.ys)
+    kept, loss = saved
     state = jax.tree.map(lambda leaf: leaf[0], final)
     tick = cast(tuple, raw.ts)[1][0]
     ticks = motion.clock.ticks(jnp.append(options.ts, options.t1), tick.dtype)
@@ -117,7 +117,6 @@ def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, v
     t_end = jnp.where(valid == RESULTS.successful, t_end, 0.0)
     last = motion.read(t_end, state)
     reached = (ticks[:-1] <= tick) & (valid == RESULTS.successful)
-    kept, loss = saved if options.metrics is not None else _read_reached(motion, reached, ticks[:-1], saved)
     saved = loss if options.metrics is not None else (kept.x, kept.w, loss)
     on_the_way = RESULTS.where(_is_finite_where(reached, saved), RESULTS.successful, RESULTS.diverged)
     result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, state))
@@ -139,15 +138,6 @@ def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, v
         stats=stats,
         result=result,
     )
-
-
-def _read_reached(
-    motion: AbstractMotion, reached: Bool[Array, " time"], ticks: Float[Array, " time"], states: PyTree
-) -> tuple[Point, Float[Array, " time"]]:
-    """The points and losses at the save times that were reached; elsewhere those of the initial state."""
-    initial = motion.initial()
-    states = jax.tree.map(lambda leaf, start: _where_reached(reached, leaf, start), states, initial)
-    return jax.vmap(lambda tick, state: Field(motion, initial).save(None, tick, state))(ticks, states)
 
 
 def end_status(motion: AbstractMotion, t: Float[Array, ""], state: PyTree) -> RESULTS:
