@@ -11,7 +11,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float
 from typing_extensions import TypeAliasType
 
 Number = TypeAliasType("Number", ArrayLike)
@@ -29,7 +29,7 @@ def is_concrete(*values: Any) -> bool:
     return not any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(values))
 
 
-def refuted(condition: Callable[[], Bool[Array, ""]], *values: Any) -> bool:
+def refuted(condition: Callable[[], Any], *values: Any) -> bool:
     """Returns True if the values are known now and the condition on them is false.
 
     A condition on traced values is never refuted: such values get a status at run time. The condition is evaluated at
@@ -116,7 +116,7 @@ def _numpy_of(value: Any) -> Any:
     return np if isinstance(value, np.ndarray | np.generic) else jnp
 
 
-def finite(value: Float[Array | np.ndarray, "..."]) -> Bool[ArrayLike, ""]:
+def finite(value: Float[Array | np.ndarray, "..."]) -> Any:
     """True if all entries are finite; works under tracing."""
     xp = _numpy_of(value)
     return xp.all(xp.isfinite(value))
@@ -158,13 +158,13 @@ def as_time_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
     return as_scalar(value, name).astype(float)
 
 
-def positive(value: Float[Array | np.ndarray, "..."]) -> Bool[ArrayLike, ""]:
+def positive(value: Float[Array | np.ndarray, "..."]) -> Any:
     """True if all entries are > 0 and finite; works under tracing."""
     xp = _numpy_of(value)
     return xp.all(xp.isfinite(value) & (value > 0))
 
 
-def nonnegative(value: Float[Array | np.ndarray, "..."], *, finite: bool) -> Bool[ArrayLike, ""]:
+def nonnegative(value: Float[Array | np.ndarray, "..."], *, finite: bool) -> Any:
     """True if all entries are >= 0 (NaN fails) and, with `finite`, none is infinite; works under tracing."""
     xp, good = _numpy_of(value), value >= 0
     return xp.all(good & xp.isfinite(value) if finite else good)

@@ -169,7 +169,7 @@ def _as_labels(name: str, value: Any) -> Shaped[np.ndarray, "lanes ..."]:
         for given, kept in zip(np.asarray(value, dtype=object).ravel(), known.ravel(), strict=True):
             if isinstance(given, int) and given != int(kept):
                 raise ValueError(f"the values of {name} hold {given} beside floats, which would round it to {kept}")
-    return known
+    return {**known}
 
 
 def _as_values(labels: Mapping[str, np.ndarray]) -> Values:
@@ -182,7 +182,7 @@ def _as_values(labels: Mapping[str, np.ndarray]) -> Values:
     # On the host, where lanes are taken from them: jax would compile that for every number of lanes.
     known = {name: np.asarray(value) for name, value in values.items()}
     _refuse_merged(labels, known)
-    return known
+    return {**known}
 
 
 def _converted(name: str, labels: Shaped[np.ndarray, "lanes ..."]) -> Shaped[Array, "lanes ..."]:
