@@ -169,7 +169,7 @@ def _as_labels(name: str, value: Any) -> Shaped[np.ndarray, "lanes ..."]:
         for given, kept in zip(np.asarray(value, dtype=object).ravel(), known.ravel(), strict=True):
             if isinstance(given, int) and given != int(kept):
                 raise ValueError(f"the values of {name} hold {given} beside floats, which would round it to {kept}")
-    return {**known}
+    return known
 
 
 def _as_values(labels: Mapping[str, np.ndarray]) -> Values:
