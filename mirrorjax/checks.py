@@ -11,7 +11,7 @@ import jax
 import jax.core
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Bool, Float
+from jaxtyping import Array, ArrayLike, Float
 from typing_extensions import TypeAliasType
 
 Number = TypeAliasType("Number", ArrayLike)
@@ -102,9 +102,32 @@ def _as_default_float(array: Array) -> Array:
 
 
 def _to_device(array: np.ndarray) -> Array:
-    """Transfers an array, which is meant: `jax.transfer_guard` is there to find transfers that are not."""
+    """Transfers an array, which is meant: `jax.transfer_guard` is there to find transfers that are not.
+
+    `jnp.asarray` would compile a copy for every new shape, which takes 10 ms.
+    """
     with jax.transfer_guard("allow"):
-        return jnp.asarray(array)
+        return jax.device_put(array)
+
+
+def on_host(value: Any) -> Any:
+    """A known array in the host's memory as a NumPy array; any other value as it is.
+
+    A check of it then runs at once, where every operation of `jax.numpy` is compiled for every new shape.
+    """
+    known = isinstance(value, jax.Array) and is_concrete(value) and value.is_fully_addressable
+    return np.asarray(value) if known and all(device.platform == "cpu" for device in value.devices()) else value
+
+
+def _numpy_of(value: Any) -> Any:
+    """The module that computes with a value: `numpy` for its arrays, `jax.numpy` for all others."""
+    return np if isinstance(value, np.ndarray | np.generic) else jnp
+
+
+def finite(value: Float[Array | np.ndarray, "..."]) -> Any:
+    """True if all entries are finite; works under tracing."""
+    xp = _numpy_of(value)
+    return xp.all(xp.isfinite(value))
 
 
 def require_kind(value: Any, kind: type | tuple[type, ...], name: str, wanted: str) -> None:
@@ -143,35 +166,34 @@ def as_time_scalar(value: ArrayLike, name: str) -> Float[Array, ""]:
     return as_scalar(value, name).astype(float)
 
 
-def positive(value: Float[Array, "..."]) -> Bool[Array, ""]:
+def positive(value: Float[Array | np.ndarray, "..."]) -> Any:
     """True if all entries are > 0 and finite; works under tracing."""
-    return jnp.all(jnp.isfinite(value) & (value > 0))
+    xp = _numpy_of(value)
+    return xp.all(xp.isfinite(value) & (value > 0))
 
 
-def nonnegative(value: Float[Array, "..."], *, finite: bool) -> Bool[Array, ""]:
+def nonnegative(value: Float[Array | np.ndarray, "..."], *, finite: bool) -> Any:
     """True if all entries are >= 0 (NaN fails) and, with `finite`, none is infinite; works under tracing."""
-    good = value >= 0
-    if finite:
-        good &= jnp.isfinite(value)
-    return jnp.all(good)
+    xp, good = _numpy_of(value), value >= 0
+    return xp.all(good & xp.isfinite(value) if finite else good)
 
 
 def require_positive(value: Float[Array, "..."], name: str, advice: str = "") -> None:
     """Raises `ValueError` for a concrete value that is not positive and finite; `advice` ends the message."""
-    if refuted(lambda: np.all(np.isfinite(value) & np.greater(value, 0)), value):
+    if refuted(lambda: positive(on_host(value)), value):
         raise ValueError(f"{name} must be positive and finite, got {value}{advice}")
 
 
 def require_nonnegative(value: Float[Array, "..."], name: str, *, finite: bool) -> None:
     """Raises `ValueError` for a concrete value that is NaN, negative or (with `finite`) infinite."""
-    if refuted(lambda: np.all(np.greater_equal(value, 0) & (np.isfinite(value) | (not finite))), value):
+    if refuted(lambda: nonnegative(on_host(value), finite=finite), value):
         kind = "finite and non-negative" if finite else "non-negative"
         raise ValueError(f"{name} must be {kind}, got {value}")
 
 
 def require_finite(value: Float[Array, "..."], name: str) -> None:
     """Raises `ValueError` for a concrete value with an entry that is NaN or infinite."""
-    if refuted(lambda: np.all(np.isfinite(value)), value):
+    if refuted(lambda: finite(on_host(value)), value):
         raise ValueError(f"{name} must be finite, got {value}")
 
 

@@ -132,13 +132,19 @@ def require_success(value: Value, result: RESULTS) -> Value:
 
     Inside jit and vmap the error is raised at run time, by equinox, whose `EquinoxRuntimeError` is a `RuntimeError`.
     """
-    failure = first_failure(result)
-    failed = failure != RESULTS.successful
-    if not is_concrete(failed):
-        return failure.error_if(value, failed)
-    if bool(failed):
-        raise RuntimeError(str(RESULTS[failure]))
+    if not is_concrete(result):
+        failure = first_failure(result)
+        return failure.error_if(value, failure != RESULTS.successful)
+    failed = np.flatnonzero(_codes(result) != _codes(RESULTS.successful))
+    if failed.size:
+        raise RuntimeError(str(RESULTS[first_failure(result)]))
     return value
+
+
+def _codes(result: RESULTS) -> np.ndarray:
+    """The codes of known statuses, in the order of `member_names`."""
+    (codes,) = jax.tree.leaves(result)
+    return np.asarray(codes)
 
 
 def status_name(result: RESULTS) -> np.ndarray:
@@ -149,8 +155,7 @@ def status_name(result: RESULTS) -> np.ndarray:
     """
     require_kind(result, RESULTS, "result", "a status such as sol.result")
     names = member_names(RESULTS)
-    codes = np.stack([np.asarray(result == getattr(RESULTS, name)) for name in names])
-    return np.asarray(np.asarray(names)[np.argmax(codes, axis=0)])
+    return np.asarray(np.asarray(names)[_codes(result)])
 
 
 def first_of(result: RESULTS, *others: RESULTS) -> RESULTS:

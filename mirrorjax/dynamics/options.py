@@ -21,6 +21,7 @@ from ..checks import (
     as_time_scalar,
     freeze,
     is_concrete,
+    on_host,
     positive,
     refuted,
     require_kind,
@@ -143,7 +144,7 @@ def make_options(
         ts=_save_times(how.get("saveat"), t1),
         t1=t1,
         rtol=rtol,
-        atol=_tolerance(how.get("atol"), "atol", rtol / 100),
+        atol=_tolerance(how.get("atol"), "atol", on_host(rtol) / 100),
         solver=motion.choose_solver(how.get("solver"), is_stiff=lambda: loose and measure()),
         adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
         metrics=metrics,
@@ -197,11 +198,11 @@ def _save_times(saveat: Numbers | None, t1: Float[Array, ""]) -> Float[Array, " 
     ts = as_time(as_array(saveat, "saveat"), "saveat")
     if ts.ndim != 1 or ts.size == 0:
         raise ValueError(f"saveat must be a non-empty one-dimensional array of times, got shape {ts.shape}")
-    if refuted(lambda: jnp.all(jnp.diff(ts) > 0), ts):
+    if refuted(lambda: np.all(np.diff(np.asarray(ts)) > 0), ts):
         raise ValueError(f"saveat must be increasing without repeats, got {np.asarray(ts)}")
-    if refuted(lambda: ts[0] >= 0, ts):
+    if refuted(lambda: np.asarray(ts)[0] >= 0, ts):
         raise ValueError(f"saveat must lie in [0, t1] = [0, {t1}], got {np.asarray(ts)}")
-    if refuted(lambda: ts[-1] <= t1, ts, t1):
+    if refuted(lambda: np.asarray(ts)[-1] <= np.asarray(t1), ts, t1):
         excess = float(ts[-1]) - float(t1)
         raise ValueError(
             f"saveat must lie in [0, t1] = [0, {t1}], but its last time is above t1 by {excess:.3g}"

@@ -105,7 +105,7 @@ def train(
         raise ValueError(f"steps must be a multiple of every, got steps={steps} and every={every}")
     shares = chosen if len(lanes) < len(chosen) else ()
     task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
-    one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
+    one = lanes.first()
     carry, measured = eqx.filter_eval_shape(look, task, one)
     records = 1 + steps // every
     lane_bytes = records * (size_of(measured) + 8) + (size_of(carry[0]) if keep else 0)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float
 
-from ..checks import as_float, is_concrete, refuted
+from ..checks import as_float, finite, is_concrete, on_host, refuted
 from ..reprs import readable
 from .functions import call, capture, check_scalar, require_function
 
@@ -90,7 +90,7 @@ def _data(Z: ArrayLike, y: ArrayLike, name: str, axes: str) -> tuple[Float[Array
     if Z.dtype != y.dtype:
         raise ValueError(f"{name} and y must have one dtype, got {Z.dtype} and {y.dtype}")
     for array, label in ((Z, name), (y, "y")):
-        if refuted(lambda array=array: np.all(np.isfinite(array)), array):
+        if refuted(lambda array=array: finite(on_host(array)), array):
             raise ValueError(
                 f"{label} holds NaN or infinite entries: {int(np.sum(~np.isfinite(np.asarray(array))))} of them"
             )

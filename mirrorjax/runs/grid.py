@@ -12,8 +12,8 @@ from jaxtyping import Array, Float, Int, Shaped
 from ..calls import refuse_traced
 from ..checks import Numbers, as_array
 
-Values = dict[str, Shaped[Array, "lanes ..."]]
-OneLane = dict[str, Shaped[Array, "..."]]
+Values = dict[str, Shaped[Array | np.ndarray, "lanes ..."]]
+OneLane = dict[str, Shaped[Array | np.ndarray, "..."]]
 RESERVED = ("time", "lane")
 
 
@@ -125,10 +125,14 @@ class Grid:
         """Returns the parameter values of these lanes, given by number."""
         positions = np.unravel_index(lanes, tuple(self.shape.values()))
         return {
-            name: value[position]
+            name: np.asarray(value[position])
             for values, position in zip(self._values, positions, strict=True)
             for name, value in values.items()
         }
+
+    def first(self) -> OneLane:
+        """Returns the parameter values of the first lane: an example of what a function of one lane is called with."""
+        return {name: np.asarray(value[0]) for name, value in self.take(np.zeros(1, int)).items()}
 
     def places(self, lanes: Int[np.ndarray, " lanes"]) -> Float[np.ndarray, "lanes axes"]:
         """Returns the positions of these lanes on the grid, each axis from 0 to 1."""
@@ -175,8 +179,10 @@ def _as_values(labels: Mapping[str, np.ndarray]) -> Values:
     """
     with jax.ensure_compile_time_eval():  # known numbers stay known under an outer jit, which is refused later
         values = {name: _converted(name, label) for name, label in labels.items()}
-    _refuse_merged(labels, {name: np.asarray(value) for name, value in values.items()})
-    return values
+    # On the host, where lanes are taken from them: jax would compile that for every number of lanes.
+    known = {name: np.asarray(value) for name, value in values.items()}
+    _refuse_merged(labels, known)
+    return {**known}
 
 
 def _converted(name: str, labels: Shaped[np.ndarray, "lanes ..."]) -> Shaped[Array, "lanes ..."]:

@@ -65,7 +65,7 @@ def map_grid(
     refuse_traced((fn, grid), "map_grid")
     lanes, chosen = Grid(grid), choose_devices(devices)
     require_parameters(fn, lanes.labels.parameters(), "the function")
-    one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
+    one = lanes.first()
     traced, outputs = _trace(fn, one)
     results = _shapes(outputs)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen)

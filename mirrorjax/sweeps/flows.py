@@ -113,7 +113,7 @@ def sweep(
     lanes, chosen, t1 = Grid(grid), choose_devices(devices), as_time_scalar(t1, "t1")
     require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
     start = Start(lane, choose_flow(how).without_dual(), t1)
-    one = jax.tree.map(lambda value: value[0], lanes.take(np.arange(1)))
+    one = lanes.first()
     with calling("the lane"):
         motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")

@@ -49,8 +49,9 @@ def end(p, family, schedule, adjoint=None):
 
 
 @eqx.filter_jit
-def value(p, family, schedule):
-    return end(p, family, schedule)
+def forward(p, v, family, schedule):
+    """The value, and its derivative along v in forward mode: one program also for the differences of values."""
+    return jax.jvp(lambda p: end(p, family, schedule, diffrax.ForwardMode()), (p,), (v,))
 
 
 ALPHAS, T_OFFS = jnp.array([0.1, 0.4, 0.4]), jnp.array([1.2, 0.8, jnp.inf])
@@ -82,7 +83,7 @@ def direction(p, key):
 
 def differenced(p, v, family, schedule):
     def at(k):
-        return value(jax.tree.map(lambda leaf, move: leaf + k * step * move, p, v), family, schedule)
+        return forward(jax.tree.map(lambda leaf, move: leaf + k * step * move, p, v), v, family, schedule)[0]
 
     step = 1e-2 / 4
     return (8 * (at(1) - at(-1)) - at(2) + at(-2)) / (12 * step)
@@ -93,18 +94,13 @@ def differenced(p, v, family, schedule):
 def test_reverse_and_forward_against_finite_differences(family, schedule):
     p = inputs(family)
     reverse = reverse_gradient(p, family, schedule)
-
-    @eqx.filter_jit
-    def forward(v):
-        return jax.jvp(lambda p: end(p, family, schedule, diffrax.ForwardMode()), (p,), (v,))[1]
-
     for key in p:
         v = direction(p, key)
         slope = sum(jnp.sum(a * b) for a, b in zip(jax.tree.leaves(reverse), jax.tree.leaves(v), strict=True))
         # Fourth order in 2.5e-3: 4e-11 times fifth derivatives; the solver's 1e-10 a step, over 2.5e-3.
         np.testing.assert_allclose(slope, differenced(p, v, family, schedule), rtol=1e-5, atol=1e-7)
         # The same steps differentiated both ways, exactly.
-        np.testing.assert_allclose(slope, forward(v), rtol=1e-8, atol=1e-10)
+        np.testing.assert_allclose(slope, forward(p, v, family, schedule)[1], rtol=1e-8, atol=1e-10)
 
 
 def test_failed_lanes_have_no_derivative_and_spoil_no_other():
@@ -131,19 +127,24 @@ def test_failed_lanes_have_no_derivative_and_spoil_no_other():
     assert jnp.all(jnp.isnan(spoiled[1]))
 
 
+def at_strength(alpha):
+    return end({**inputs("hadamard"), "alpha": alpha}, "hadamard", "switched")
+
+
+@functools.cache
+def differenced_slope():
+    """The second derivative in alpha, by differences of the forward derivative, which other tests compile."""
+    e, p = 1e-3, inputs("hadamard")
+    v = {**jax.tree.map(jnp.zeros_like, p), "alpha": jnp.array(1.0)}
+    slopes = [forward({**p, "alpha": jnp.array(0.4 + k * e)}, v, "hadamard", "switched")[1] for k in (-2, -1, 1, 2)]
+    return (slopes[0] - 8 * slopes[1] + 8 * slopes[2] - slopes[3]) / (12 * e)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("second", [jax.hessian, lambda f: jax.grad(jax.grad(f)), lambda f: jax.jacfwd(jax.jacfwd(f))])
 def test_second_derivatives_need_no_adjoint(second):
-    p = inputs("hadamard")
-
-    def at(alpha):
-        return end({**p, "alpha": alpha}, "hadamard", "switched")
-
-    slope = jax.jit(jax.grad(at))
-    e = 1e-3
     # Fourth order in 1e-3, and the solver's 1e-10 a step.
-    expected = (slope(0.4 - 2 * e) - 8 * slope(0.4 - e) + 8 * slope(0.4 + e) - slope(0.4 + 2 * e)) / (12 * e)
-    np.testing.assert_allclose(jax.jit(second(at))(0.4), expected, rtol=1e-6)
+    np.testing.assert_allclose(jax.jit(second(at_strength))(0.4), differenced_slope(), rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -166,14 +167,15 @@ def test_a_trial_step_that_overflows_does_not_spoil_the_gradient():
     objective = LeastSquares(Z, Z @ jnp.zeros(100).at[:5].set(1.0))
 
     @jax.jit
+    @jax.value_and_grad
     def loss(t_off):
         problem = Problem(Hadamard(), WeightDecay(), SwitchOff(0.3, t_off), objective)
         return solve(problem, (jnp.ones(100), jnp.zeros(100)), t1=60.0, rtol=1e-9).loss[-1]
 
     step = 1e-3
-    f = [loss(30.0 + k * step) for k in (-2, -1, 1, 2)]
+    f = [loss(30.0 + k * step)[0] for k in (-2, -1, 1, 2)]
     # Errors of 1e-9 a step, divided by the step, on a derivative of 0.01.
-    np.testing.assert_allclose(jax.grad(loss)(30.0), (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * step), rtol=1e-3)
+    np.testing.assert_allclose(loss(30.0)[1], (f[0] - 8 * f[1] + 8 * f[2] - f[3]) / (12 * step), rtol=1e-3)
 
 
 def test_lanes_that_take_other_numbers_of_steps_do_not_spoil_each_others_gradients():
