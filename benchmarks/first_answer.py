@@ -81,7 +81,7 @@ def plain(task: str) -> Any:
             t1=T1,
             dt0=None,
             y0=(jnp.asarray(U0), jnp.asarray(V0)),
-            saveat=diffrax.SaveAt(ts=TS),
+            saveat=diffrax.SaveAt(ts=jnp.asarray(TS)),
             stepsize_controller=diffrax.ClipStepSizeController(control, jump_ts=jnp.asarray(t_off)[None]),
             max_steps=100_000,
         ).ys  # pyright: ignore[reportGeneralTypeIssues]

@@ -1,7 +1,8 @@
 """The documentation site: `python -m sphinx -W docs docs/_build/html`.
 
 Pages are MyST markdown. Cells of code run while the site is built, so that no page shows a number that was typed in;
-the notebooks are shown with the outputs that are committed. The site needs no network when it is read: MathJax is in it.
+the notebooks are shown with the outputs that are committed. Pages need no network when they are read: MathJax is in
+them.
 """
 
 import re

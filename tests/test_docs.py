@@ -15,7 +15,7 @@ def listed() -> set[str]:
 
 
 def public() -> set[str]:
-    """The names of `mirrorjax` that are no rooms, and those of the rooms `optim` and `nn`, which keep their own names."""
+    """The names of `mirrorjax` that are no rooms, and the names in the rooms `optim` and `nn`."""
     rooms = {"dynamics", "geometry", "nn", "optim", "problem", "results", "runs", "sweeps"}
     names = {f"mirrorjax.{name}" for name in dir(mj) if name not in rooms}
     for room in (mj.optim, mj.nn):

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 SITE = Path(__file__).parent.parent / "docs" / "_build" / "html"
-PHONE = {"width": 390, "height": 844}
+WIDTH = 390  # of a phone
 
 pytestmark = pytest.mark.skipif(not (SITE / "index.html").exists(), reason="the site is not built")
 
@@ -27,7 +27,7 @@ def browser() -> Iterator:
 
     with sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
-        yield opened.new_context(viewport=PHONE, offline=True)
+        yield opened.new_context(viewport={"width": WIDTH, "height": 844}, offline=True)
         opened.close()
 
 
@@ -48,7 +48,7 @@ def test_no_page_is_wider_than_a_phone(browser):
     for file in pages():
         page.goto(file.as_uri())
         width = page.evaluate("document.documentElement.scrollWidth")
-        if width > PHONE["width"]:
+        if width > WIDTH:
             wide[str(file.relative_to(SITE))] = width
     assert not wide
 

@@ -128,7 +128,7 @@ class AbstractLegendre(eqx.Module):
         """
         with jax.transfer_guard("allow"):
             strength = jnp.asarray(a)
-        return _evaluate(self, hook, strength, is_concrete(a), points)
+        return _evaluate(self, hook, strength, is_concrete(a), points)  # pyright: ignore[reportCallIssue]
 
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
@@ -218,7 +218,8 @@ class AbstractLegendre(eqx.Module):
         return checked, [recovered.value for recovered in found], as_strength(a, self)
 
 
-@partial(eqx.filter_jit, inline=True)  # inlined: in a program of the user's it is no call
+# Inlined: in a program of the user's it is no call. The types of equinox leave out jit's own keywords.
+@partial(eqx.filter_jit, inline=True)  # pyright: ignore[reportCallIssue]
 def _evaluate(R: AbstractLegendre, hook: str, a: Float[Array, "..."], valid: bool, points: tuple[Point, ...]) -> Any:
     """`R.<hook>(*points, a)`, for an a that is known to be valid or else checked at run time."""
 

@@ -182,7 +182,7 @@ def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
     """
     failed = result != RESULTS.successful
     if not is_concrete(failed, point):
-        return _require_success(value, result)
+        return _require_success(value, result)  # pyright: ignore[reportCallIssue]
     bad = np.asarray(failed)
     if np.any(bad):
         known = np.asarray(point)
@@ -192,7 +192,8 @@ def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
     return value
 
 
-@partial(eqx.filter_jit, inline=True)  # one program where a gradient or a vmap runs without an outer jit
+# One program where a gradient or a vmap runs without an outer jit. The types of equinox leave out jit's own keywords.
+@partial(eqx.filter_jit, inline=True)  # pyright: ignore[reportCallIssue]
 def _require_success(value: Point, result: RESULTS) -> Point:
     return require_success(value, _failure_of_a_point(result))
 

@@ -68,7 +68,7 @@ class Checkpoint:
         self._store, self._group, self._every = store, group, every
         self._last, self._unwritten = time.monotonic(), None
 
-    def find(self, template: PyTree, is_possible: Callable[[Any], bool]) -> PyTree | None:
+    def find(self, template: PyTree, is_possible: Callable[[Any], bool] = lambda _: True) -> PyTree | None:
         """Reads the state of this group, structured like the template; None if there is none, or it is damaged.
 
         Its arrays have the dtypes and shapes of the template, except that a batch may have become smaller. A state for

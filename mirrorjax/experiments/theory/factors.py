@@ -100,8 +100,8 @@ class Forecast(NamedTuple):
     time that it needs after the switch-off from grad R_a = 0 to 1, at the largest slope it can feel.
     """
 
-    critical: Float[np.ndarray, "*lanes planted"]
-    way: Float[np.ndarray, "*lanes planted"]
+    critical: Float[Array | np.ndarray, "*lanes planted"]
+    way: Float[Array | np.ndarray, "*lanes planted"]
 
     def is_stuck(self, alpha: Float[np.ndarray, "*lanes"], left: float) -> Bool[np.ndarray, "*lanes"]:
         """True for a lane with a planted coordinate that dies at this strength and cannot come back in time."""
