@@ -5,7 +5,6 @@ and along grad h for "time" a: `grad Q_a(mu) = g(psi(mu, a))`, `Hess Q_a = J J^T
 """
 
 import abc
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -16,7 +15,7 @@ from jaxtyping import Array, Float
 from ..checks import Number, Numbers, is_concrete, require_kind
 from ..problem.reparam import Weights
 from .divergence import divergence, envelope
-from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
+from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, compiled, require_ok
 
 
 class AbstractLegendre(eqx.Module):
@@ -196,7 +195,7 @@ class AbstractLegendre(eqx.Module):
         return checked, [recovered.value for recovered in found], as_strength(a)
 
 
-@partial(eqx.filter_jit, inline=True)  # inlined: in a program of the user's it is no call
+@compiled
 def _evaluate(R: AbstractLegendre, hook: str, a: Float[Array, "..."], valid: bool, points: tuple[Point, ...]) -> Any:
     """`R.<hook>(*points, a)`, for an a that is known to be valid or else checked at run time."""
 

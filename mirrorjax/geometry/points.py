@@ -6,7 +6,6 @@ cost a few operations.
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NoReturn
 
 import equinox as eqx
@@ -23,6 +22,11 @@ from ..results import RESULTS, first_failure, require_success
 
 Point = Float[Array, "..."]
 Strength = float | Float[Array, ""]
+
+
+def compiled(fn: Callable) -> Callable:
+    """`eqx.filter_jit(fn)`; inlined, so that in a program of the user's it is no call."""
+    return eqx.filter_jit(fn, inline=True)  # pyright: ignore: equinox's overloads leave out the options of jax.jit
 
 
 class Recovered(eqx.Module):
@@ -157,7 +161,7 @@ def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
     return value
 
 
-@partial(eqx.filter_jit, inline=True)  # one program where a gradient or a vmap runs without an outer jit
+@compiled  # one program where a gradient or a vmap runs without an outer jit
 def _require_success(value: Point, result: RESULTS) -> Point:
     return require_success(value, _failure_of_a_point(result))
 
