@@ -26,7 +26,8 @@ Strength = float | Float[Array, ""]
 
 def compiled(fn: Callable) -> Callable:
     """`eqx.filter_jit(fn)`; inlined, so that in a program of the user's it is no call."""
-    return eqx.filter_jit(fn, inline=True)  # pyright: ignore: equinox's overloads leave out the options of jax.jit
+    options: dict[str, Any] = {"inline": True}  # of jax.jit, which equinox's overloads leave out
+    return eqx.filter_jit(fn, **options)
 
 
 class Recovered(eqx.Module):
