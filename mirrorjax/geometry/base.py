@@ -5,7 +5,6 @@ and along grad h for "time" a: `grad Q_a(mu) = g(psi(mu, a))`, `Hess Q_a = J J^T
 """
 
 import abc
-from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -17,7 +16,7 @@ from ..checks import Numbers, is_concrete, require_kind
 from ..problem.reparam import Weights
 from .bias import Bias
 from .divergence import divergence, envelope
-from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, require_ok
+from .points import Point, Recovered as Recovered, Strength, as_point, as_strength, at_strength, compiled, require_ok
 
 
 class AbstractLegendre(eqx.Module):
@@ -128,7 +127,7 @@ class AbstractLegendre(eqx.Module):
         """
         with jax.transfer_guard("allow"):
             strength = jnp.asarray(a)
-        return _evaluate(self, hook, strength, is_concrete(a), points)  # pyright: ignore[reportCallIssue]
+        return _evaluate(self, hook, strength, is_concrete(a), points)
 
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
@@ -218,8 +217,7 @@ class AbstractLegendre(eqx.Module):
         return checked, [recovered.value for recovered in found], as_strength(a, self)
 
 
-# Inlined: in a program of the user's it is no call. The types of equinox leave out jit's own keywords.
-@partial(eqx.filter_jit, inline=True)  # pyright: ignore[reportCallIssue]
+@compiled
 def _evaluate(R: AbstractLegendre, hook: str, a: Float[Array, "..."], valid: bool, points: tuple[Point, ...]) -> Any:
     """`R.<hook>(*points, a)`, for an a that is known to be valid or else checked at run time."""
 

@@ -6,8 +6,7 @@ cost a few operations.
 
 import math
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import Any, NoReturn
 
 import equinox as eqx
 import jax
@@ -26,6 +25,12 @@ if TYPE_CHECKING:
 
 Point = Float[Array, "..."]
 Strength = float | Float[Array, "..."]  # a scalar, or for separable families an array shaped like x
+
+
+def compiled(fn: Callable) -> Callable:
+    """`eqx.filter_jit(fn)`; inlined, so that in a program of the user's it is no call."""
+    options: dict[str, Any] = {"inline": True}  # of jax.jit, which equinox's overloads leave out
+    return eqx.filter_jit(fn, **options)
 
 
 class Recovered(eqx.Module):
@@ -182,7 +187,7 @@ def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
     """
     failed = result != RESULTS.successful
     if not is_concrete(failed, point):
-        return _require_success(value, result)  # pyright: ignore[reportCallIssue]
+        return _require_success(value, result)
     bad = np.asarray(failed)
     if np.any(bad):
         known = np.asarray(point)
@@ -192,8 +197,7 @@ def require_ok(value: Point, result: RESULTS, point: Point, name: str) -> Point:
     return value
 
 
-# One program where a gradient or a vmap runs without an outer jit. The types of equinox leave out jit's own keywords.
-@partial(eqx.filter_jit, inline=True)  # pyright: ignore[reportCallIssue]
+@compiled  # one program where a gradient or a vmap runs without an outer jit
 def _require_success(value: Point, result: RESULTS) -> Point:
     return require_success(value, _failure_of_a_point(result))
 
