@@ -48,8 +48,9 @@ print(mj.check(product, mj.WeightDecay(), w0))
 # %% [markdown]
 # From the top: the *verdict*; whether $J$ has full rank, and how well; the largest bracket among the $\nabla g_i$ and
 # with $\nabla h$, each divided by its size, so that 0 is commuting and 1 is as far from it as can be; whether the
-# flow map really has the Hessian $J J^\top$; whether $h \ge 0$, which Theorem 3.10 asks for. What was looked at, and
-# the tolerance, stand at the end: it is a measurement at points near `w0`, not a proof.
+# flow map really has the Hessian $J J^\top$; whether $h \ge 0$ and whether $R_a$ is a Bregman
+# function, which Theorem 3.10 asks for; the second is known of the library's own families only. What was looked at,
+# and the tolerance, stand at the end: it is a measurement at points near `w0`, not a proof.
 #
 # **Some that do not.** Decay of one factor only, $h = |w|^2$, as is often done in practice; one factor more,
 # $x = m\,w\,v$; and products of neighbours, $x_i = w_i w_{i+1}$, whose coordinates share weights.
