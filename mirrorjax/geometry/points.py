@@ -6,7 +6,7 @@ cost a few operations.
 
 import math
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import equinox as eqx
 import jax
