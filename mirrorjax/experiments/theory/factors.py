@@ -117,10 +117,11 @@ def forecast(model: Model, seeds: Int[np.ndarray, " seeds"]) -> Forecast:
         curvature = jnp.sum(Z**2, axis=0) / len(Z)
         critical = critical_strength(model.depth, slope / curvature, curvature)
         height = objective(jnp.zeros(COORDINATES))
-        return Forecast(critical, _least_time(model, objective, jnp.zeros(PLANTED), height, -alpha * OFF))
+        return critical, _least_time(model, objective, jnp.zeros(PLANTED), height, -alpha * OFF)
 
     over = jax.vmap(jax.vmap(lane, in_axes=(None, 0)), in_axes=(0, None))
-    return jax.tree.map(np.asarray, jax.jit(over)(jnp.asarray(seeds), jnp.asarray(STRENGTHS)))
+    critical, way = jax.jit(over)(jnp.asarray(seeds), jnp.asarray(STRENGTHS))
+    return Forecast(np.asarray(critical), np.asarray(way))
 
 
 def needed_times(
