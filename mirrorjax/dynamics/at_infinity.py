@@ -1,6 +1,7 @@
 """solve(t1=inf): the limit of a flow after its decay is switched off, predicted and not integrated."""
 
-from typing import cast
+from collections.abc import Callable
+from typing import Any, cast
 
 import diffrax
 import equinox as eqx
@@ -36,16 +37,20 @@ def solve_at_infinity(
     are traced; like `predict_limit`.
     """
     ts = _save_times(how)
-    limit = _limit(problem, motion, how)
+    adjoint = choose_adjoint((motion, flow, dict(how))) if adjoint is None else adjoint
+
+    def until(t1: Array, **changes: Any) -> Solution:
+        dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
+        options = make_options(flow, motion, dtype, t1, cast(Integration, {**how, **changes}), adjoint)
+        return eqx.filter_jit(integrate)(motion, options)
+
+    limit = _limit(problem, motion, how, until)
     saved = bool(np.isposinf(ts[-1]))
     finite = ts[:-1] if saved else ts
     if not finite.size:
         return limit
-    how = cast(Integration, {**how, "saveat": finite})
-    dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
-    adjoint = choose_adjoint((motion, flow, dict(how))) if adjoint is None else adjoint
-    options = make_options(flow, motion, dtype, as_time_scalar(finite[-1], "saveat"), how, adjoint)
-    return _joined(eqx.filter_jit(integrate)(motion, options), limit, options.metrics is not None, saved)
+    before = until(as_time_scalar(finite[-1], "saveat"), saveat=finite)
+    return _joined(before, limit, limit.metrics is not None, saved)
 
 
 def _save_times(how: Integration) -> np.ndarray:
@@ -84,19 +89,25 @@ def _is_off(problem: Problem, last: Float[Array, ""]) -> Array:
     return jnp.all(jax.vmap(problem.schedule.strength)(later) == 0)
 
 
-def _limit(problem: Problem, motion: AbstractMotion, how: Integration) -> Solution:
-    """The limit as a solution whose one save time is `inf`."""
+def _limit(problem: Problem, motion: AbstractMotion, how: Integration, until: Callable[..., Solution]) -> Solution:
+    """The limit as a solution whose one save time is `inf`.
+
+    Where the dual variable leaks at several rates the limit is no minimum of R_a. It is the Bregman projection of any
+    point after the switch-off, so the flow is integrated to one.
+    """
     R: AbstractLegendre = motion.limit_legendre()
     t = after_switch_off(problem)
     a = problem.accumulated(t)
-    found = predict_limit(R, problem.objective, a)
+    before = until(t, saveat=None, metrics=None) if R.leak.ndim else None
+    found = predict_limit(R, problem.objective, a, start=None if before is None else before.last.x)
     objective = cast(AbstractMeasured, problem.objective)  # as predict_limit has checked
     w = R.weights(found.mu, a.astype(found.mu.dtype))
     point = Point(found.x, w, found.mu, objective(found.x))
     off = RESULTS.where(_is_off(problem, _last_breakpoint(problem)), RESULTS.successful, RESULTS.invalid_times)
     valid = RESULTS.where(problem.schedule.valid(t), RESULTS.successful, RESULTS.invalid_schedule)
     whole = RESULTS.where(point.is_finite(), RESULTS.successful, RESULTS.diverged)
-    result = first_of(valid, off, motion.own_status(), found.result, whole)
+    earlier = RESULTS.successful if before is None else before.result
+    result = first_of(valid, off, motion.own_status(), earlier, found.result, whole)
     point = jax.tree.map(lambda leaf: jnp.where(result == RESULTS.successful, leaf, jnp.nan), point)
     metrics = require_metrics(how.get("metrics"))
     infinity, none = jnp.asarray(jnp.inf, float), jnp.array(0)
