@@ -45,7 +45,7 @@ BELOW = {
 }
 # An outside package and where it may be imported: rooms ("dynamics") or files ("plot.py").
 DOORS = {
-    "diffrax": {"dynamics", "geometry/cells.py", "experiments/theory/sparse_coding.py"},
+    "diffrax": {"dynamics", "geometry/cells.py", "experiments/theory/sparse_coding.py", "experiments/theory/deep.py"},
     "lineax": {"geometry/newton.py"},
     "optax": {"dynamics/flows/descent.py", "optim", "nn/train.py", "nn/lane.py", "nn/tasks.py", "experiments"},
     "flax": {"nn", "experiments"},

@@ -63,7 +63,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     example = example_path()
     _claim_example(folder, example)
     if setting.preset == "paper":
-        compare_blocks(folder, setting.seed)
+        compare_blocks(folder, setting.seed, IMPLICIT)
     folder.save_figure("deep", deep_figure(tables), DEEP_CAPTION)
     folder.save_figure("example", example_figure(*example), EXAMPLE_CAPTION)
 
