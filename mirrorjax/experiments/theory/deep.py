@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from scipy.optimize import linprog
 
 from ... import plot
+from ...checks import Number
 from ...geometry import AbstractLegendre, critical_strength, legendre, predict_limit, remaining_time, strength_bound
 from ...problem import Constant, Hadamard, LeastSquares, Problem, SwitchOff, WeightDecay
 from ...problem.reparam import Weights
@@ -77,7 +78,7 @@ TITLES = {
 }
 
 
-def start(depth: int, size: int, first: float = 0.0) -> Weights:
+def start(depth: int, size: int, first: Number = 0.0) -> Weights:
     """One factor `first`, the others 1."""
     return (jnp.full(size, first), *(jnp.ones(size) for _ in range(depth - 1)))
 
@@ -315,8 +316,8 @@ def _claim_example(folder: RunFolder, example: tuple[np.ndarray, np.ndarray]) ->
 DEEP_CAPTION = (
     "Top left: the stationary points under constant decay (lines) end at the critical strength, up to which flows from "
     "x = 1 (dots) and from x = 0 (crosses) stay alive. Top right: the time of a recovery after the switch-off (dots) "
-    "and the least time (lines). Bottom: the limits tend to the solution of least weighted norm, like e^(ps) (lines), until "
-    "the rounding of nu decides."
+    "and the least time (lines). Bottom: the limits tend to the solution of least weighted norm, like e^(ps) (lines), "
+    "until the rounding of nu decides."
 )
 EXAMPLE_CAPTION = "The example of arXiv 2607.12332: feature 1 enters first, and leaves as features 3 and 4 enter."
 
