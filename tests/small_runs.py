@@ -41,3 +41,14 @@ def finished(path):
         WHOLE["dataset"] = mj.map_grid(triple, A, chunk=2, store=WHOLE["folder"])
     shutil.copytree(WHOLE["folder"], path)
     return WHOLE["dataset"]
+
+
+def over(grid, fn=None, **how):
+    """map_grid of a function, by default of one with the parameters of the grid."""
+    return mj.map_grid((lambda **values: sum(jnp.sum(v) for v in values.values())) if fn is None else fn, grid, **how)
+
+
+def in_folder(call):
+    """Calls with the path of a folder that does not exist yet."""
+    with tempfile.TemporaryDirectory() as place:
+        return call(Path(place) / "run")

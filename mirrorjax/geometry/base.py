@@ -66,7 +66,7 @@ class AbstractLegendre(eqx.Module):
 
     def point_like(self) -> jax.ShapeDtypeStruct:
         """The shape and dtype of x and mu."""
-        return jax.eval_shape(lambda: _compiled(self, "dual_interval_at", 0.0)[0])
+        return jax.eval_shape(lambda: self.evaluate("dual_interval_at", 0.0)[0])
 
     def value_at(self, x: Point, mu: Point, a: Strength) -> Float[Array, ""]:
         """`R_a(x)`, for x in range and mu = grad R_a(x), with the derivative mu in x."""
@@ -111,41 +111,51 @@ class AbstractLegendre(eqx.Module):
         """`Lambda^T mu`, shaped like mu: the rate, per unit of alpha, at which decay drains the dual variable."""
         return transposed_product(self.leak, mu)
 
+    def evaluate(self, hook: str, a: Strength, *points: Point) -> Any:
+        """`hook(*points, a)` for one of the methods `_at`, as one program: by single operations it takes 5 to 50 times.
+
+        A Python number becomes an array of weak type: it still takes the precision of the arrays it meets, and another
+        value of it does not compile the program again. At a traced a that is not valid the answer is `at_strength`'s.
+        """
+        with jax.transfer_guard("allow"):
+            strength = jnp.asarray(a)
+        return _evaluate(self, hook, strength, is_concrete(a), points)
+
     def check_measurements(self, rows: Float[Array, "k ..."]) -> None:
         """Raises `ValueError` when R_a does not hold for measurements `<row, x>`; rows are concrete, shaped like x."""
 
     def weights(self, mu: Numbers, a: Numbers) -> Weights:
         """`psi(mu, a)`: the weights of the flow when its dual variable is mu; NaN outside the dual interval."""
         mu = as_point(mu, self.point_like(), "mu")
-        return _compiled(self, "weights_at", as_strength(a, self), mu)
+        return self.evaluate("weights_at", as_strength(a, self), mu)
 
     def potential(self, mu: Numbers, a: Numbers) -> Float[Array, ""]:
         """`Q_a(mu)`, the convex conjugate of R_a."""
         mu = as_point(mu, self.point_like(), "mu")
-        return _compiled(self, "potential_at", as_strength(a, self), mu)
+        return self.evaluate("potential_at", as_strength(a, self), mu)
 
     def primal(self, mu: Numbers, a: Numbers) -> Recovered:
         """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point."""
         mu = as_point(mu, self.point_like(), "mu")
-        return _compiled(self, "primal_at", as_strength(a, self), mu)
+        return self.evaluate("primal_at", as_strength(a, self), mu)
 
     def dual(self, x: Numbers, a: Numbers) -> Recovered:
         """`grad R_a(x)` with a status for each point."""
         x = as_point(x, self.point_like(), "x")
-        return _compiled(self, "dual_at", as_strength(a, self), x)
+        return self.evaluate("dual_at", as_strength(a, self), x)
 
     def metric_vector(self, mu: Numbers, v: Numbers, a: Numbers) -> Point:
         """`Hess Q_a(mu) v = J J^T v = (Hess R_a(x))^{-1} v` at w = psi(mu, a)."""
         like = self.point_like()
         mu, v = as_point(mu, like, "mu"), as_point(v, like, "v")
-        return _compiled(self, "metric_vector_at", as_strength(a, self), mu, v)
+        return self.evaluate("metric_vector_at", as_strength(a, self), mu, v)
 
     def dual_interval(self, a: Numbers) -> tuple[Point, Point]:
         """The open interval of each mu_i on which Q_a is finite, `(lower, upper)`; infinite where it has no end.
 
         Both ends are NaN in a coordinate where R_a does not exist; `primal` and `dual` give the reason.
         """
-        return _compiled(self, "dual_interval_at", as_strength(a, self))
+        return self.evaluate("dual_interval_at", as_strength(a, self))
 
     def mirror_map(self, x: Numbers, a: Numbers) -> Point:
         """`grad R_a(x) = mu`. Raises where x is outside the range or the inversion failed."""
@@ -165,12 +175,12 @@ class AbstractLegendre(eqx.Module):
         Its gradient is the mirror map itself, with all the digits of mu.
         """
         (x,), (mu,), a = self._recovered(a, x=x)
-        return _compiled(self, "value_at", a, x, mu)
+        return self.evaluate("value_at", a, x, mu)
 
     def hessian(self, x: Numbers, a: Numbers) -> Float[Array, "..."]:
         """`Hess R_a(x) = (J J^T)^{-1}`, dense, of shape `x.shape + x.shape`. Raises like `mirror_map`."""
         (x,), (mu,), a = self._recovered(a, x=x)
-        return _compiled(self, "hessian_at", a, x, mu)
+        return self.evaluate("hessian_at", a, x, mu)
 
     def bregman(self, x: Numbers, z: Numbers, a: Numbers) -> Float[Array, ""]:
         """`D_a(x, z) = R_a(x) - R_a(z) - <grad R_a(z), x - z> >= 0`. Raises like `mirror_map`.
@@ -179,11 +189,11 @@ class AbstractLegendre(eqx.Module):
         to z; `mirrorjax.geometry.divergence` says how, and what other subclasses get.
         """
         (x, z), (mu_x, mu_z), a = self._recovered(a, x=x, z=z)
-        return _compiled(self, "bregman_at", a, x, z, mu_x, mu_z)
+        return self.evaluate("bregman_at", a, x, z, mu_x, mu_z)
 
     def minimizer(self, a: Numbers) -> Point:
         """`argmin R_a = g(psi(0, a))`, the positional bias. Raises where R_a does not exist."""
-        recovered = _compiled(self, "minimizer_at", as_strength(a, self))
+        recovered = self.evaluate("minimizer_at", as_strength(a, self))
         return require_ok(recovered.value, recovered.result, jnp.zeros_like(recovered.value), "mu")
 
     def _recovered(self, a: Numbers, **points: Numbers) -> tuple[list[Point], list[Point], Strength]:
@@ -199,19 +209,8 @@ class AbstractLegendre(eqx.Module):
         return checked, [recovered.value for recovered in found], as_strength(a, self)
 
 
-def _compiled(R: AbstractLegendre, hook: str, a: Strength, *points: Point) -> Any:
-    """`R.<hook>(*points, a)` as one program; run operation by operation, it costs 5 to 100 times as much.
-
-    A Python number becomes an array of weak type: it still takes the precision of the arrays it meets, and another
-    value of it does not compile the program again. At a traced a that is not valid the answer is that of `at_strength`.
-    """
-    with jax.transfer_guard("allow"):
-        strength = jnp.asarray(a)
-    return _call(R, hook, strength, is_concrete(a), points)
-
-
 @partial(eqx.filter_jit, inline=True)  # inlined: in a program of the user's it is no call
-def _call(R: AbstractLegendre, hook: str, a: Float[Array, "..."], valid: bool, points: tuple[Point, ...]) -> Any:
+def _evaluate(R: AbstractLegendre, hook: str, a: Float[Array, "..."], valid: bool, points: tuple[Point, ...]) -> Any:
     """`R.<hook>(*points, a)`, for an a that is known to be valid or else checked at run time."""
 
     def evaluate(a: Strength) -> Any:

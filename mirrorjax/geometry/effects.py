@@ -204,7 +204,7 @@ def _distance(R: AbstractLegendre, scale: Number, direction: Numbers | None) -> 
         return scale, None
     direction = as_point(direction, R.point_like(), "direction")
     require_finite(direction, "direction")
-    if refuted(lambda: jnp.any(direction != 0), direction):
+    if refuted(lambda: np.any(np.asarray(direction) != 0), direction):
         raise ValueError("direction must not be 0")
     return scale, direction
 

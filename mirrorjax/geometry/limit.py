@@ -5,7 +5,8 @@ range(Z^T) alone. So from the point at switch-off it ends at the Bregman project
 `Z x = y`, and if the dual variable was in range(Z^T) already, at `argmin R_a(x)` s.t. `Z x = y`.
 
 Both are found by damped Newton on the dual (`limit_search.py`). Plain Newton fails on it: for strong decay Q_a is flat
-(e^{4ca}) around nu = 0 and exponential beyond.
+(e^{4ca}) around nu = 0 and exponential beyond. So steps are halved as often as it takes, and where R does not leak the
+minimum of R_a is found along the path in a from 0, where w0 lives.
 
 Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.11.
 """
@@ -74,8 +75,8 @@ def predict_limit(
     the dual variable moves in range(Z^T) whatever it did before. Where both hold they are one point.
 
     It is `grad Q_a(mu_off + Z^T nu)` at the minimum of the convex dual `nu -> Q_a(mu_off + Z^T nu) - <nu, y>`, by
-    damped Newton with the Hessian `Z J J^T Z^T`; without `start` mu_off = 0, and where J J^T vanishes in the floats
-    there, the search is warm-started at a weaker decay.
+    damped Newton with the Hessian `Z J J^T Z^T`; without `start` mu_off = 0, and for an R that does not leak the search
+    is warm-started along a from 0.
     Vmappable, and differentiable (implicitly, forward and reverse) in a, in start, in the weights that R is made of,
     and in Z and y. Linearly dependent rows of Z are allowed: Newton then moves in their span alone, and derivatives in
     Z and y are those of the projection of y on range(Z).

@@ -108,11 +108,12 @@ class Path(eqx.Module):
 
 
 def follow(dual: Dual, tolerances: Array, max_steps: Int[Array, ""], possible: Bool[Array, ""], *, warm: bool) -> Path:
-    """Damped Newton from theta = 0, at a; with `warm`, from a smaller strength where Q_a is flat below the floats.
+    """Damped Newton from theta = 0, at a; with `warm`, along a path of strengths that leads to a.
 
-    For strong decay J J^T is as small as e^{4ca} around theta = 0. A Newton step is then too long by as much, and is
-    halved until it fits. Where J J^T vanishes in the floats no step can be computed; there the search starts at a
-    strength `fraction * a` at which it does not, and moves from there to a.
+    For strong decay J J^T is as small as e^{4ca} around theta = 0. Where fields commute theta grows with the strength,
+    and the path from 0, where theta = 0 is w0 itself, takes a few steps. Where the dual variable leaks theta does not,
+    and the path would take hundreds. Without it a Newton step is too long by the inverse of J J^T, and is halved until
+    it fits; the path then only starts where J J^T does not vanish in the floats.
 
     The step search is shared with `newton.py`; the loop is not. A step here also moves the strength, so no one merit
     falls along the path: it counts as good where the residual is small against x, and the solve keeps going where the
@@ -128,7 +129,13 @@ def follow(dual: Dual, tolerances: Array, max_steps: Int[Array, ""], possible: B
 
 
 def _first_fraction(dual: Dual) -> Float[Array, ""]:
-    """The largest of 1, 1/2, 1/4, .. of a at which J J^T at theta = 0 is well above the smallest float, else 0."""
+    """0 where fields commute; else the largest of 1, 1/2, 1/4, .. of a at which J J^T is well above the smallest float.
+
+    J J^T is taken at theta = 0; the fraction is 0 where it vanishes at all of them.
+    """
+    none = jnp.zeros((), dual.a.dtype)
+    if not dual.R.leaks:
+        return none
     origin = jnp.zeros_like(dual.offset)
     enough = float(jnp.finfo(origin.dtype).tiny) ** 0.5
 
@@ -136,8 +143,8 @@ def _first_fraction(dual: Dual) -> Float[Array, ""]:
         metric = dual.R.metric_vector_at(origin, jnp.ones_like(origin), fraction * dual.a)
         return fraction, jnp.max(jnp.abs(metric)) > enough
 
-    fraction, found = first_good(trial, jnp.zeros((), dual.a.dtype), 2.0**-60, dual.a.dtype)
-    return jnp.where(found, fraction, 0.0)
+    fraction, found = first_good(trial, none, 2.0**-60, none.dtype)
+    return jnp.where(found, fraction, none)
 
 
 def _advance(dual: Dual, tolerances: Array, path: Path) -> Path:

@@ -55,7 +55,7 @@ def fit(fields: Fields, pattern: Pattern, found: Decayed, point: Float[Array, " 
 def misfit(fields: Fields, leak: Leak, found: Decayed, point: Float[Array, " D"]) -> Float[Array, ""]:
     """The largest `|[grad h, grad <b, g>] - grad <Lambda^T b, g>|`, in [0, 1] like the brackets themselves."""
     b = found.combinations
-    expected = fields.pulled(b @ leak if leak.ndim == 2 else b * leak, point)
+    expected = fields.pulled(b @ leak if leak.ndim == 2 else b * leak.reshape(1, -1), point)
 
     def one(vector: Float[Array, " D"], expected: Float[Array, " D"], scale: Array) -> Float[Array, ""]:
         scale = jnp.maximum(scale, fields.norm(vector) + fields.norm(expected))

@@ -27,7 +27,7 @@ from ..results import RESULTS, require_success, select
 from .base import AbstractLegendre
 from .cells import End, flow_cell, follow_cell, integrate, recover_cell, rise_cell, size_of, solve_metric, where_tree
 from .divergence import tie_divergence
-from .points import Recovered, Strength, as_finite_weights, require_pair
+from .points import Recovered, Strength, as_finite_weights, at_strength, require_pair
 from .tied import tied
 
 
@@ -54,11 +54,11 @@ class NumericLegendre(AbstractLegendre):
     **Arguments:** `g`, `h`: a pair that commutes, or of which h normalises g (not checked here, see `check`); `w0`:
     initial weights with full-rank J; `leak`: Lambda, of shape (), that of x, or `x.shape + x.shape`, such as the
     `leak` of the report of `check`; `None` for a pair that commutes; `rtol`: tolerance of the integrations relative
-    to the weights, by default 1e-12 in float64 and 1e-6 in float32. **Raises:** `ValueError` for weights g or h
-    does not take, or that are not finite; for an h that is not differentiable; for a leak that is not finite or of
-    another shape.
+    to the weights, by default 1e-12 in float64 and 1e-6 in float32.
+    **Raises:** `ValueError` for weights g or h does not take, or that are not finite; for an h that is not
+    differentiable; for a leak that is not finite or of another shape.
 
-    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6.
+    Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorem 3.6; with a leak none published, see `legendre`.
     """
 
     g: AbstractReparameterization
@@ -96,6 +96,10 @@ class NumericLegendre(AbstractLegendre):
     @property
     def leak(self) -> Float[Array, "..."]:
         return jnp.zeros_like(self.rtol) if self.rates is None else self.rates
+
+    def evaluate(self, hook: str, a: Strength, *points: Float[Array, "..."]) -> Any:
+        """`hook(*points, a)`, not as one program: the two integrations are programs that all methods share."""
+        return at_strength(lambda a: getattr(self, hook)(*points, a), a)
 
     def weights_at(self, mu: Float[Array, "..."], a: Strength) -> Weights:
         return self._psi(mu, a)[0]
@@ -319,7 +323,7 @@ def _rate_of_potential(legendre: NumericLegendre, w: Weights, mu: Array, a: Arra
 
 @tied
 def _tie_excess(excess: Array, args: tuple, tangents: tuple) -> Array:
-    """E, known to be `excess`, with its derivative in mu, `dE = <Lambda x, dmu>`, since Lambda x is a gradient in mu."""
+    """E, known to be `excess`, with its derivative in mu: `dE = <Lambda x, dmu>`, as Lambda x is a gradient in mu."""
     legendre, w, mu, _ = args
     if tangents[-1] is not None:
         raise ValueError(

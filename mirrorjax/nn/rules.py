@@ -6,6 +6,7 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PRNGKeyArray, PyTree
 
 from ..calls import calling, require_numbers
@@ -72,7 +73,7 @@ class Factored(AbstractRule):
             raise ValueError(f"initial must be a function of x that returns weights w with g(w) = x: {self.initial!r}")
 
     def split(self, x: Tensor, key: PRNGKeyArray | None) -> tuple[Weights, PyTree]:
-        if refuted(lambda: jnp.all(jnp.isfinite(x)), x):
+        if refuted(lambda: np.all(np.isfinite(x)), x):
             raise ValueError("the tensor has NaN or infinite entries, which no weights give")
         weights = self._own(x) if self.initial else initial_weights(self.g, x, self.balance.astype(x.dtype))
         found = self.merge(weights, None)

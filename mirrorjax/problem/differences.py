@@ -117,7 +117,7 @@ class LogDifference(AbstractDifference):
         factors = check_factors(w, 2, "LogDifference", "(u, v)")
         check_same_shape(factors, "LogDifference")
         for name, factor in zip("uv", factors, strict=True):
-            if refuted(lambda factor=factor: jnp.all(factor > 0), factor):
+            if refuted(lambda factor=factor: np.all(np.asarray(factor) > 0), factor):
                 raise ValueError(f"LogDifference needs {name} > 0, its smallest entry is {np.min(np.asarray(factor))}")
 
     def admission(self) -> Admission:

@@ -13,9 +13,10 @@ from .reparam import AbstractReparameterization, Admission, Weights, check_facto
 
 
 class Linear(AbstractReparameterization):
-    """`x = w`: no reparameterization, the baseline whose implicit bias no regularizer can keep.
+    """`x = w`: no reparameterization, the baseline. It commutes with affine regularizers only.
 
-    Weights: a lone array of any shape.
+    Weights: a lone array of any shape. Weight decay normalises it: R_a keeps its L2 bias and only its minimum moves,
+    and its dual variable leaks, see `legendre`.
 
     Source: the paper's Corollary D.1.
     """
@@ -138,6 +139,6 @@ class Square(AbstractReparameterization):
         return Admission("w0 > 0 in every coordinate", "Eq. (10)")
 
     def initial_weights(self, x: Float[Array, "..."], balance: Float[Array, ""]) -> Weights:
-        if refuted(lambda: jnp.all(x >= 0), x):
+        if refuted(lambda: np.all(np.asarray(x) >= 0), x):
             raise ValueError(f"Square gives x = w^2 >= 0 only, the tensor goes down to {np.min(np.asarray(x))}")
         return jnp.sqrt(x)

@@ -90,7 +90,7 @@ def _data(Z: ArrayLike, y: ArrayLike, name: str, axes: str) -> tuple[Float[Array
     if Z.dtype != y.dtype:
         raise ValueError(f"{name} and y must have one dtype, got {Z.dtype} and {y.dtype}")
     for array, label in ((Z, name), (y, "y")):
-        if refuted(lambda array=array: jnp.all(jnp.isfinite(array)), array):
+        if refuted(lambda array=array: np.all(np.isfinite(array)), array):
             raise ValueError(
                 f"{label} holds NaN or infinite entries: {int(np.sum(~np.isfinite(np.asarray(array))))} of them"
             )
@@ -161,7 +161,7 @@ class Logistic(_AbstractDesign):
 
     def __init__(self, Z: ArrayLike, y: ArrayLike):
         self.Z, self.y = _data(Z, y, "Z", "n, d")
-        if refuted(lambda: jnp.all(jnp.abs(self.y) == 1), self.y):
+        if refuted(lambda: np.all(np.abs(np.asarray(self.y)) == 1), self.y):
             raise ValueError(f"labels must be -1 or +1, got the values {np.unique(np.asarray(self.y))[:5]}")
 
     def loss(self, z: Float[Array, " n"]) -> Float[Array, ""]:
@@ -238,7 +238,7 @@ def _is_symmetric(A: Float[Array, "m n1 n2"]) -> bool | None:
         return False
     if not is_concrete(A):
         return None
-    return not refuted(lambda: jnp.all(jnp.swapaxes(A, 1, 2) == A), A)
+    return not refuted(lambda: np.array_equal(np.swapaxes(A, 1, 2), A), A)
 
 
 def _triangle_index(n: int) -> np.ndarray:

@@ -102,8 +102,8 @@ class WeightDecay(AbstractRegularizer):
         if g.degree in (None, 2):
             return ()
         return (
-            f"weight decay is a dilation and g is homogeneous of degree {g.degree}: their bracket is "
-            "2 scale (degree - 2) grad g_i, 0 for degree 2 only",
+            f"weight decay is a dilation and g is homogeneous of degree {g.degree}: [grad h, grad g_i] is "
+            "-2 scale (degree - 2) grad g_i, so h normalises g, and commutes with it for degree 2 only",
         )
 
 

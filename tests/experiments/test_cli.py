@@ -10,7 +10,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,27 @@ def in_a_process(cwd: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
         [*COMMAND, *arguments], capture_output=True, text=True, timeout=300, check=False, cwd=cwd, env=ENVIRONMENT
     )
+
+
+@contextmanager
+def started(cwd: Path, *command: str) -> Iterator[subprocess.Popen]:
+    """A process that a test stops by a signal. It is killed where the signal failed, and would run for ever."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=cwd, env=ENVIRONMENT, stdout=pipe, stderr=pipe, text=True)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def stop(process: subprocess.Popen, number: int, file: Path) -> str:
+    """Sends the signal once the file is there, and returns what the process wrote to stderr."""
+    deadline = time.monotonic() + 200
+    while not file.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    return process.communicate(timeout=100)[1]
 
 
 def test_help_names_every_command(mirrorjax):
@@ -237,20 +259,10 @@ main()
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_was_finished_and_says_where(tmp_path):
-    process = subprocess.Popen(
-        [sys.executable, "-c", ENDLESS, "reproduce", "endless", "--preset", "quick", "--out", "run"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    command = [sys.executable, "-c", ENDLESS, "reproduce", "endless", "--preset", "quick", "--out", "run"]
     first = tmp_path / "run" / "flow_0.nc"
-    deadline = time.monotonic() + 200
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=100)
+    with started(tmp_path, *command) as process:
+        stderr = stop(process, signal.SIGINT, first)
     assert process.returncode == 130
     assert "Interrupted. What was finished is in run" in stderr
     assert json.loads((tmp_path / "run" / "config.json").read_text())["state"] == "interrupted"
@@ -315,19 +327,9 @@ def test_a_signal_ends_a_sweep_with_a_line_and_its_status(tmp_path, number, lane
         'lane = "lanes.py:lane"\nt1 = 1e9\nrtol = 1e-12\nmax_steps = 1000000000\n'
         "[grid]\nalpha = { geomspace = [0.1, 10, 64] }\nt_off = { linspace = [1, 1e8, 64] }\n"
     )
-    process = subprocess.Popen(
-        [*COMMAND, "sweep", "sweep.toml", "--out", "run"],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
     first = tmp_path / ("run/process-000/manifest.json" if lanes is LONG else "begun")
-    deadline = time.monotonic() + 100
-    while not first.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=100)
+    with started(tmp_path, *COMMAND, "sweep", "sweep.toml", "--out", "run") as process:
+        stderr = stop(process, number, first)
     assert process.returncode == 128 + number
     assert stderr.splitlines()[-1] == line
     assert (tmp_path / "run").exists() == (lanes is LONG)

@@ -215,6 +215,16 @@ def closed_over(factor):
 
 FAILED = [
     Refusal("another decay", lambda: mj.SteepestFlow(1.5, "both"), 'decay must be "coupled" or "decoupled", got'),
+    Refusal(
+        "DualFlow with a rate for each coordinate",
+        lambda: mj.solve(
+            mj.Problem(mj.Blocks(mj.Linear(), mj.Hadamard(3)), mj.WeightDecay(), 0.1, PROBLEM.objective),
+            (jnp.ones(1), 3 * (jnp.ones(1),)),
+            t1=1.0,
+            flow=mj.DualFlow(),
+        ),
+        r"DualFlow needs a dual variable that leaks at one rate, .* has shape \(2,\) .*; use MirrorFlow\(\)",
+    ),
     Refusal("DualFlow(R='x')", lambda: mj.DualFlow("x"), "R must be a Legendre function"),
     Refusal("x overflows", lambda: mj.solve(GROWING, jnp.ones(3), t1=300.0), "x, w or the loss .* infinite"),
 ]

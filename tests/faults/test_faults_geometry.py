@@ -29,6 +29,8 @@ GRAM = SpectralGram(2 * EYE, jnp.asarray(0.7))
 PRODUCT = SpectralProduct(2 * EYE, EYE, EYE, EYE, jnp.asarray(0.7))
 NUMERIC = NumericLegendre(mj.Hadamard(), mj.WeightDecay(0.7), (U, 0.3 * V))
 F = mj.LeastSquares(EYE[:2], jnp.ones(2))
+# Depth 1 beside depth 3: each block leaks at a rate of its own.
+MIXED = mj.legendre(mj.Blocks(mj.Linear(), mj.Hadamard(3)), mj.WeightDecay(0.7), (U[:1], (U[:2], V[:2], U[:2])))
 
 # Each family and a point of it.
 FAMILIES = {
@@ -188,6 +190,11 @@ REFUSALS = [
     ),
     Refusal("limit, R is None", lambda: mj.predict_limit(None, F, -1.0), "R must be a Legendre function, .* got None"),
     Refusal("limit, R is a class", lambda: mj.predict_limit(SpectralGram, F, -1.0), "the class SpectralGram itself"),
+    Refusal(
+        "limit, a rate for each coordinate",
+        lambda: mj.predict_limit(MIXED, F, -1.0),
+        r"BlocksLegendre leaks at several rates .* shape \(3,\).* pass start=, the point x at which the decay is switc",
+    ),
     Refusal("limit, no objective", lambda: mj.predict_limit(HADAMARD, None, -1.0), "objective must be an objective"),
     Refusal("limit, a is a string", lambda: mj.predict_limit(HADAMARD, F, "a"), "a must be a number"),
     Refusal("limit, two strengths", lambda: mj.predict_limit(HADAMARD, F, [-1.0, -2.0]), r"got shape \(2,\)"),

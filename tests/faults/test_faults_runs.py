@@ -1,31 +1,20 @@
-"""Bad grids, names, arguments and run folders: refused before the work, or damaged and computed again alone."""
+"""Runs over grids: bad grids, names of results and arguments, refused before the work, and numbers that were wrong."""
 
-import json
-import os
 import random
-import tempfile
 import time
-from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from faults_table import Refusal, Right, table
-from small_runs import A, finished, number, trained, triple
+from small_runs import A, in_folder, number, over, trained
 
 import mirrorjax as mj
-from mirrorjax.nn.train import train
 
 START = (jnp.ones(2), jnp.zeros(2))
 OBJECTIVE = mj.LeastSquares(np.eye(2), np.ones(2))
-
-
-def over(grid, fn=None, **how):
-    """map_grid of a function, by default of one with the parameters of the grid."""
-    return mj.map_grid((lambda **values: sum(jnp.sum(v) for v in values.values())) if fn is None else fn, grid, **how)
 
 
 def narrow(grid, **how):
@@ -40,12 +29,6 @@ def lane(alpha):
 
 def swept(metrics=None, grid=None, function=lane, **how):
     return mj.sweep(function, grid or {"alpha": [0.1, 0.2]}, t1=1.0, metrics=metrics, progress=False, **how)
-
-
-def in_folder(call):
-    """Calls with the path of a folder that does not exist yet."""
-    with tempfile.TemporaryDirectory() as place:
-        return call(Path(place) / "run")
 
 
 def with_files(call, **files):
@@ -63,17 +46,6 @@ def with_files(call, **files):
 def link(path):
     path.symlink_to(path.parent / "nowhere")
     return over(A, store=path)
-
-
-def resumed(change):
-    """Stores a run, changes its folder, and goes on with it."""
-
-    def call(path):
-        finished(path)
-        change(path)
-        return mj.map_grid(triple, A, chunk=2, store=path, resume=True)
-
-    return in_folder(call)
 
 
 def layered(depth):
@@ -234,98 +206,9 @@ ARGUMENTS = [
     Refusal("open_sweep of a file", lambda: mj.open_sweep(__file__), "is not the folder of a run: it is a file"),
     Refusal("open_sweep of nothing", lambda: mj.open_sweep("/nowhere"), "is not the folder of a run: no readable"),
 ]
-CONFIGURATIONS = ["[]", "3", "null", "NaN", '"x"', "{", "", "{}", '{"processes": 1}', "[" * 100_000]
 
 
-def opened(text):
-    def call(path):
-        finished(path)
-        (path / "config.json").write_text(text)
-        return mj.open_sweep(path)
-
-    return in_folder(call)
-
-
-def altered(change):
-    """Opens a run whose configuration was changed by a function of the parsed file."""
-
-    def call(path):
-        finished(path)
-        there = json.loads((path / "config.json").read_text())
-        change(there)
-        (path / "config.json").write_text(json.dumps(there))
-        return mj.open_sweep(path)
-
-    return in_folder(call)
-
-
-FOLDERS = [
-    *(
-        Refusal(f"config.json = {text[:20]!r}", lambda text=text: opened(text), "is not the folder of a run")
-        for text in CONFIGURATIONS
-    ),
-    Refusal(
-        "a record of another shape",
-        lambda: altered(lambda there: there["record"].update(results=[])),
-        "its record of what the files hold is damaged",
-    ),
-    Refusal(
-        "a record with dtypes of objects",
-        lambda: altered(lambda there: there["record"]["results"].update(y=["O", 3])),
-        "its record of what the files hold is damaged",
-    ),
-    Refusal(
-        "a record with names that leave the folder",
-        lambda: altered(lambda there: there["record"]["results"].update({"../y": ["<f8", 3]})),
-        "its record of what the files hold is damaged",
-    ),
-    Refusal(
-        "groups without lanes",
-        lambda: altered(lambda there: there["record"].update(group_size=0)),
-        "its record of what the files hold is damaged",
-    ),
-    Refusal(
-        "the lock is a folder",
-        lambda: resumed(lambda path: remade(path / "process-000" / "lock")),
-        "lock is not a file that a run writes; remove it",
-    ),
-    Refusal(
-        "the manifest is a folder",
-        lambda: resumed(lambda path: remade(path / "process-000" / "manifest.json")),
-        r"manifest\.json is not a file that a run writes; remove it",
-    ),
-    Refusal(
-        "the configuration is a pipe",
-        lambda: resumed(lambda path: piped(path / "config.json")),
-        r"config\.json is not a file that a run writes",
-    ),
-    Refusal("a read-only folder", lambda: in_folder(read_only), "cannot be written; open_sweep reads it"),
-]
-
-
-def remade(path):
-    path.unlink(missing_ok=True)
-    path.mkdir()
-
-
-def piped(path):
-    path.unlink(missing_ok=True)
-    os.mkfifo(path)
-
-
-def read_only(path):
-    """Goes on with a run in a folder that may not be written: the superuser of a test may write everywhere."""
-    finished(path)
-    patch = pytest.MonkeyPatch()
-    patch.setattr(os, "access", lambda path, mode: False)
-    with patch.context():
-        try:
-            return mj.map_grid(triple, A, chunk=2, store=path, resume=True)
-        finally:
-            patch.undo()
-
-
-@table([*GRIDS, *NAMES, *ARGUMENTS, *FOLDERS])
+@table([*GRIDS, *NAMES, *ARGUMENTS])
 def test_refusals(row):
     COUNT.clear()
     row.check()
@@ -378,48 +261,7 @@ RIGHTS = [
     Right("unsigned results", lambda: (over(A, lambda a: jnp.uint32(3)).value, [3] * 5), rtol=0),
     Right("bfloat16 results", lambda: (over(A, lambda a: jnp.bfloat16(a)).value[4], 0.5), rtol=0),
     Right("numpy integers are chunks", lambda: (over(A, number, chunk=np.int64(2)).value, 2 * np.array(A["a"])), 1e-15),
-    Right(
-        "metrics named like numpy's own arguments come back",
-        lambda: in_folder(
-            lambda path: (
-                over(A, lambda a: {"file": a, "allow_pickle": 2 * a, "group": 3 * a}, store=path)
-                .to_dataarray()
-                .sum("variable"),
-                6 * np.array(A["a"]),
-            )
-        ),
-        rtol=1e-14,
-    ),
-    Right(
-        "a label that float32 merges is read back without x64",
-        lambda: in_folder(lambda path: (read_narrow(path), [1.0, 1 + 1e-9])),
-        rtol=0,
-    ),
-    Right(
-        "bfloat16 results from a folder",
-        lambda: in_folder(lambda path: (over(A, lambda a: jnp.bfloat16(a), store=path).value[4], 0.5)),
-        rtol=0,
-    ),
-    Right("trained weights in bfloat16 come back", lambda: in_folder(lambda path: (half(path), [[1.0, 1.0]])), rtol=0),
 ]
-
-
-def read_narrow(path):
-    over({"a": [1.0, 1 + 1e-9]}, store=path)
-    with jax.enable_x64(False):
-        return mj.open_sweep(path).a.values
-
-
-def half(path):
-    def one(rate):
-        return optax.sgd(0 * rate), {"w": jnp.ones(2, jnp.bfloat16)}, jax.random.key(0)
-
-    def loss(weights, batch):
-        return jnp.sum(weights["w"].astype(jnp.float32))
-
-    how = {"loss": loss, "batch": lambda key: jnp.zeros(1), "steps": 1, "every": 1, "keep": True, "progress": False}
-    with jax.numpy_dtype_promotion("standard"):
-        return train(one, {"rate": [0.0]}, store=path, **how)["weights.w"].values
 
 
 @table(RIGHTS)

@@ -45,15 +45,21 @@ WEIGHTS = {"plus": normal(3), "minus": normal(3)}
 PAIRS = {
     "hadamard, decay": (mj.Hadamard(), mj.WeightDecay(0.3), (normal(5), normal(5)), "commuting"),
     "hadamard at w = 0, decay": (mj.Hadamard(), mj.WeightDecay(), (jnp.ones(5), jnp.zeros(5)), "commuting"),
-    # Theorem D.2: coordinates share no weights, so g itself commutes at any depth; what fails is the pair with h.
-    "hadamard of depth 3, decay": (mj.Hadamard(3), mj.WeightDecay(), (normal(5), normal(5), normal(5)), "g_only"),
+    # Theorem D.2: coordinates share no weights, so g itself commutes at any depth; h does not, but normalises it.
+    "hadamard of depth 3, decay": (mj.Hadamard(3), mj.WeightDecay(), (normal(5), normal(5), normal(5)), "normalising"),
+    "hadamard of depth 4, decay": (
+        mj.Hadamard(4),
+        mj.WeightDecay(0.3),
+        tuple(normal(5) for _ in "1234"),
+        "normalising",
+    ),
     "square, decay": (mj.Square(), mj.WeightDecay(), positive(5), "commuting"),
     "power difference, compatible": (POWER, mj.Compatible(POWER), UV, "commuting"),
-    "power difference, decay": (POWER, mj.WeightDecay(), UV, "g_only"),
+    "power difference, decay": (POWER, mj.WeightDecay(), UV, "normalising"),
     "log difference, compatible": (LOG, mj.Compatible(LOG), UV, "commuting"),
     # Corollary D.1. Away from 0 the bracket with L1 is 0; h is not smooth, and the verdict must not hide that.
     "linear, L1": (mj.Linear(), mj.L1(), normal(5), "g_only"),
-    "linear, decay": (mj.Linear(), mj.WeightDecay(), normal(5), "g_only"),
+    "linear, decay": (mj.Linear(), mj.WeightDecay(0.3), normal(5), "normalising"),
     "linear, affine": (mj.Linear(), mj.CustomRegularizer(lambda w: jnp.sum(w)), normal(5), "commuting"),
     "quadratic, aligned form": (mj.Quadratic(G), mj.QuadraticForm(aligned(1)[0]), normal(SIDE), "commuting"),
     "quadratic, decay": (mj.Quadratic(G), mj.WeightDecay(), normal(SIDE), "commuting"),
@@ -71,6 +77,15 @@ PAIRS = {
 }
 
 
+# -2c(p - 2) for weight decay of scale c and g of degree p.
+LEAKS = {
+    "hadamard of depth 3, decay": -2.0,
+    "hadamard of depth 4, decay": -1.2,
+    "power difference, decay": -4.0,
+    "linear, decay": 0.6,
+}
+
+
 @pytest.mark.parametrize("name", PAIRS)
 def test_verdicts(name):
     g, h, w, expected = PAIRS[name]
@@ -79,6 +94,9 @@ def test_verdicts(name):
     # Nothing is near the threshold: what commutes does so to rounding, what does not fails by percents.
     for bracket in (report.brackets.g_g, report.brackets.g_h):
         assert bracket <= report.tolerance / 10 or bracket > 0.02
+    if expected in ("commuting", "normalising"):
+        np.testing.assert_allclose(report.leak, LEAKS.get(name, 0.0), rtol=1e-13)
+        assert report.leak_residual <= report.tolerance
     # Q exists exactly where everything commutes; 1e-7 is ten times the integration error, 1e-5 far above it.
     everything = max(report.brackets.g_g, report.brackets.g_h) <= report.tolerance
     assert report.hessian_error < 1e-7 if everything else report.hessian_error > 1e-5
@@ -168,7 +186,7 @@ def test_tiny_weights_do_not_count_as_deficient_and_do_not_underflow():
     compatible, decay = check(POWER, mj.Compatible(POWER), tiny), check(POWER, mj.WeightDecay(), tiny)
     assert compatible.regular
     assert compatible.verdict == VERDICT.commuting
-    assert decay.verdict == VERDICT.g_only
+    assert decay.verdict == VERDICT.normalising
 
 
 def test_a_large_jacobian_gets_bounds_and_says_so():
@@ -198,6 +216,25 @@ def test_contracting():
     assert not below_one.theorem_3_10
 
 
+def test_log_differences_contract_down_to_some_a_and_fail_definition_3_7():
+    """`h = log u + log v` falls as the weights do: it is positive at w, negative where u^2 = u0^2 + 2a < 1.
+
+    D(1, y) stays finite as y goes to infinity, so that Theorem 3.10 is not claimed even where h >= 0.
+    """
+    w = (jnp.full(5, 2.0), jnp.full(5, 2.0))
+    near, low, ended = (check(LOG, mj.Compatible(LOG), w, a=a, points=1) for a in (-1.0, -1.6, -4.0))
+    np.testing.assert_allclose(near.lowest_h, 5 * np.log(2.0), rtol=1e-7)
+    assert near.theorem_3_6
+    assert near.contracting
+    assert not near.theorem_3_10
+    assert "sublevel sets of D(x, .) are not bounded" in str(near)
+    assert not low.contracting
+    assert not ended.contracting  # the flow of h ends at a = -2, before it gets there
+    assert ended.lowest_h == -jnp.inf
+    R = mj.legendre(LOG, mj.Compatible(LOG), (w[0][:1], w[1][:1]))
+    np.testing.assert_allclose(R.bregman(jnp.ones(1), jnp.full(1, 40.0), 0.0), 0.2539, atol=1e-4)
+
+
 def test_points_keep_their_sign_and_depend_on_the_key_only(key):
     w = (jnp.array([1.0, 1e-3, 4.0, -1.0, 0.0]), jnp.array([-2.0, 5.0, 1.0, 1.0, 0.0]))
     report = check(mj.Hadamard(), mj.WeightDecay(), w, radius=0.9, key=key)
@@ -220,14 +257,14 @@ def test_many_coordinates_that_mix_are_tested_in_combinations():
 def test_single_precision():
     w = (positive(50).astype(jnp.float32), positive(50).astype(jnp.float32))
     assert check(POWER, mj.Compatible(POWER), w).verdict == VERDICT.commuting
-    assert check(POWER, mj.WeightDecay(), w).verdict == VERDICT.g_only
+    assert check(POWER, mj.WeightDecay(), w).verdict == VERDICT.normalising
 
 
 def test_under_jit_and_vmap():
     @eqx.filter_jit
     def decay(u, v):
         report = check(POWER, mj.WeightDecay(), (u, v), points=2)
-        return report.verdict == VERDICT.g_only
+        return report.verdict == VERDICT.normalising
 
     many = jax.vmap(decay)(positive(3, 2), positive(3, 2))
     assert many.shape == (3,)

@@ -143,6 +143,19 @@ def test_range_of_the_power_difference():
     assert jnp.all(found.metric[1:] < 0.01 * found.metric[:-1])
 
 
+def test_range_of_depth_3_with_weight_decay():
+    """From (0, 1, 1) the interval of mu is (-pi/2, pi/2), and widens as e^-s, s = 2ca, while J J^T falls as e^4s."""
+    R = mj.legendre(mj.Hadamard(3), mj.WeightDecay(), (jnp.zeros(1), jnp.ones(1), jnp.ones(1)))
+    a = np.array([0.0, -1.0])
+    found = effects(R, a, 1.0)
+    np.testing.assert_allclose(found.dual_upper[:, 0], np.pi / 2 * np.exp(-2 * a), rtol=1e-13)
+    np.testing.assert_allclose(found.dual_lower, -found.dual_upper, rtol=1e-13)
+    np.testing.assert_allclose(found.metric[:, 0], np.exp(8 * a), rtol=1e-12)
+    assert found.local_exponent[1] < 1.3 < found.local_exponent[0]
+    assert "a = 0: type of bias" in repr(found)
+    assert "argmin R_a = 0; range: mu from -1.571 to 1.571, J J^T = 1 at argmin R_a" in repr(found)
+
+
 def test_one_strength_a_coordinate():
     """Along one axis the effects are those of the R of that coordinate, at its own a."""
     R, a = hadamard([1.0, 2.0], [0.5, -0.3]), jnp.array([[-0.1, -0.4], [0.0, -2.0]])

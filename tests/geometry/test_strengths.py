@@ -1,10 +1,12 @@
 """An array a, one number a coordinate: R_a is the sum of Legendre functions of one coordinate, each at its own a."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import FAMILIES
+from registry import FAMILIES, with_legendre
 
 import mirrorjax as mj
 from mirrorjax.geometry.base import AbstractLegendre
@@ -12,28 +14,22 @@ from mirrorjax.geometry.families.dilated import DilatedLegendre
 
 N = 3
 A = jnp.array([-0.11, 0.0, -0.04])
-OTHERS = {  # pairs that leak
-    "depth 3": (mj.Hadamard(3), "hadamard3"),
-    "power2, weight decay": (mj.PowerDifference(2), "power2"),
-}
+# power1 and power3 are of the classes of hadamard2 and power2; blocks are in test_projection.py. The others are not
+# separable, or without a formula: they refuse an array, as the tables of faults show.
+LEFT_OUT = ("power1", "power3", "blocks", "quadratic", "separable", "custom")
+NAMES = [name for name in with_legendre() if name not in LEFT_OUT]
+LEAKING = {"depth 3": (mj.Hadamard(3), "hadamard3"), "power2, weight decay": (mj.PowerDifference(2), "power2")}
 
 
-def separable() -> dict[str, AbstractLegendre]:
-    """R of every separable family of the registry, and of pairs that leak, at size 3."""
-    found = {}
-    for name, family in FAMILIES.items():
-        if not family.exists or name in ("power3", "blocks"):  # as power2; test_projection.py
-            continue
-        g = family.build(N)
-        R = mj.legendre(g, family.regularizer(g, N), family.sample(jax.random.key(1), N))
-        if R.separable:
-            found[name] = R
-    for name, (g, like) in OTHERS.items():
-        found[name] = mj.legendre(g, mj.WeightDecay(0.7), FAMILIES[like].sample(jax.random.key(1), N))
-    return found
-
-
-RS = separable()
+@functools.cache
+def built(name: str) -> AbstractLegendre:
+    """R of a family of the registry, or of a pair that leaks, at size 3."""
+    if name in LEAKING:
+        g, like = LEAKING[name]
+        return mj.legendre(g, mj.WeightDecay(0.7), FAMILIES[like].sample(jax.random.key(1), N))
+    family = FAMILIES[name]
+    g = family.build(N)
+    return mj.legendre(g, family.regularizer(g, N), family.sample(jax.random.key(1), N))
 
 
 def parts(R, x, z, mu, a):
@@ -65,9 +61,9 @@ def parts(R, x, z, mu, a):
 SUMS = ("value", "potential", "bregman")
 
 
-@pytest.mark.parametrize("name", RS)
+@pytest.mark.parametrize("name", [*NAMES, "power2, weight decay"])
 def test_an_array_is_one_strength_a_coordinate(name):
-    R = RS[name]
+    R = built(name)
     # Inside every dual interval, and from it points in every range.
     mu, nu = jnp.array([0.02, -0.01, 0.015]), jnp.array([-0.01, 0.005, 0.02])
 
@@ -85,9 +81,9 @@ def test_an_array_is_one_strength_a_coordinate(name):
             np.testing.assert_allclose(ours, theirs, rtol=1e-13, atol=1e-14, err_msg=key)
 
 
-@pytest.mark.parametrize("name", ["hadamard2", "power2, weight decay", "log"])
+@pytest.mark.parametrize("name", ["hadamard2", "depth 3", "log"])
 def test_equal_entries_are_a_scalar(name):
-    R, mu = RS[name], jnp.array([0.02, -0.01, 0.015])
+    R, mu = built(name), jnp.array([0.02, -0.01, 0.015])
 
     @jax.jit
     def maps(a):
@@ -100,17 +96,17 @@ def test_equal_entries_are_a_scalar(name):
 def test_a_positive_entry_is_where_growth_leads():
     """`u = u0 e^(2a c + mu)`, `v = v0 e^(2a c - mu)`, of either sign of a."""
     a, mu = jnp.array([0.3, -0.2, 1.1]), jnp.array([0.5, 0.1, -0.4])
-    R = RS["hadamard2"]
+    R = built("hadamard2")
     before, after = R.weights(jnp.zeros(N), 0.0), R.weights(mu, a)
     for sign in (1, -1):
         grown = (before[0] + sign * before[1]) * np.exp(2 * 0.7 * a + sign * mu)
         np.testing.assert_allclose(after[0] + sign * after[1], grown, rtol=1e-14)
     # Levels run out where the weights become infinite: c a = u0^-2 / K.
-    assert list(mj.status_name(RS["power2"].primal(mu, jnp.array([-0.1, 9.0, -0.1])).result))[1] == "range_exhausted"
+    assert list(mj.status_name(built("power2").primal(mu, jnp.array([-0.1, 9.0, -0.1])).result))[1] == "range_exhausted"
 
 
 def test_a_traced_entry_that_is_not_finite_spoils_its_own_coordinate():
-    R, x = RS["hadamard2"], jnp.array([0.3, -0.2, 0.1])
+    R, x = built("hadamard2"), jnp.array([0.3, -0.2, 0.1])
     found, value = jax.jit(lambda a: (R.dual(x, a), R.potential(x, a)))(A.at[1].set(jnp.nan))
     assert mj.status_name(found.result).tolist() == ["successful", "invalid_strength", "successful"]
     np.testing.assert_array_equal(np.isnan(found.value), [False, True, False])
