@@ -23,10 +23,17 @@ def test_the_crossing_lies_on_the_line_between_two_times():
 
 
 def test_the_rate_is_that_of_the_part_between_start_and_rounding():
-    s = -np.arange(1.0, 9.0, 0.5)
-    rows = [{"s": each, "distance": max(5 * np.exp(3 * each), 1e-10)} for each in s]
-    assert falling_rate(rows) == pytest.approx(3.0, rel=1e-10)
+    s = -np.arange(1.0, 8.1, 0.5)
+    # At depth 5 rounding of nu puts eps e^(-3s) 5/3 into x, which outgrows e^(5s) from s = -4.5 on.
+    rounding = np.finfo(float).eps * np.exp(-3 * s) * 5 / 3
+    rows = [
+        {"depth": 5, "s": each, "distance": 5 * np.exp(5 * each) if 5 * np.exp(5 * each) > 100 * noise else 3 * noise}
+        for each, noise in zip(s, rounding, strict=True)
+    ]
+    assert falling_rate(rows) == pytest.approx(5.0, rel=1e-10)
     assert np.isnan(falling_rate(rows[:2]))
+    rows[-1]["distance"] = np.nan  # a limit that did not converge
+    assert falling_rate(rows) == pytest.approx(5.0, rel=1e-10)
 
 
 def test_the_least_weighted_norm_of_the_example_is_its_published_end():

@@ -12,13 +12,15 @@ import diffrax
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.optimize import linprog
 
 from ... import plot
+from ...checks import Number
 from ...geometry import AbstractLegendre, critical_strength, legendre, predict_limit, remaining_time, strength_bound
 from ...problem import Constant, Hadamard, LeastSquares, Problem, SwitchOff, WeightDecay
 from ...problem.reparam import Weights
+from ...results import status_name
 from ...sweeps import sweep
 from ..core.experiment import Setting
 from ..core.run import RunFolder
@@ -63,7 +65,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     example = example_path()
     _claim_example(folder, example)
     if setting.preset == "paper":
-        compare_blocks(folder, setting.seed)
+        compare_blocks(folder, setting.seed, IMPLICIT)
     folder.save_figure("deep", deep_figure(tables), DEEP_CAPTION)
     folder.save_figure("example", example_figure(*example), EXAMPLE_CAPTION)
 
@@ -76,7 +78,7 @@ TITLES = {
 }
 
 
-def start(depth: int, size: int, first: float = 0.0) -> Weights:
+def start(depth: int, size: int, first: Number = 0.0) -> Weights:
     """One factor `first`, the others 1."""
     return (jnp.full(size, first), *(jnp.ones(size) for _ in range(depth - 1)))
 
@@ -180,8 +182,11 @@ def limit_rows(depth: int, seed: int) -> tuple[Rows, Rows]:
     norms: Rows = []
     if depth > 2:  # at depth 2 the interval has no ends, and no norm is the limit of R_a at this rate
         least = least_weighted_norm(R, objective)
-        rest = zip(TOWARDS, predicted[len(SPENT) :], strict=True)
-        norms = [{"depth": depth, "s": float(s), "distance": float(np.linalg.norm(x - least))} for s, x in rest]
+        statuses = status_name(found.result)[len(SPENT) :]
+        norms = [
+            {"depth": depth, "s": float(s), "distance": float(np.linalg.norm(x - least)), "status": str(status)}
+            for s, x, status in zip(TOWARDS, predicted[len(SPENT) :], statuses, strict=True)
+        ]
     return limits, norms
 
 
@@ -262,7 +267,7 @@ def _claim_limits(folder: RunFolder, limits: Rows, norms: Rows) -> None:
     for depth in sorted({row["depth"] for row in norms}):
         own = [row for row in norms if row["depth"] == depth]
         rate = falling_rate(own)
-        last = own[-1]
+        last = [row for row, clear in zip(own, above_rounding(own), strict=True) if clear][-1]
         folder.claim(
             f"At depth {depth} the limit tends to the solution of least weighted norm, like e^({depth} s)",
             paper="infinitesimal starts",
@@ -271,10 +276,20 @@ def _claim_limits(folder: RunFolder, limits: Rows, norms: Rows) -> None:
         )
 
 
+def above_rounding(rows: Rows) -> Bool[np.ndarray, " n"]:
+    """True for distances that rounding does not decide: by 100 times, but the choice of 10 or 300 changes little.
+
+    nu comes within e^((p-2) s) of the end of its interval, where x grows like that distance to the power -p/(p-2). So
+    the rounding of nu puts a relative error of `eps e^(-(p-2) s) p / (p - 2)` into x.
+    """
+    depth, s, distance = (np.array([row[key] for row in rows], float) for key in ("depth", "s", "distance"))
+    return distance > 100 * np.finfo(float).eps * np.exp(-(depth - 2) * s) * depth / (depth - 2)
+
+
 def falling_rate(rows: Rows) -> float:
-    """`d log(distance) / ds`, by least squares where the distance is between 1e-10 and 3e-3; NaN below three points."""
-    s, distance = (np.array([row[key] for row in rows]) for key in ("s", "distance"))
-    inside = (distance > 1e-10) & (distance < 3e-3)
+    """`d log(distance) / ds`, by least squares where the distance is below 3e-3 and above rounding; NaN below three."""
+    s, distance = (np.array([row[key] for row in rows], float) for key in ("s", "distance"))
+    inside = above_rounding(rows) & (distance < 3e-3)
     return float(np.polyfit(s[inside], np.log(distance[inside]), 1)[0]) if inside.sum() > 2 else float("nan")
 
 
@@ -301,7 +316,8 @@ def _claim_example(folder: RunFolder, example: tuple[np.ndarray, np.ndarray]) ->
 DEEP_CAPTION = (
     "Top left: the stationary points under constant decay (lines) end at the critical strength, up to which flows from "
     "x = 1 (dots) and from x = 0 (crosses) stay alive. Top right: the time of a recovery after the switch-off (dots) "
-    "and the least time (lines). Bottom: the limits tend to the solution of least weighted norm, like e^(ps) (lines)."
+    "and the least time (lines). Bottom: the limits tend to the solution of least weighted norm, like e^(ps) (lines), "
+    "until the rounding of nu decides."
 )
 EXAMPLE_CAPTION = "The example of arXiv 2607.12332: feature 1 enters first, and leaves as features 3 and 4 enter."
 
@@ -323,7 +339,8 @@ def deep_figure(tables: dict[str, Rows]) -> Any:
             s = np.array([row["s"] for row in own])
             values = [np.array([row[key] for row in own]) for key in keys]
             if name == "norms":
-                values.insert(0, values[0][-3] * np.exp(depth * (s - s[-3])))
+                last = np.flatnonzero(above_rounding(own))[-1]
+                values.insert(0, values[0][last] * np.exp(depth * (s - s[last])))
             lines += [
                 plot.Line(-s, values[0], f"depth {depth}", "-", COLORS[depth]),
                 plot.Line(-s, values[1], "", "o", COLORS[depth]),
@@ -334,7 +351,7 @@ def deep_figure(tables: dict[str, Rows]) -> Any:
         plot.Panel(recovery, "Recovery of one coordinate", spent, "time to x = 1/2", y_log=True),
     ]
     if norm:
-        panels.append(plot.Panel(norm, "Limit to least weighted norm", spent, "distance", y_log=True, floor=1e-12))
+        panels.append(plot.Panel(norm, "Limit to least weighted norm", spent, "distance", y_log=True, floor=1e-10))
     return plot.line_panels(panels, "Deep products under weight decay", "x = w_1 .. w_p")
 
 

@@ -1,6 +1,7 @@
 """Coordinates of different depth, whose limit is a Bregman projection of the switch-off point and not argmin R_a."""
 
-import diffrax
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,11 @@ MEASUREMENTS, EACH = 4, 5  # coordinates of depth 2 and as many of depth 3
 OFF, END, ALPHA = 1.0, 1e6, 0.3
 
 
-def compare_blocks(folder: RunFolder, seed: int) -> None:
-    """Claims that the limit of blocks of depth 2 and 3 is the projection of the switch-off point, and no argmin."""
+def compare_blocks(folder: RunFolder, seed: int, how: dict[str, Any]) -> None:
+    """Claims that the limit of blocks of depth 2 and 3 is the projection of the switch-off point, and no argmin.
+
+    **Arguments:** `how`: the solver and the tolerances of the flow.
+    """
     keys = jax.random.split(jax.random.key(seed), 3)
     Z = jax.random.normal(keys[0], (MEASUREMENTS, 2 * EACH))
     objective = LeastSquares(Z, Z @ jax.random.normal(keys[1], (2 * EACH,)))
@@ -32,9 +36,7 @@ def compare_blocks(folder: RunFolder, seed: int) -> None:
         t1=END,
         saveat=np.array([OFF, END]),
         metrics=lambda t, x, w: {"parameters": x},
-        solver=diffrax.Kvaerno5(),
-        rtol=1e-8,
-        atol=1e-10,
+        **how,
     )
     off, end = (jnp.asarray(each) for each in flow.parameters.values[0])
     R, a = legendre(g, h, w0), -ALPHA * OFF
