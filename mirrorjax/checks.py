@@ -98,7 +98,9 @@ def _as_default_float(array: Array) -> Array:
     """Converts integers to the default float type; known ones by NumPy, which compiles nothing."""
     if not is_concrete(array):
         return array.astype(float)
-    return jax.device_put(np.asarray(array).astype(jax.dtypes.canonicalize_dtype(float)), array.sharding)
+    known = np.asarray(array).astype(jax.dtypes.canonicalize_dtype(float))
+    # An array that is bound to no device stays so: it goes along with arrays on any.
+    return jax.device_put(known, array.sharding if array.committed else None)
 
 
 def _to_device(array: np.ndarray) -> Array:

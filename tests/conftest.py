@@ -6,8 +6,8 @@ import itertools
 import os
 from pathlib import Path
 
-# Before jax is imported: two workers on two cores each want one thread. The older of XLA's two ways to write the code of
-# a kernel takes half of the time of the newer one, and nearly all of the suite's time is compilation.
+# Before jax is imported: two workers on two cores each want one thread. The older of XLA's two ways to write the code
+# of a kernel takes half of the time of the newer one, and nearly all of the suite's time is compilation.
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 --xla_cpu_use_fusion_emitters=false",

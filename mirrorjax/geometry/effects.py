@@ -308,4 +308,4 @@ def _prefer_failure(earlier: RESULTS, later: RESULTS) -> RESULTS:
 
 def _range_text(numbers: np.ndarray) -> str:
     low, high = numbers.min(), numbers.max()
-    return f"{low:.4g}" if low == high else f"{low:.4g} .. {high:.4g}"
+    return f"{low:.4g}" if low == high or np.isnan(low) else f"{low:.4g} .. {high:.4g}"

@@ -134,7 +134,6 @@ def test_registering_refuses_what_makes_no_sense():
     ("g", "h", "w0"),
     [
         (mj.Hadamard(3), mj.CustomRegularizer(lambda w: jnp.sum(w[0] ** 2)), (U, V, V)),
-        (mj.Linear(), mj.WeightDecay(), U),
         (mj.PowerDifference(2), mj.Compatible(mj.PowerDifference(3)), (U, V)),
         (mj.LogDifference(), mj.WeightDecay(), (U, V)),
         (mj.Hadamard(), mj.L1(), (U, V)),
