@@ -1,8 +1,10 @@
 """The API reference lists every public name, and nothing else."""
 
 import re
+from functools import reduce
 from inspect import ismodule
 from pathlib import Path
+from typing import Any
 
 import mirrorjax as mj
 
@@ -29,8 +31,17 @@ def test_every_public_name_has_an_entry():
     assert not missing
 
 
+def entry(name: str) -> Any:
+    return reduce(getattr, name.split(".")[1:], mj)
+
+
 def test_every_entry_exists():
     for name in listed():
-        found = mj
-        for part in name.split(".")[1:]:
-            found = getattr(found, part)
+        entry(name)
+
+
+def test_no_summary_ends_within_code():
+    """A table of the reference shows a docstring up to the first full stop, and code may hold one: `a + .. + b`."""
+    for name in listed():
+        first = (entry(name).__doc__ or "").split("\n\n")[0]
+        assert re.split(r"\.\s", first)[0].count("`") % 2 == 0, f"{name}: {first}"

@@ -64,7 +64,7 @@ class Blocks(AbstractReparameterization):
 
 
 class Blockwise(AbstractRegularizer):
-    """`h(w) = h_1(w_1) + .. + h_k(w_k)`: a regularizer, and so a strength, of its own for each block of `Blocks`.
+    """`h(w) = sum_j h_j(w_j)`: a regularizer, and so a strength, of its own for each block of `Blocks`.
 
     **Arguments:** `parts`: the differentiable regularizers h_1, .., h_k, at least one.
     **Raises:** `ValueError` for a part that is no regularizer or not differentiable, or for none.

@@ -34,7 +34,7 @@ class DualFlow(AbstractFlow):
     as long as the flow is not stiff, up to t of some hundreds. A trial step so long that x overflows is rejected.
 
     The factorization is diffrax's, an LU. A Cholesky factor, for losses with loss'' a multiple of the identity, saves
-    7 % of the time at n = 40 and 10 to 15 % at n = 150, since the products of the Jacobian take most of it.
+    1 to 7 % of the time at n = 40 and 10 to 26 % at n = 150, since the products of the Jacobian take most of it.
 
     **Arguments:** `R`: the Legendre function to use; `None` for `legendre(g, h, w0)`.
     **Raises:** from `solve`, `ValueError` for an objective that is not one of measurements Z x, where (g, h, w0) has no
