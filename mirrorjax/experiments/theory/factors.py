@@ -94,7 +94,7 @@ def metric(g: AbstractReparameterization, w: Weights) -> Float[Array, " d"]:
 
 
 class Forecast(NamedTuple):
-    """What the data tell of lanes before they are integrated, for each planted coordinate (the last axis).
+    """Predictions for lanes that are not integrated yet, for each planted coordinate (the last axis).
 
     `critical`: the strength beyond which decay takes the coordinate to 0 if the others are left out; `way`: the least
     time that it needs after the switch-off from grad R_a = 0 to 1, at the largest slope it can feel.

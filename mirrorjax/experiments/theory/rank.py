@@ -70,7 +70,7 @@ ATTENTION_COLUMNS = {
 
 
 def measured(t: Any, x: Float[Array, "n m"], w: Weights) -> dict[str, Array]:
-    """What is saved over time of X = A B.
+    """Returns the numbers that are saved of X = A B at each time.
 
     `imbalance`: |A^T A - B B^T|; `singular`: the singular values of X; `alignment`: twice the nuclear norm of X over
     |A|^2 + |B|^2, which is at most 1, and 1 exactly for balanced factors; `rank`: e to the entropy of the singular
@@ -159,14 +159,7 @@ def _ends(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _claim_example(folder: RunFolder, dataset: Dataset, rows: list[dict[str, Any]]) -> None:
-    decayed = rows[1:]
-    apart = max(abs(row["rate"] / (2 * row["lambda"]) - 1) for row in decayed)
-    folder.claim(
-        "The imbalance A^T A - B B^T falls as e^(-2 lambda t)",
-        paper="2 lambda",
-        ours=f"rates within {apart:.1e} of it",
-        holds=apart < 1e-3,
-    )
+    _claim_rate(folder, rows, "The imbalance A^T A - B B^T falls as e^(-2 lambda t)", "2 lambda")
     first = dataset.imbalance.sel(decay=0.0).values
     drift = float(np.max(np.abs(first / first[0] - 1)))
     folder.claim(
@@ -190,6 +183,12 @@ def _claim_example(folder: RunFolder, dataset: Dataset, rows: list[dict[str, Any
     )
 
 
+def _claim_rate(folder: RunFolder, rows: list[dict[str, Any]], statement: str, paper: str) -> None:
+    """Claims that the imbalance of every lane with decay, all but the first, falls at the rate 2 lambda."""
+    apart = max(abs(row["rate"] / (2 * row["lambda"]) - 1) for row in rows[1:])
+    folder.claim(statement, paper=paper, ours=f"rates within {apart:.1e} of it", holds=apart < 1e-3)
+
+
 def _attention_ends(dataset: Dataset) -> list[dict[str, Any]]:
     rows = []
     for decay in DECAYS:
@@ -208,14 +207,8 @@ def _attention_ends(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _claim_attention(folder: RunFolder, dataset: Dataset, rows: list[dict[str, Any]]) -> None:
-    decayed = rows[1:]
-    apart = max(abs(row["rate"] / (2 * row["lambda"]) - 1) for row in decayed)
-    folder.claim(
-        "The imbalance of keys and queries falls as e^(-2 lambda t) through the softmax as well",
-        paper="2 lambda, for any loss of K^T Q",
-        ours=f"rates within {apart:.1e} of it",
-        holds=apart < 1e-3,
-    )
+    statement = "The imbalance of keys and queries falls as e^(-2 lambda t) through the softmax as well"
+    _claim_rate(folder, rows, statement, "2 lambda, for any loss of K^T Q")
     strongest = rows[-1]
     folder.claim(
         "Under the strongest decay the factors end balanced, so that decay is a nuclear norm of K^T Q",

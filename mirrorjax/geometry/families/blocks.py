@@ -100,7 +100,7 @@ class BlocksLegendre(AbstractLegendre):
         return list(zip(self.parts, strengths, *map(self._shares, points), strict=True))
 
     def _shares(self, point: Point) -> list[Point]:
-        """What each part has of a point, in the part's shape."""
+        """Splits a point into one array for each part, in the part's shape."""
         ends = itertools.accumulate((_size(shape) for shape in self.shapes), initial=0)
         shares = [point[start:end] for start, end in itertools.pairwise(ends)]
         return [share.reshape(shape) for share, shape in zip(shares, self.shapes, strict=True)]
