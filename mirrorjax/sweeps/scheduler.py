@@ -30,7 +30,10 @@ from ..runs.grid import Grid, OneLane, Values
 
 # Segments in a row before control returns to the host, for the progress bar, a checkpoint or Ctrl-C.
 SEGMENTS = 16
-# Lanes started together: fewer than a batch, because starting a lane costs as much as several steps.
+# The host refills a batch when one slot in so many is empty. So many lanes are also started together: fewer than a
+# batch, because starting a lane costs as much as several steps, and at least a few, because each start is a call and a
+# copy to the host. With 4 lanes a start, whatever the batch, a GPU spent nine tenths of a sweep on starting 1024 lanes.
+REFILL = 16
 ENTERING = 4
 
 LaneFunction = TypeAliasType("LaneFunction", Callable[..., tuple[Problem, Weights]])
@@ -159,7 +162,7 @@ class Scheduler(eqx.Module):
         """The number of empty slots at which the host refills or shrinks the batch."""
         empty, size = batch.slots.size - batch.running, batch.slots.size
         if not np.all(batch.started):
-            return empty + max(1, size // 16)
+            return empty + max(1, size // REFILL)
         return size - self._smaller(batch)
 
     def _admit(self, group: Int[np.ndarray, " group"], batch: Batch) -> Batch:
@@ -168,17 +171,18 @@ class Scheduler(eqx.Module):
         entering = self._next(group, batch)[: empty.size]
         if not entering.size:
             return batch
-        size = spread(min(ENTERING, batch.slots.size), self.devices)
-        slots, progress = batch.slots.copy(), jax.tree.map(np.array, batch.progress)
+        size = spread(min(max(ENTERING, batch.slots.size // REFILL), batch.slots.size), self.devices)
+        # All copies to the host are asked for before the first is waited for.
+        slots, progress = batch.slots.copy(), jax.tree.map(np.array, jax.device_get(batch.progress))
         for first in range(0, entering.size, size):
             lanes = entering[first : first + size]
             padded = group[np.pad(lanes, (0, size - lanes.size), mode="edge")]
-            started = self._compute(_begin, self.grid.take(padded))
+            started = jax.device_get(self._compute(_begin, self.grid.take(padded)))
             into = empty[first : first + size]
             slots[into[: lanes.size]] = lanes
             # Slots beyond the lanes get a copy of the last one, at rest: a state of zeros need not be one of the flow.
             for leaf, new in zip(jax.tree.leaves(progress), jax.tree.leaves(started), strict=True):
-                leaf[into] = np.asarray(new)[: into.size]
+                leaf[into] = new[: into.size]
         progress = eqx.tree_at(lambda lane: lane.running, progress, progress.running & (slots >= 0))
         started_now = batch.started.copy()
         started_now[entering] = True
