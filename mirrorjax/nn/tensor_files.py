@@ -9,14 +9,11 @@ from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
+import safetensors.numpy
 from jaxtyping import ArrayLike
 
 from ..checks import require_kind
-from ..extras import needs
 from ..files import advised, write_whole
-
-with needs("nn", __name__):
-    import safetensors.numpy
 
 Tensors = dict[str, np.ndarray]  # of NumPy, which keeps double precision also where JAX does not
 

@@ -79,8 +79,11 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
 
 
 def colors(count: int) -> list[tuple[float, float, float, float]]:
-    """So many colours from dark to bright, for curves that more than one panel or style shows."""
-    return [tuple(color) for color in matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(count, 2)))[:count]]
+    """So many colours from dark to bright, for curves that more than one panel or style shows.
+
+    The bright end of the map is left out: on white its contrast is below 3, at which a thin line is hard to see.
+    """
+    return [tuple(color) for color in matplotlib.colormaps["plasma"](np.linspace(0.0, 0.63, max(count, 2)))[:count]]
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:

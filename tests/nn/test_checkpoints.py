@@ -120,9 +120,7 @@ def test_what_cannot_be_told_is_refused(tmp_path, what):
 def test_a_pickle_of_pytorch_is_refused_with_the_line_that_converts_it(tmp_path):
     (tmp_path / "pytorch_model.bin").write_bytes(b"\x80\x04.")
     for path in (tmp_path, tmp_path / "pytorch_model.bin"):
-        with pytest.raises(
-            ValueError, match=r"unpickling can run any code.*weights_only=True.*pytorch_model"
-        ):
+        with pytest.raises(ValueError, match=r"unpickling can run any code.*weights_only=True.*pytorch_model"):
             nn.read_spectra(path)
 
 
