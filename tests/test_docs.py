@@ -89,3 +89,13 @@ def test_the_example_of_a_docstring_runs(name, given):
     for part in (AFTER.get(name), name):
         if part is not None:
             exec(compile(example(part), f"example of {part}", "exec"), given)
+
+
+@pytest.mark.slow
+def test_the_page_of_examples_uses_every_public_name_and_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = "\n".join(re.findall(r"```python\n(.*?)```", (API / "examples.md").read_text(), flags=re.DOTALL))
+    used = {f"mirrorjax.{name}" for name in re.findall(r"\bmj\.([\w.]+)", code)}
+    missing = {name for name in listed() if not any(each == name or each.startswith(f"{name}.") for each in used)}
+    assert not missing
+    exec(compile(code, "examples.md", "exec"), {})

@@ -5,7 +5,7 @@ import shutil
 from typing import Any
 
 import jax.numpy as jnp
-import matplotlib
+import matplotlib.style
 import numpy as np
 import pytest
 import xarray as xr
@@ -17,7 +17,7 @@ from mirrorjax.plot.interactive import Moments, bias_page
 
 @pytest.fixture(scope="module")
 def sol() -> mj.Solution:
-    f = mj.Quadratic(jnp.array([1.0, 0.1]))
+    f = mj.LeastSquares(jnp.diag(jnp.array([1.0, 0.3])), jnp.ones(2))
     problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.SwitchOff(0.2, 5.0), f)
     return mj.solve(problem, (jnp.ones(2), jnp.full(2, 0.5)), t1=20.0, saveat=jnp.linspace(0.0, 20.0, 11))
 
@@ -86,8 +86,8 @@ def test_a_potential_is_that_of_the_family():
     (axis,) = mj.plot.potential(R, [0.0, -0.5], x, coordinate=1).axes
     lines = [curve for curve in curves(axis) if curve.size == x.size]
     for a, drawn in zip((0.0, -0.5), lines, strict=True):
-        half = np.exp(4 * a) / 2  # mu = arcsinh(x / (2 half)) / 2 with |u v| = half
-        exact = (x * np.arcsinh(x / (2 * half)) - np.sqrt(x**2 + 4 * half**2) + 2 * half) / 2
+        half = np.exp(4 * a) / 2  # x = half sinh(2 mu), with |u v| = half; R is the integral of mu
+        exact = (x * np.arcsinh(x / half) - np.sqrt(x**2 + half**2) + half) / 2
         np.testing.assert_allclose(drawn, exact / exact.max(), atol=1e-12)
 
 
@@ -175,7 +175,7 @@ def test_the_slider_of_the_page_redraws_it_without_network(tmp_path):
             box = rail.bounding_box()
             rail.click(position={"x": share * box["width"], "y": box["height"] / 2}, force=True)
             page.wait_for_timeout(300)
-            seen.append((title.inner_text(), curve.get_attribute("d")))
+            seen.append((title.text_content(), curve.get_attribute("d")))
         browser.close()
     assert troubles == []
     assert "t = 0, a = 0: argmin R_a = 0, local exponent 2.0000, mu in (-∞, 5)" in seen[0][0]

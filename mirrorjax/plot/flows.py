@@ -45,7 +45,7 @@ def trajectories(source: Solution | Dataset, variable: str | None = None, *, tit
         import jax.numpy as jnp
         import mirrorjax as mj
 
-        f = mj.Quadratic(jnp.array([1.0, 0.1]))
+        f = mj.LeastSquares(jnp.array([[1.0, 0.5]]), jnp.ones(1))
         problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.SwitchOff(0.2, 5.0), f)
         sol = mj.solve(problem, (jnp.ones(2), jnp.zeros(2)), t1=20.0, saveat=jnp.linspace(0.0, 20.0, 11))
         figure = mj.plot.trajectories(sol)
@@ -92,7 +92,7 @@ def sweep_map(dataset: Dataset, variable: str, *, mark: Mapping[str, float] | No
         import mirrorjax as mj
 
         def lane(alpha, t_off):
-            f = mj.Quadratic(jnp.array([1.0, 0.1]))
+            f = mj.LeastSquares(jnp.array([[1.0, 0.5]]), jnp.ones(1))
             problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.SwitchOff(alpha, t_off), f)
             return problem, (jnp.ones(2), jnp.zeros(2))
 

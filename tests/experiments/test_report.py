@@ -316,7 +316,8 @@ def test_a_figure_wider_than_a_phone_says_that_it_scrolls(tmp_path, quiet, brows
     ("text", "expected"),
     [
         ("R_a of W_K^T W_Q", "<i>R</i><sub>a</sub> of <i>W</i><sub>K</sub><sup>T</sup> <i>W</i><sub>Q</sub>"),
-        ("falls as e^(-2 lambda t), <= 10^-3", "falls as e<sup>-2 lambda t</sup>, ≤ 10<sup>-3</sup>"),
+        ("falls as e^(-2 lambda t), <= 10^-3", "falls as e<sup>-2 λ t</sup>, ≤ 10<sup>-3</sup>"),
+        ("(d - lambda/2)_+ at alpha = 1", "(d - λ/2)<sub>+</sub> at α = 1"),
         ("local_exponent & a.b_c <b>", "local_exponent &amp; a.b_c &lt;b&gt;"),
         ("x* and max_steps(t)", "x* and max_steps(t)"),
     ],

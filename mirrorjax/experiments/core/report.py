@@ -30,6 +30,7 @@ REPORT = "report.html"
 MOST_ROWS = 40
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every PNG file
 DOTS_PER_INCH, PIXELS_PER_INCH = 150, 96  # of a saved figure, and of a page
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "lambda": "λ", "mu": "μ", "nu": "ν", "sigma": "σ"}
 STATES = {
     "finished": "finished",
     "interrupted": "interrupted: only what was finished is here",
@@ -157,13 +158,15 @@ def render(runs: Sequence[Run], ledger: Table | None = None) -> str:
 
 
 def formulas(text: str) -> markupsafe.Markup:
-    """Sets indices, powers and signs of a plain text as HTML: `W_K^T W_Q`, `e^(-2 t)`, `t_off`, `<=`.
+    """Sets indices, powers, Greek letters and signs of a plain text as HTML: `W_K^T W_Q`, `e^(-2 lambda t)`, `<=`.
 
-    An index follows a single letter, so that names of variables such as `local_exponent` stay as they are.
+    An index follows a single letter or a bracket, so that names of variables such as `local_exponent` stay as they are.
     """
     html = str(markupsafe.escape(text))
     html = re.sub(r"(?<![\w.])([A-Za-z])_([A-Za-z0-9]+)(?![\w(])", r"<i>\1</i><sub>\2</sub>", html)
     html = re.sub(r"(?<=[\w)>*])\^(?:\(([^()]*)\)|([-+]?[A-Za-z0-9.]*[A-Za-z0-9]))", r"<sup>\1\2</sup>", html)
+    html = re.sub(r"\)_\+", ")<sub>+</sub>", html)
+    html = re.sub(rf"(?<![\w.])({'|'.join(GREEK)})(?![\w(=])", lambda found: GREEK[found[0]], html)
     return markupsafe.Markup(html.replace("&lt;=", "≤").replace("&gt;=", "≥"))  # escaped above
 
 
