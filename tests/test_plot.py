@@ -14,19 +14,22 @@ from matplotlib.backend_bases import MouseButton, MouseEvent
 import mirrorjax as mj
 from mirrorjax.plot.interactive import Moments, bias_page
 
-
-@pytest.fixture(scope="module")
-def sol() -> mj.Solution:
-    f = mj.LeastSquares(jnp.diag(jnp.array([1.0, 0.3])), jnp.ones(2))
-    problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.SwitchOff(0.2, 5.0), f)
-    return mj.solve(problem, (jnp.ones(2), jnp.full(2, 0.5)), t1=20.0, saveat=jnp.linspace(0.0, 20.0, 11))
+TS = np.linspace(0.0, 4.0, 5)
 
 
-ALPHAS, T_OFFS, TS = np.array([0.1, 1.0]), np.array([2.0, 4.0, 6.0]), np.linspace(0.0, 4.0, 5)
+def a_solution() -> mj.Solution:
+    """A solution as `solve` returns it, whose numbers are known."""
+    ts, x = jnp.asarray(TS), jnp.asarray(np.stack([TS, -TS], axis=1))
+    last = mj.Point(x[-1], (x[-1], x[-1]), x[-1], jnp.zeros(()))
+    metrics = {"norm": jnp.linalg.norm(x, axis=1)}
+    stats = {"num_steps": jnp.asarray(5)}
+    return mj.Solution(ts, x, (x, x), x, -ts, jnp.exp(-ts), metrics, last, ts[-1], stats, mj.RESULTS.successful)
 
 
-@pytest.fixture(scope="module")
-def ds() -> xr.Dataset:
+ALPHAS, T_OFFS = np.array([0.1, 1.0]), np.array([2.0, 4.0, 6.0])
+
+
+def a_dataset() -> xr.Dataset:
     """A dataset as `sweep` returns it, whose numbers are known; one lane has none."""
     loss = np.exp(-np.einsum("a,o,t->aot", ALPHAS, T_OFFS, TS))
     loss[1, 2] = np.nan
@@ -39,23 +42,26 @@ def curves(axis: Any) -> list[np.ndarray]:
     return [np.asarray(line.get_ydata()) for line in axis.get_lines()]
 
 
-def test_a_solution_is_drawn_in_a_panel_for_each_variable(sol):
+def test_a_solution_is_drawn_in_a_panel_for_each_variable():
+    sol = a_solution()
     figure = mj.plot.trajectories(sol)
     axes = {axis.get_title(): axis for axis in figure.axes if axis.get_visible()}
-    assert list(axes) == ["loss", "x", "a"]
+    assert list(axes) == ["loss", "x", "a", "norm"]
     np.testing.assert_array_equal(np.stack(curves(axes["x"]), axis=1), sol.x)
     np.testing.assert_array_equal(curves(axes["a"]), sol.a[None])
     assert axes["loss"].get_yscale() == "log"
     assert axes["a"].get_yscale() == "linear"
 
 
-def test_lanes_are_drawn_with_their_parameters(ds):
+def test_lanes_are_drawn_with_their_parameters():
+    ds = a_dataset()
     (axis,) = mj.plot.trajectories(ds.sel(t_off=4.0)).axes
     np.testing.assert_array_equal(np.stack(curves(axis)), ds.loss.sel(t_off=4.0))
     assert [line.get_label() for line in axis.get_lines()] == ["alpha = 0.1", "alpha = 1"]
 
 
-def test_a_click_on_the_map_shows_the_lane_under_it(ds):
+def test_a_click_on_the_map_shows_the_lane_under_it():
+    ds = a_dataset()
     figure = mj.plot.sweep_map(ds, "loss")
     left, right = figure.axes[:2]
     figure.canvas.draw()
@@ -91,12 +97,10 @@ def test_a_potential_is_that_of_the_family():
         np.testing.assert_allclose(drawn, exact / exact.max(), atol=1e-12)
 
 
-def test_figures_are_written_by_their_suffix(tmp_path, sol):
-    figure = mj.plot.trajectories(sol, "loss")
+def test_figures_are_written_by_their_suffix(tmp_path):
+    figure = mj.plot.trajectories(a_solution(), "loss")
     for suffix, first in {".png": b"\x89PNG", ".pdf": b"%PDF", ".svg": b"<?xml"}.items():
         assert mj.plot.save(figure, tmp_path / f"a{suffix}").read_bytes().startswith(first)
-    with pytest.raises(ValueError, match=r"a file named \.png, \.pdf, \.svg, got a\.gif"):
-        mj.plot.save(figure, "a.gif")
 
 
 def test_the_style_is_found_from_anywhere(tmp_path, monkeypatch):
@@ -117,36 +121,6 @@ def test_curves_hold_on_white(count):
     assert min(map(contrast, mj.plot.colors(count))) >= 3  # what the guidelines ask of graphics
 
 
-BAD = {
-    "no solution": (lambda sol, ds: mj.plot.trajectories(3), "source must be what mirrorjax.solve or"),
-    "no such variable": (lambda sol, ds: mj.plot.trajectories(sol, "y"), "has no 'y' over time; it has loss, x, a, mu"),
-    "no number": (lambda sol, ds: mj.plot.trajectories(ds, "status"), "no variable of numbers 'status'; it has loss"),
-    "no time": (lambda sol, ds: mj.plot.trajectories(ds.isel(time=0)), "'loss' has no time axis"),
-    "one parameter": (
-        lambda sol, ds: mj.plot.sweep_map(ds.isel(alpha=0), "loss"),
-        r"two or more .* got t_off \(3\)",
-    ),
-    "half a mark": (
-        lambda sol, ds: mj.plot.sweep_map(ds, "loss", mark={"alpha": 1.0}),
-        "a value for each of alpha, t_off",
-    ),
-    "no R": (lambda sol, ds: mj.plot.potential(sol, [0.0]), "R must be what mirrorjax.legendre returned"),
-}
-
-
-@pytest.mark.parametrize("what", BAD)
-def test_what_cannot_be_drawn_is_refused(sol, ds, what):
-    draw, words = BAD[what]
-    with pytest.raises(ValueError, match=words):
-        draw(sol, ds)
-
-
-def test_too_many_lanes_are_refused_with_a_way_out(ds):
-    many = xr.concat([ds.loss] * 30, "seed").to_dataset()
-    with pytest.raises(ValueError, match=r"180 curves, .* 64 .* dataset.isel\(seed=slice\(None, None, 3\)\)"):
-        mj.plot.trajectories(many)
-
-
 def test_the_slider_of_the_page_redraws_it_without_network(tmp_path):
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -155,7 +129,7 @@ def test_the_slider_of_the_page_redraws_it_without_network(tmp_path):
     t, x = np.linspace(0.0, 4.0, 5), np.linspace(-1.0, 1.0, 9)
     exponent = np.array([2.0, 1.8, 1.5, 1.25, np.nan])
     shape = np.abs(x) ** exponent[:, None]
-    moments = Moments(t, -t, 0.1 * t, exponent, np.full(5, -np.inf), 5.0 - t, x, shape)
+    moments = Moments(t, 0.0 - t, 0.1 * t, exponent, np.full(5, -np.inf), 5.0 - t, x, shape)
     (tmp_path / "page.html").write_text(bias_page(moments, "A family"), encoding="utf-8")
     flags = ["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []
     with playwright.sync_playwright() as started:

@@ -47,7 +47,7 @@ def trajectories(source: Solution | Dataset, variable: str | None = None, *, tit
 
         f = mj.LeastSquares(jnp.array([[1.0, 0.5]]), jnp.ones(1))
         problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), mj.SwitchOff(0.2, 5.0), f)
-        sol = mj.solve(problem, (jnp.ones(2), jnp.zeros(2)), t1=20.0, saveat=jnp.linspace(0.0, 20.0, 11))
+        sol = mj.solve(problem, (jnp.ones(2), jnp.zeros(2)), t1=20.0, saveat=jnp.linspace(0.0, 20.0, 5))
         figure = mj.plot.trajectories(sol)
 
     Source: none, a picture.
