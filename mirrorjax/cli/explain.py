@@ -92,8 +92,7 @@ def explain_bias(asked: Question, outs: Sequence[Path], console: Console) -> Non
     if not asked.t1 > 0 or not np.isfinite(asked.t1):
         raise ValueError(f"the last time must be positive and finite, got {asked.t1}; choose it with --t1")
     factors = tuple(jnp.asarray([value], float) for value in asked.init)
-    has_own = not isinstance(g, Hadamard) or g.depth == 2  # products of three and more have no compatible regularizer
-    h = Compatible(g) if has_own and not asked.weight_decay else WeightDecay()
+    h = WeightDecay() if asked.weight_decay or not _has_compatible(g) else Compatible(g)
     R = legendre(g, h, factors[0] if len(factors) == 1 else factors)
     explanation = explain(R, alpha_t, np.linspace(0.0, asked.t1, asked.times), asked.scale)
     regularizer = "compatible regularizer" if isinstance(h, Compatible) else "weight decay"
@@ -178,6 +177,15 @@ def _moments(R: AbstractLegendre, alpha_t: AbstractSchedule, asked: Question) ->
     shape = excess / np.where(largest > 0, largest, 1.0)
     exponent = np.asarray(effects.local_exponent)
     return Moments(ts, np.asarray(effects.a), minimizer, exponent, lower, upper, x, shape)
+
+
+def _has_compatible(g: AbstractReparameterization) -> bool:
+    """True if the theory names a regularizer that commutes with g, as it does not for products of three factors."""
+    try:
+        g.admission()
+    except ValueError:
+        return False
+    return True
 
 
 def _named(name: str, table: Mapping[str, Maker], kind: str) -> Maker:

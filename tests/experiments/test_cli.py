@@ -244,6 +244,15 @@ def test_bias_over_checkpoints(mirrorjax, tmp_path):
     assert f"{np.log(0.5) / 2:.4g}" in done.stdout
 
 
+def test_explain_takes_weight_decay_for_a_family_without_a_regularizer_of_its_own(mirrorjax):
+    """x = w under weight decay: R_a is quadratic, so that the exponent is 2, with the minimum at e^(2a) w0."""
+    done = mirrorjax("explain", "linear", "-i", "1", "--alpha", "0.2", "--t-off", "5", "--times", "3")
+    assert done.returncode == 0, done.stderr
+    assert "linear, weight decay" in done.stdout
+    assert f"{np.exp(-2):.4g}" in done.stdout
+    assert done.stdout.count("2.0000") == 3
+
+
 def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
     decay = "--weight-decay", "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"
     done = mirrorjax("explain", "power-difference-2", "-i", "1", "-i", "1", *decay)
