@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..checks import as_count, require_kind
 from ..dynamics import Solution
 from ..geometry import AbstractLegendre
-from ..runs.dataset import Dataset
+from ..runs.dataset import Dataset, flatten
 from .figures import WIDTH, Line, Panel, colors, line_panels, log_edges
 
 MOST_CURVES = 64  # more cannot be told apart
@@ -223,10 +223,8 @@ def _known(recovered: Any) -> Array:
 
 def _over_time(sol: Solution) -> dict[str, np.ndarray]:
     """The variables of a solution as arrays (time, ..); x and mu are there only if they were saved at every time."""
-    known = {"loss": sol.loss, "x": sol.x, "a": sol.a, "mu": sol.mu}
-    if isinstance(sol.metrics, Mapping):
-        known |= sol.metrics
-    arrays = {name: np.asarray(value) for name, value in known.items() if value is not None}
+    known = {"loss": sol.loss, "x": sol.x, "a": sol.a, "mu": sol.mu, **flatten(sol.metrics, "metrics")}
+    arrays = {name: np.asarray(value) for name, value in known.items()}
     return {name: array for name, array in arrays.items() if array.shape[:1] == np.shape(sol.ts)}
 
 
