@@ -388,7 +388,7 @@ def test_the_example_of_a_sweep_runs_as_it_is(mirrorjax, tmp_path):
     assert done.returncode == 0, done.stderr
     dataset = mj.open_sweep(tmp_path / "run")
     assert np.all(dataset.status == "successful")
-    # What the example is to show: enough decay finds the five ones; too little does not, nor too much, which comes late.
+    # Enough decay finds the five ones; too little does not, and too much finds them later than t1.
     error = dataset.error.isel(time=-1)
     assert (
         error.sel(alpha=1.0, t_off=5.0) < 0.05 < 1 < min(error.isel(alpha=0, t_off=0), error.isel(alpha=-1, t_off=-1))
