@@ -38,7 +38,7 @@ import numpy as np
 import mirrorjax as mj
 
 jax.config.update("jax_enable_x64", True)  # the theory wants float64
-plt.style.use("talk.mplstyle")
+plt.style.use("mirrorjax.plot.talk")
 
 # %% [markdown]
 # **Four families**, each with a regularizer that commutes with it, `mj.Compatible(g)`: for $m \odot w$ that is weight

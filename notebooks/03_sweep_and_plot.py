@@ -37,7 +37,7 @@ import mirrorjax as mj
 from mirrorjax import plot
 
 jax.config.update("jax_enable_x64", True)  # the theory wants float64
-plt.style.use("talk.mplstyle")
+plt.style.use("mirrorjax.plot.talk")
 plt.rcParams["legend.frameon"] = True  # white on colours needs a ground
 short = "MIRRORJAX_SHORT" in os.environ  # smaller sizes, for tests
 

@@ -35,7 +35,7 @@ import numpy as np
 import mirrorjax as mj
 
 jax.config.update("jax_enable_x64", True)  # the theory wants float64
-plt.style.use("talk.mplstyle")
+plt.style.use("mirrorjax.plot.talk")
 
 # %% [markdown]
 # **One that passes.** Any function of a pytree of arrays is a reparameterization, by `mj.Custom`.

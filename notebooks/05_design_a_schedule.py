@@ -40,7 +40,7 @@ import optax
 import mirrorjax as mj
 
 jax.config.update("jax_enable_x64", True)  # the theory wants float64
-plt.style.use("talk.mplstyle")
+plt.style.use("mirrorjax.plot.talk")
 short = "MIRRORJAX_SHORT" in os.environ  # smaller sizes, for tests
 
 # %% [markdown]

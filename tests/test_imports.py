@@ -52,7 +52,8 @@ DOORS = {
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},
     "orbax": set(),  # tests and benchmarks only
-    "matplotlib": {"plot.py"},
+    "matplotlib": {"plot"},
+    "plotly": {"plot/interactive.py"},
     "xarray": {"runs/dataset.py"},
     "h5netcdf": {"runs/dataset.py"},
     "filelock": {"runs/store.py"},
@@ -103,7 +104,7 @@ def test_outside_packages_come_by_their_doors(path):
 # Packages that take long to import, or that only some features need.
 HEAVY = {
     *("jax", "diffrax", "lineax", "optax", "flax", "orbax", "scipy", "xarray", "pandas", "h5py"),
-    *("matplotlib", "rich", "pooch", "typer"),
+    *("matplotlib", "rich", "pooch", "typer", "plotly", "safetensors", "sklearn", "tiktoken"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The command line: `mirrorjax reproduce`, `report`, `list`, `explain`, `sweep`, `status`, `resume`.
+"""The command line: the commands `mirrorjax --help` lists, in `commands`, and how a command ends, in `ending`.
 
 Nothing large is imported before `main` runs, so that a signal is heard also while the packages are imported.
 """

@@ -7,6 +7,7 @@ Every command computes in float64 unless told otherwise; the flag of jax is set 
 """
 
 import importlib.metadata
+import importlib.resources
 import json
 from contextlib import nullcontext
 from datetime import datetime
@@ -26,6 +27,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # as markup the square brackets of a help text would vanish
     help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule.",
 )
 ALL = "all"
@@ -58,10 +60,9 @@ def options(
 
 def _complete_help(context: typer.Context) -> None:
     """Adds the names of families and schedules to the help of `explain`, where jax is needed in any case."""
-    from ..problem import families_by_name
-    from .explain import SCHEDULES
+    from .explain import SCHEDULES, family_names
 
-    names = {"family": families_by_name(), "schedule": SCHEDULES}
+    names = {"family": [*family_names(), "module:object for your own"], "schedule": list(SCHEDULES)}
     command = getattr(context.command, "commands")["explain"]  # noqa: B009  # a group of click has it, its type does not
     for parameter in command.params:
         if parameter.name in names:
@@ -157,54 +158,121 @@ def explain_schedule(
     weight_decay: Annotated[
         bool, typer.Option("--weight-decay", help="Ordinary weight decay, not the regularizer that fits the family.")
     ] = False,
-    out: Annotated[Path | None, typer.Option(help="Where to draw R_a, a PNG file [default: no picture].")] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Where to draw R_a: a .png, .pdf or .svg file, or an .html page with a slider over time. May be given "
+            "several times [default: no picture].",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Show the effect of a schedule on the implicit bias of one coordinate x = g(w).
 
     Prints, over time, the regularization spent a, the minimizer of R_a (positional bias), and the local exponent of R_a
-    at a scale (2 is L2-like, 1 is L1-like), with the regularizer that fits the family. hadamard has as many factors as
-    --init is given; for three and more, and for --weight-decay, the dual variable leaks, and the clock and the least
-    time of a recovery are printed too.
+    at a scale (2 is L2-like, 1 is L1-like), with the regularizer that fits the family, or weight decay where none does.
+    hadamard has as many factors as --init is given; for three and more, and for --weight-decay, the dual variable
+    leaks, and the clock and the least time of a recovery are printed too. A family of your own is file.py:object or
+    package.module:object.
 
-    Example: mirrorjax explain hadamard -i 1 -i 0 --alpha 0.2 --t-off 62.5 --out R.png
+    Example: mirrorjax explain hadamard -i 1 -i 0 --alpha 0.2 --t-off 62.5 --out R.png --out R.html
     """
-    from .explain import explain_bias
+    from .explain import Question, explain_bias
 
     _set_precision(False)
-    if out is not None and exists(out):
-        fail(f"the file {out} exists and is not overwritten; choose another with --out")
-    if out is not None and not out.parent.is_dir():
-        fail(f"the folder {out.parent} of --out does not exist; make it, or choose another")
+    outs = [] if out is None else out
+    _require_new_files(outs)
     end = 2 * t_off if t1 is None else t1
+    asked = Question(family, init, schedule, alpha, t_off, end, scale, times, weight_decay)
     with stopping(lambda: "Interrupted."):
-        explain_bias(
-            family,
-            init,
-            schedule,
-            alpha,
-            t_off,
-            t1=end,
-            scale=scale,
-            times=times,
-            weight_decay=weight_decay,
-            out=out,
-            console=console(),
-        )
+        explain_bias(asked, outs, console())
+
+
+@app.command()
+def spectra(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(help="Files .safetensors or .npz, or folders with one checkpoint each.", show_default=False),
+    ],
+    heads: Annotated[
+        int | None,
+        typer.Option(help="Query heads [default: as the config.json beside the file says].", show_default=False),
+    ] = None,
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Where to write: .png, .pdf or .svg for curves, .csv for all numbers. May be given several times "
+            "[default: printed only].",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show the spectra of W_K^T W_Q of each attention head, and of LoRA products, in checkpoints of any framework.
+
+    Nuclear over Frobenius norm, effective rank and stable rank: all three fall where weight decay has moved the bias
+    from the Frobenius norm to the nuclear norm. Layouts that are known by the names of their tensors: GPT-2, ViT,
+    Llama and its relatives, PEFT. With several checkpoints of one run, curves over them.
+
+    Example: mirrorjax spectra checkpoint-100 checkpoint-200 --heads 12 --out spectra.png
+    """
+    from .checkpoints import show_spectra
+
+    outs = [] if out is None else out
+    _require_new_files(outs)
+    with stopping(lambda: "Interrupted."):
+        show_spectra(checkpoints, heads, outs, console())
+
+
+@app.command()
+def bias(
+    start: Annotated[Path, typer.Argument(help="The weights before training.", show_default=False)],
+    checkpoints: Annotated[list[Path], typer.Argument(help="The weights later in training.", show_default=False)],
+    family: Annotated[str, typer.Option(help="The family g that the tensors are written by.")] = "hadamard",
+    out: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Where to write: .png, .pdf or .svg for curves, .csv for all numbers. May be given several times "
+            "[default: printed only].",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Show the bias a that training has accumulated in the weights of tensors x = g(w), as mirrorjax.read_bias does.
+
+    The files are those of mirrorjax.nn.save_weights, of the weights that mirrorjax.nn.reparameterize returned and of
+    later ones. For each tensor: the median of a over its entries, the middle half, and the number of entries that no
+    flow reaches.
+
+    Example: mirrorjax bias start.safetensors step-1000.safetensors step-2000.safetensors --out bias.png
+    """
+    from .checkpoints import show_bias
+
+    _set_precision(False)
+    outs = [] if out is None else out
+    _require_new_files(outs)
+    with stopping(lambda: "Interrupted."):
+        show_bias(start, checkpoints, family, outs, console())
 
 
 @app.command("sweep")
 def sweep_file(
-    file: Annotated[Path, typer.Argument(help="A TOML file: lane, t1, [grid], ...", show_default=False)],
+    file: Annotated[Path | None, typer.Argument(help="A TOML file: lane, t1, [grid], ...", show_default=False)] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the run [default: runs/FILE-TIME].", show_default=False)
     ] = None,
+    example: Annotated[bool, typer.Option("--example", help="Print a complete file, with comments, and exit.")] = False,
 ) -> None:
     """Solve every point of a grid that a TOML file describes, in a folder that survives being stopped or killed.
 
-    The file names a function that makes a problem of parameters, and their values:
-
-    lane = "lanes.py:lane"; t1 = 100.0; saveat = [0, 50, 100]; [grid] alpha = { geomspace = [0.01, 1, 8] }
+    The file names a function that makes a problem of parameters, and their values in a table [grid]. For one that runs
+    as it is: mirrorjax sweep --example > sweep.toml && mirrorjax sweep sweep.toml
     """
+    if example:
+        text = importlib.resources.files("mirrorjax.sweeps").joinpath("example.toml").read_text(encoding="utf-8")
+        typer.echo(text, nl=False)
+        return
+    if file is None:
+        fail("give the TOML file of a sweep, or --example for one to begin with")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
     _run_recipe(file.absolute(), out if out is not None else Path("runs") / f"{file.stem}-{stamp}", resume=False)
 
@@ -222,11 +290,18 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", sh
 
 
 @app.command()
-def status(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", show_default=False)]) -> None:
-    """Show how far a sweep is, and the statuses of its lanes."""
+def status(
+    run: Annotated[Path, typer.Argument(help="The folder of a sweep, or of `reproduce`.", show_default=False)],
+) -> None:
+    """Show how far a sweep is, and the statuses of its lanes; or, of a folder of `reproduce`, its claims and states."""
     config = _read_json(run / CONFIG) if (run / CONFIG).exists() else {}
     if "experiment" in config or "experiments" in config:
-        fail(f"{run} is a folder of `mirrorjax reproduce`; its report comes from: mirrorjax report {run}")
+        from ..experiments.core.reproduce import print_summary
+
+        tell(f"{run} is a folder of `mirrorjax reproduce`")
+        print_summary(run, console())
+        tell(f"its report comes from: mirrorjax report {run}")
+        return
     from ..runs import open_sweep
 
     _set_precision(False)
@@ -280,6 +355,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         fail(f"{path} is not as mirrorjax writes it: it must be a JSON mapping, got {content!r}")
     return content
+
+
+def _require_new_files(outs: list[Path]) -> None:
+    for out in outs:
+        if exists(out):
+            fail(f"the file {out} exists and is not overwritten; choose another with --out")
+        if not out.parent.is_dir():
+            fail(f"the folder {out.parent} of --out does not exist; make it, or choose another")
 
 
 def _find(name: str) -> Experiment:

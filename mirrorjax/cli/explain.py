@@ -1,6 +1,7 @@
 """`mirrorjax explain`: prints and draws the effect of a schedule on the implicit bias of one coordinate x = g(w)."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,23 +12,28 @@ from rich.console import Console
 from rich.table import Table
 
 from .. import plot
-from ..experiments.theory.geometry import SHAPE_LABEL, curve
+from ..files import write_text
 from ..geometry.base import AbstractLegendre
 from ..geometry.effects import Explanation, explain
 from ..geometry.leaks import clock, remaining_time
 from ..geometry.legendre import legendre
+from ..plot.flows import excess_along
+from ..plot.interactive import Moments, bias_page
 from ..problem import (
+    AbstractReparameterization,
     AbstractSchedule,
     Compatible,
     Constant,
     CosineDecay,
     Hadamard,
+    Linear,
     LinearDecay,
     SwitchOff,
     WeightDecay,
     families_by_name,
 )
 from ..results import RESULTS, status_name
+from ..sweeps.recipe import load_object
 
 Maker = TypeVar("Maker")
 
@@ -37,61 +43,91 @@ SCHEDULES: dict[str, Callable[[float, float], AbstractSchedule]] = {
     "linear": LinearDecay,
     "cosine": CosineDecay,
 }
+PAGE = ".html"
+MOMENTS, POINTS = 61, 201  # times of the slider of the page, and points of a curve
 
 
-def explain_bias(
-    family: str,
-    init: Sequence[float],
-    schedule: str,
-    alpha: float,
-    t_off: float,
-    *,
-    t1: float,
-    scale: float,
-    times: int,
-    weight_decay: bool,
-    out: Path | None,
-    console: Console,
-) -> None:
-    """Prints the table of a, argmin R_a and the local exponent over time, and draws R_a to `out` if it is given.
+@dataclass(frozen=True)
+class Question:
+    """What `mirrorjax explain` is asked.
+
+    `family`: a name in `family_names()`, or `"module:object"`; `init`: one number a factor, whose count is the depth of
+    `hadamard`; `schedule`: a name in `SCHEDULES`, with `alpha` and `t_off`; `t1`: the last time; `scale`: the distance
+    from the minimum at which the local exponent is read; `times`: rows of the table; `weight_decay`: ordinary weight
+    decay in place of the regularizer that commutes with the family, which some families do not have.
+    """
+
+    family: str
+    init: Sequence[float]
+    schedule: str
+    alpha: float
+    t_off: float
+    t1: float
+    scale: float
+    times: int
+    weight_decay: bool
+
+
+def family_names() -> list[str]:
+    """The names that `explain` takes for a family, besides `module:object`."""
+    return [*families_by_name(), "linear"]
+
+
+def explain_bias(asked: Question, outs: Sequence[Path], console: Console) -> None:
+    """Prints the table of a, argmin R_a and the local exponent over time, and draws R_a to each of `outs`.
 
     Where the dual variable leaks, a second table shows its clock and the least time that a recovery takes.
 
-    **Arguments:** `family`, `schedule`: names in `families_by_name()` and `SCHEDULES`; `init`: one number a factor,
-    whose count is the depth of `hadamard`; `alpha`, `t_off`: of the schedule; `t1`: the last time; `scale`: the
-    distance from the minimum at which the local exponent is read; `weight_decay`: ordinary weight decay in place of the
-    regularizer that commutes with the family, which products of three factors and more do not have.
-    **Raises:** `ValueError` for an unknown name, weights that have no R_a, a bad number, or where R_a exists at none of
-    the times.
+    **Raises:** `ValueError` for an unknown name, weights that have no R_a, a bad number, a file of another kind, or
+    where R_a exists at none of the times.
     """
-    g = _named(family, families_by_name(), "family")()
-    if isinstance(g, Hadamard):
-        g = Hadamard(len(init))
-    weight_decay = weight_decay or (isinstance(g, Hadamard) and g.depth > 2)
-    alpha_t = _named(schedule, SCHEDULES, "schedule")(alpha, t_off)
-    if not np.all(np.isfinite(init)):
-        raise ValueError(f"initial weights must be finite, got {', '.join(map(str, init))}; choose them with --init")
-    if not t1 > 0 or not np.isfinite(t1):
-        raise ValueError(f"the last time must be positive and finite, got {t1}; choose it with --t1")
-    factors = tuple(jnp.asarray([value], float) for value in init)
-    w0 = factors[0] if len(factors) == 1 else factors
-    R = legendre(g, WeightDecay() if weight_decay else Compatible(g), w0)
-    ts = np.linspace(0.0, t1, times)
-    explanation = explain(R, alpha_t, ts, scale)
-    regularizer = "weight decay" if weight_decay else "compatible regularizer"
-    console.print(f"{family}, {regularizer} at scale 1; {schedule}: alpha = {alpha:g}, t_off = {t_off:g}")
+    for out in outs:
+        if out.suffix.lower() not in (*plot.FORMATS, PAGE):
+            raise ValueError(f"--out must be a file named {', '.join(plot.FORMATS)} or {PAGE}, got {out}")
+    g = _family(asked)
+    alpha_t = _named(asked.schedule, SCHEDULES, "schedule")(asked.alpha, asked.t_off)
+    if not np.all(np.isfinite(asked.init)):
+        numbers = ", ".join(map(str, asked.init))
+        raise ValueError(f"initial weights must be finite, got {numbers}; choose them with --init")
+    if not asked.t1 > 0 or not np.isfinite(asked.t1):
+        raise ValueError(f"the last time must be positive and finite, got {asked.t1}; choose it with --t1")
+    factors = tuple(jnp.asarray([value], float) for value in asked.init)
+    h = WeightDecay() if asked.weight_decay or not _has_compatible(g) else Compatible(g)
+    R = legendre(g, h, factors[0] if len(factors) == 1 else factors)
+    explanation = explain(R, alpha_t, np.linspace(0.0, asked.t1, asked.times), asked.scale)
+    regularizer = "compatible regularizer" if isinstance(h, Compatible) else "weight decay"
+    title = (
+        f"{asked.family}, {regularizer} at scale 1; {asked.schedule}: alpha = {asked.alpha:g}, t_off = {asked.t_off:g}"
+    )
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(explanation.table())
     for status in np.unique(status_name(explanation.effects.result)):
         if status != "successful":
             console.print(f"{status}: {RESULTS[getattr(RESULTS, status)]}", soft_wrap=True)
-    console.print(f"local exponent at a distance of {scale:g} from the minimum: 2 is L2-like, 1 is L1-like")
+    console.print(f"local exponent at a distance of {asked.scale:g} from the minimum: 2 is L2-like, 1 is L1-like")
     if not np.any(np.asarray(explanation.effects.ok)):
         raise ValueError("R_a exists at none of these times, so that there is no effect to explain")
     if np.any(np.asarray(R.leak) != 0):
-        _show_leak(R, explanation, scale, console)
-    if out is not None:
-        plot.save(legendre_figure(R, explanation, scale), out)
-        console.print(f"R_a is drawn in {out}", soft_wrap=True, highlight=False)
+        _show_leak(R, explanation, asked.scale, console)
+    for out in outs:
+        if out.suffix.lower() == PAGE:
+            write_text(out, bias_page(_moments(R, alpha_t, asked), title))
+        else:
+            plot.save(_figure(R, explanation, asked.scale), out)
+        console.print(f"R_a is drawn in {out}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _family(asked: Question) -> AbstractReparameterization:
+    """The family by its name, or the user's: an object in a module, or a function or class that makes one."""
+    if ":" in asked.family:
+        found = load_object(asked.family, Path.cwd(), "the family")
+        g = found() if callable(found) and not isinstance(found, AbstractReparameterization) else found
+        if not isinstance(g, AbstractReparameterization):
+            raise ValueError(f"the family {asked.family!r} must be a reparameterization or make one, got {g!r}")
+        return g
+    if asked.family == "hadamard":
+        return Hadamard(len(asked.init))
+    return _named(asked.family, {**families_by_name(), "linear": Linear}, "family")()
 
 
 def _show_leak(R: AbstractLegendre, explanation: Explanation, scale: float, console: Console) -> None:
@@ -118,23 +154,42 @@ def _show_leak(R: AbstractLegendre, explanation: Explanation, scale: float, cons
     )
 
 
-def legendre_figure(R: AbstractLegendre, explanation: Explanation, scale: float) -> Any:
+def _figure(R: AbstractLegendre, explanation: Explanation, scale: float) -> Any:
     """R_a(x) - min R_a of one coordinate for several a, each divided by its largest value shown, minimum marked."""
     a = np.asarray(explanation.effects.a)[np.asarray(explanation.effects.ok)]
     # Few curves, close together where most of the change is: at the start.
     chosen = np.unique(np.concatenate([[0.0], np.min(a) * np.geomspace(0.01, 1.0, 4)]))[::-1]
-    x = np.linspace(-3 * scale, 3 * scale, 301)
-    lines = []
-    for value in chosen:
-        each = curve(R, x, float(value))
-        if each.exists:
-            minimizer = float(R.minimizer(float(value))[0])
-            lines.append(each.line(np.nanmax(each.excess), f"a = {value:.3g}", marker=(minimizer, 0.0)))
-    panel = plot.Panel(lines, "Dots: argmin of each", "x", SHAPE_LABEL)
-    return plot.line_panels([panel], "R_a as regularization is spent", "spent")
+    return plot.potential(R, chosen, np.linspace(-3 * scale, 3 * scale, 301))
+
+
+def _moments(R: AbstractLegendre, alpha_t: AbstractSchedule, asked: Question) -> Moments:
+    """R_a and its effects at the times of the slider, the switch-off among them."""
+    ts = np.linspace(0.0, asked.t1, MOMENTS)
+    if 0 < asked.t_off < asked.t1:
+        ts[np.argmin(np.abs(ts - asked.t_off))] = asked.t_off
+    effects = explain(R, alpha_t, ts, asked.scale).effects
+    minimizer = np.asarray(effects.minimizer)[:, 0]
+    around = minimizer[np.isfinite(minimizer)]
+    x = np.linspace(around.min() - 2 * asked.scale, around.max() + 2 * asked.scale, POINTS)
+    excess = np.stack([np.asarray(excess_along(R, jnp.asarray(x), a)) for a in effects.a])
+    largest = np.nanmax(np.where(np.isfinite(excess), excess, 0.0), axis=1, keepdims=True)
+    lower, upper = (np.asarray(end)[:, 0] for end in (effects.dual_lower, effects.dual_upper))
+    shape = excess / np.where(largest > 0, largest, 1.0)
+    exponent = np.asarray(effects.local_exponent)
+    return Moments(ts, np.asarray(effects.a), minimizer, exponent, lower, upper, x, shape)
+
+
+def _has_compatible(g: AbstractReparameterization) -> bool:
+    """True if the theory names a regularizer that commutes with g, as it does not for products of three factors."""
+    try:
+        g.admission()
+    except ValueError:
+        return False
+    return True
 
 
 def _named(name: str, table: Mapping[str, Maker], kind: str) -> Maker:
     if name not in table:
-        raise ValueError(f"there is no {kind} {name!r}; there are: {', '.join(table)}")
+        own = ", or your own as module:object" if kind == "family" else ""
+        raise ValueError(f"there is no {kind} {name!r}; there are: {', '.join(table)}{own}")
     return table[name]

@@ -59,7 +59,6 @@ _TABLE = (
         "lasso-path",
         "Past the paper: the time average of x from an infinitesimal start, and the Lasso path.",
         f"{__package__}.theory.lasso_path:run",
-        extra="sparse-coding",
     ),
     Experiment(
         "rank",
@@ -76,28 +75,24 @@ _TABLE = (
         "Fig. 4, Table 5: the LoRA products of a GPT-2 under weight decay that is switched off.",
         f"{__package__}.networks.lora:run",
         presets=ON_A_GPU,
-        extra="nn",
     ),
     Experiment(
         "vit",
         "Figs. 4, 14, Tables 3, 4: W_K^T W_Q of a ViT under weight decay that is switched off.",
         f"{__package__}.networks.vit:run",
         presets=ON_A_GPU,
-        extra="nn",
     ),
     Experiment(
         "lr-schedule",
         "Figs. 15, 16: the same under learning-rate schedules, with AdamW and SGD.",
         f"{__package__}.networks.lr_schedule:run",
         presets=ON_A_GPU,
-        extra="nn",
     ),
     Experiment(
         "pilot",
         "PILoT: sparse networks from x = m w, beside magnitude pruning.",
         f"{__package__}.networks.pilot:run",
         presets=ON_A_GPU,
-        extra="nn",
     ),
 )
 EXPERIMENTS: dict[str, Experiment] = {experiment.name: experiment for experiment in _TABLE}

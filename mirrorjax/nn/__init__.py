@@ -10,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from .bias import read_bias as read_bias
+from .checkpoints import read_biases as read_biases, read_spectra as read_spectra, save_weights as save_weights
 from .initial import initial_weights as initial_weights
 from .reparameterize import Reparameterization as Reparameterization, reparameterize as reparameterize
 from .rules import AbstractRule as AbstractRule, Factored as Factored, Frozen as Frozen, LowRank as LowRank

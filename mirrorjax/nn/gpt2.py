@@ -4,15 +4,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from ..checks import as_array, refuted, require_kind
-from ..extras import needs
-
-with needs("nn", __name__):
-    from flax import nnx
-
-    from .layers import Block, BlockConfig, layer_norm, normal_init, set_sizes, sizes_of
+from .layers import Block, BlockConfig, layer_norm, normal_init, set_sizes, sizes_of
 
 SIZES = {  # layers, width, heads
     "gpt2": (12, 768, 12),

@@ -11,16 +11,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.nn.initializers import Initializer
 from jaxtyping import Array, Float, PyTree
 
 from ..checks import as_count, as_scalar, require_positive
-from ..extras import needs
 from ..paths import named_leaves
 from .spectral import Factors, split_heads
-
-with needs("nn", __name__):
-    from flax import nnx
 
 Tokens = Float[Array, "batch length width"]
 

@@ -10,11 +10,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from ..extras import needs
-
-with needs("nn", __name__):
-    from .gpt2 import GPT2Config
-    from .vit import ViTConfig
+from .gpt2 import GPT2Config
+from .vit import ViTConfig
 
 
 class Entry(NamedTuple):

@@ -13,14 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import nnx
 from jaxtyping import Array, Float, Integer, PRNGKeyArray, PyTree, Shaped
 
-from ..extras import needs
 from ..runs import Zip
 from .reparameterize import Reparameterization
-
-with needs("nn", __name__):
-    from flax import nnx
 
 NEVER = math.inf
 Labelled = tuple[Shaped[Array, "..."], Integer[Array, "..."]]  # inputs (batch, ...) and labels (batch, *length)

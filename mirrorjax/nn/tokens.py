@@ -3,11 +3,12 @@
 import base64
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..checks import require_kind
 from ..extras import needs
 
-with needs("nn", __name__):
+if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
@@ -16,14 +17,17 @@ RANKS = 50_256
 WORDS = r"""'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"""
 
 
-def gpt2_tokens(ranks: str | Path) -> tiktoken.Encoding:
+def gpt2_tokens(ranks: str | Path) -> "tiktoken.Encoding":
     """Returns GPT-2's tokenizer: `encode_ordinary(text)` and `decode(tokens)`; 50,257 tokens, the last one ends a text.
 
     **Arguments:** `ranks`: the file of ranks, `mirrorjax.data.gpt2_ranks()`.
-    **Raises:** `ValueError`, in one line, for a file that is missing, truncated or in another format.
+    **Raises:** `ValueError`, in one line, for a file that is missing, truncated or in another format, and where
+    tiktoken, of the extra `published`, is not installed.
 
     Source: Radford et al., Language models are unsupervised multitask learners (2019).
     """
+    with needs("published", "GPT-2's tokenizer"):
+        import tiktoken
     require_kind(ranks, (str, os.PathLike), "ranks", "the path of a file, such as mirrorjax.data.gpt2_ranks()")
     path = Path(ranks)
     if not path.is_file():

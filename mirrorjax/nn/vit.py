@@ -6,15 +6,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array, Float
 
 from ..checks import as_array, require_kind
-from ..extras import needs
-
-with needs("nn", __name__):
-    from flax import nnx
-
-    from .layers import Block, BlockConfig, layer_norm, normal_init, set_sizes, sizes_of
+from .layers import Block, BlockConfig, layer_norm, normal_init, set_sizes, sizes_of
 
 # The initializers of the published code. Flax's modules hold them, so one object each lets equal models share programs.
 XAVIER = jax.nn.initializers.xavier_uniform()

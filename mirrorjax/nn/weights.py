@@ -13,18 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from ..checks import require_kind
-from ..extras import needs
 from ..paths import leaf_names, named_leaves
-
-with needs("nn", __name__):
-    from flax import nnx
-
-    from .gpt2 import GPT2, GPT2Config
-    from .layouts import Entry, augreg_layout, gpt2_layout, vit_layout
-    from .tensor_files import Tensors, as_weight_file, read_tensors, write_tensors
-    from .vit import ViT, ViTConfig
+from .gpt2 import GPT2, GPT2Config
+from .layouts import Entry, augreg_layout, gpt2_layout, vit_layout
+from .tensor_files import Tensors, as_weight_file, read_tensors, write_tensors
+from .vit import ViT, ViTConfig
 
 PREFIX = "transformer."
 WRAPPERS = ("_orig_mod.", "module.")  # names that torch.compile and data parallel training put first

@@ -174,24 +174,31 @@ def _one_of(path: Path, name: str, entry: Any, known: Mapping[str, Any]) -> Any:
 
 
 def _function(path: Path, name: str, entry: Any) -> Callable:
-    """Loads `"file.py:function"` or `"package.module:function"`; files are relative to the TOML file."""
-    place, _, attribute = entry.partition(":") if isinstance(entry, str) else ("", "", "")
-    is_file = place.endswith(".py")
-    if not (attribute.isidentifier() and (is_file or all(part.isidentifier() for part in place.split(".")))):
-        raise ValueError(f'{path}: {name} must be "file.py:function" or "package.module:function", got {entry!r}')
-    try:
-        module = _load(path.parent / place) if is_file else importlib.import_module(place)
-        function = getattr(module, attribute)
-    except SyntaxError as error:
-        where = f"{error.filename}, line {error.lineno}"
-        raise ValueError(f"{path}: {name} = {entry!r} cannot be loaded: {error.msg} ({where})") from None
-    except (Exception, SystemExit) as error:  # whatever the user's file does when it is imported
-        kind = "" if isinstance(error, ImportError | OSError | AttributeError) else f"{type(error).__name__}: "
-        message = f"{path}: {name} = {entry!r} cannot be loaded: {kind}{error}{user_place(error)}"
-        raise ValueError(message) from error
+    function = load_object(entry, path.parent, f"{path}: {name}")
     if not callable(function):
         raise ValueError(f"{path}: {name} = {entry!r} must be a function, got {function!r}")
     return function
+
+
+def load_object(entry: Any, folder: Path, what: str) -> Any:
+    """Loads `"file.py:function"` or `"package.module:function"`; files are relative to the folder.
+
+    **Raises:** `ValueError` in one line that begins with `what`, and has the file and line of an error in the file.
+    """
+    place, _, attribute = entry.partition(":") if isinstance(entry, str) else ("", "", "")
+    is_file = place.endswith(".py")
+    if not (attribute.isidentifier() and (is_file or all(part.isidentifier() for part in place.split(".")))):
+        raise ValueError(f'{what} must be "file.py:function" or "package.module:function", got {entry!r}')
+    try:
+        module = _load(folder / place) if is_file else importlib.import_module(place)
+        return getattr(module, attribute)
+    except SyntaxError as error:
+        where = f"{error.filename}, line {error.lineno}"
+        raise ValueError(f"{what} = {entry!r} cannot be loaded: {error.msg} ({where})") from None
+    except (Exception, SystemExit) as error:  # whatever the user's file does when it is imported
+        kind = "" if isinstance(error, ImportError | OSError | AttributeError) else f"{type(error).__name__}: "
+        message = f"{what} = {entry!r} cannot be loaded: {kind}{error}{user_place(error)}"
+        raise ValueError(message) from error
 
 
 def _load(path: Path) -> Any:

@@ -23,6 +23,7 @@ from command_line import Done, run_main
 import mirrorjax as mj
 from mirrorjax.cli import commands
 from mirrorjax.experiments import EXPERIMENTS, Experiment
+from mirrorjax.nn.tensor_files import write_tensors
 
 COMMAND = [sys.executable, "-c", "from mirrorjax.cli import main; main()"]
 # One fresh environment: a terminal of 100 columns, no flags from the test session.
@@ -66,8 +67,14 @@ def stop(process: subprocess.Popen, number: int, file: Path) -> str:
 def test_help_names_every_command(mirrorjax):
     done = mirrorjax("--help")
     assert done.returncode == 0
-    for word in ("reproduce", "report", "list", "explain", "sweep", "status", "resume", "--version"):
+    for word in ("reproduce", "report", "list", "explain", "spectra", "bias", "sweep", "status", "resume", "--version"):
         assert word in done.stdout
+
+
+def test_help_shows_square_brackets(mirrorjax):
+    shown = " ".join(mirrorjax("sweep", "--help").stdout.split())
+    assert "[grid]" in shown
+    assert "[default: runs/FILE-TIME]" in shown
 
 
 def test_version_and_list(mirrorjax):
@@ -158,6 +165,15 @@ def test_all_goes_on_after_a_failure_and_exits_1(mirrorjax, reproduce_few, tmp_p
     assert (tmp_path / "run" / "report.html").read_text() == page
 
 
+def test_status_of_a_folder_of_reproduce_says_what_it_is(mirrorjax, reproduce_few):
+    reproduce_few("fine")
+    done = mirrorjax("status", "run")
+    assert done.returncode == 0, done.stderr
+    assert "run is a folder of `mirrorjax reproduce`" in done.stdout
+    assert "1 of 1" in done.stdout
+    assert "its report comes from: mirrorjax report run" in done.stdout
+
+
 def test_ctrl_c_stops_all_and_the_report_says_what_is_missing(reproduce_few, tmp_path):
     done = reproduce_few("fine", "stopped", "broken")
     assert done.returncode == 130
@@ -175,6 +191,66 @@ def test_explain_prints_the_effects_and_draws(mirrorjax, tmp_path):
     # argmin R_a = e^{4a} m0 w0 with c = 1: 0.5 at the start.
     assert "0.5" in done.stdout
     assert (tmp_path / "R.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_explain_takes_a_family_of_the_user_and_writes_pages_and_drawings(mirrorjax, tmp_path):
+    (tmp_path / "mine.py").write_text("import mirrorjax as mj\nfamily = mj.Hadamard()\n")
+    outs = [argument for name in ("R.html", "R.svg", "R.pdf") for argument in ("--out", name)]
+    done = mirrorjax("explain", "mine.py:family", "-i", "1", "-i", "0.5", "--times", "3", *outs)
+    assert done.returncode == 0, done.stderr
+    assert "mine.py:family, compatible regularizer" in done.stdout
+    assert "Plotly.newPlot" in (tmp_path / "R.html").read_text(encoding="utf-8")
+    assert (tmp_path / "R.pdf").read_bytes().startswith(b"%PDF")
+    assert "<svg" in (tmp_path / "R.svg").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def attention(tmp_path) -> list[str]:
+    """Two checkpoints of one layer with two heads, in the layout of Llama."""
+    kernels = np.random.default_rng(0).normal(size=(2, 2, 4, 4))
+    for step, (query, key) in enumerate(kernels):
+        (tmp_path / f"step-{step}").mkdir()
+        at = "model.layers.0.self_attn"
+        write_tensors(
+            tmp_path / f"step-{step}" / "m.safetensors", {f"{at}.q_proj.weight": query, f"{at}.k_proj.weight": key}
+        )
+    return [f"step-{step}/m.safetensors" for step in range(2)]
+
+
+def test_spectra_of_one_checkpoint_and_of_several(mirrorjax, attention, tmp_path):
+    done = mirrorjax("spectra", attention[0], "--heads", "2", "--out", "one.png", "--out", "one.csv")
+    assert done.returncode == 0, done.stderr
+    one = pd.read_csv(tmp_path / "one.csv")
+    assert list(one["head"]) == [0, 1]
+    assert done.stdout.count("self_attn") == 2
+    assert f"{one.effective_rank[1]:.4g}" in done.stdout
+    several = mirrorjax("spectra", *attention, "--heads", "2", "--out", "all.svg", "--out", "all.csv")
+    assert several.returncode == 0, several.stderr
+    both = pd.read_csv(tmp_path / "all.csv")
+    assert list(both["checkpoint"]) == ["step-0", "step-0", "step-1", "step-1"]
+    assert f"{one.ratio.mean():.4g}" in several.stdout  # a row a checkpoint, with the mean over heads
+    assert (tmp_path / "one.png").stat().st_size > 10_000
+    assert "step-1" in (tmp_path / "all.svg").read_text(encoding="utf-8")
+
+
+def test_bias_over_checkpoints(mirrorjax, tmp_path):
+    start = {"k": (np.ones((3, 2)), np.full((3, 2), 0.5))}
+    for step, factor in enumerate((1.0, 0.9, 0.5)):
+        mj.nn.save_weights(tmp_path / f"{step}.npz", {"k": tuple(factor * one for one in start["k"])})
+    done = mirrorjax("bias", "0.npz", "1.npz", "2.npz", "--out", "a.csv", "--out", "a.png")
+    assert done.returncode == 0, done.stderr
+    # u v shrinks by the square of the factor: a = log(factor^2) / 4.
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "a.csv")["median"], np.log([0.9, 0.5]) / 2, rtol=1e-12)
+    assert f"{np.log(0.5) / 2:.4g}" in done.stdout
+
+
+def test_explain_takes_weight_decay_for_a_family_without_a_regularizer_of_its_own(mirrorjax):
+    """x = w under weight decay: R_a is quadratic, so that the exponent is 2, with the minimum at e^(2a) w0."""
+    done = mirrorjax("explain", "linear", "-i", "1", "--alpha", "0.2", "--t-off", "5", "--times", "3")
+    assert done.returncode == 0, done.stderr
+    assert "linear, weight decay" in done.stdout
+    assert f"{np.exp(-2):.4g}" in done.stdout
+    assert done.stdout.count("2.0000") == 3
 
 
 def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
@@ -304,6 +380,19 @@ def test_sweep_status_resume(mirrorjax, tmp_path):
     assert changed.returncode == 2
     assert "t1: 8.0 -> 9.0" in changed.stderr
     assert mirrorjax("status", "sweep.toml").returncode == 2
+
+
+def test_the_example_of_a_sweep_runs_as_it_is(mirrorjax, tmp_path):
+    (tmp_path / "example.toml").write_text(mirrorjax("sweep", "--example").stdout, encoding="utf-8")
+    done = mirrorjax("sweep", "example.toml", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    dataset = mj.open_sweep(tmp_path / "run")
+    assert np.all(dataset.status == "successful")
+    # Enough decay finds the five ones; too little does not, and too much finds them later than t1.
+    error = dataset.error.isel(time=-1)
+    assert (
+        error.sel(alpha=1.0, t_off=5.0) < 0.05 < 1 < min(error.isel(alpha=0, t_off=0), error.isel(alpha=-1, t_off=-1))
+    )
 
 
 # Lanes that take minutes, so that a signal finds them at work.

@@ -1,7 +1,9 @@
 """The report: what it says of runs on disk, and that a real browser shows it whole."""
 
+import html
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -14,7 +16,17 @@ from rich.console import Console
 
 from mirrorjax import plot
 from mirrorjax.experiments import Experiment, RunFolder, Setting
-from mirrorjax.experiments.core.report import MOST_ROWS, REPORT, duration, read_runs, write_report
+from mirrorjax.experiments.core.report import (
+    MOST_ROWS,
+    REPORT,
+    Heading,
+    Table,
+    duration,
+    formulas,
+    read_runs,
+    render,
+    write_report,
+)
 from mirrorjax.experiments.core.reproduce import reproduce, reproduce_all
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -37,7 +49,7 @@ def fill(folder: RunFolder, setting: Setting) -> None:
     folder.save_table("long_list", [{"index": index, "a_wide_column": "w" * 60} for index in range(MOST_ROWS + 7)])
     folder.save_figure("second", figure(), "What there is to see.")
     folder.save_figure("first", figure())
-    folder.claim("what is so", paper="1.00", ours="1.0002", holds=True)
+    folder.claim("what is so", paper="1.00", ours="1.0002", holds=True, see=["first", "numbers"])
     folder.claim(SPITEFUL, paper="-", ours="0.5", holds=False)
 
 
@@ -104,7 +116,8 @@ def test_a_run_is_told_whole(tmp_path, quiet):
     # A table that is shown has the shown rows and columns alone.
     assert "left out" not in text
     assert page.text.count("w" * 60) == MOST_ROWS
-    assert not [tag for tag, _ in page.tags if tag == "script"]
+    # The library for tables and the line that calls it, and no script of a claim.
+    assert len([tag for tag, _ in page.tags if tag == "script"]) == 2
     assert len(page.ids) == len(set(page.ids))
     pictures = [named for tag, named in page.tags if tag == "img"]
     # In the order they were saved, described by their own labels.
@@ -254,6 +267,65 @@ def test_a_browser_shows_the_report_of_several_runs(tmp_path, quiet, browser):
     assert page.locator("#run-2 .failure").inner_text().startswith("Failed: RuntimeError: it broke")
 
 
+def test_claims_link_to_what_shows_them_and_tables_sort_search_and_download(tmp_path, quiet, browser):
+    reproduce(FAKE, tmp_path / "run", SETTING, quiet)
+    ledger = Table(
+        "Ledger", "ledger.csv", [Heading("statement", False), Heading("verdict", False)], LEDGER, 3, "ledger-0"
+    )
+    (tmp_path / "ledger.html").write_text(render(read_runs(tmp_path / "run"), ledger), encoding="utf-8")
+    page = look(browser, tmp_path / "ledger.html")
+    # The links that the claim names; the other claim, which names none, leads to all figures and all tables.
+    assert page.locator("#run-1-claim-1 a.see").all_inner_texts() == ["first", "numbers"]
+    assert page.locator("#run-1-claim-2 a.see").all_inner_texts() == ["figures", "tables"]
+    page.locator("#run-1-claim-1 a.see", has_text="numbers").click()
+    assert page.evaluate("location.hash") == "#run-1-table-0"
+    assert page.evaluate(DEAD_LINKS) == []
+
+    numbers = page.locator("#run-1-table-0")
+    heading = numbers.locator("thead th", has_text="a number")
+    for first in ("one", "two"):  # upwards, then downwards
+        heading.click()
+        assert numbers.locator("tbody tr td").first.inner_text() == first
+    page.locator("#run-1 .dt-search input").first.fill("two")
+    assert numbers.locator("tbody tr").count() == 1
+    with page.expect_download() as started:
+        page.locator("#run-1 a[download='long_list.csv']").click()
+    assert started.value.path().read_bytes() == (tmp_path / "run" / "long_list.csv").read_bytes()
+
+    for name, labels in (("all-claims", ["✗ NOT shown"]), ("ledger-0", ["open", "refuted"])):
+        for label in labels:
+            page.locator("fieldset.choice label", has_text=label).first.click()
+            shown = page.locator(f"#{name} tbody tr").filter(visible=True)
+            assert shown.count() == 1
+            assert label in shown.inner_text()
+    assert page.troubles == []
+
+
+LEDGER = [["a", "proved"], ["b", "open"], ["c", "refuted"]]
+
+
+def test_a_figure_wider_than_a_phone_says_that_it_scrolls(tmp_path, quiet, browser):
+    reproduce(FAKE, tmp_path / "run", SETTING, quiet)
+    page = look(browser, tmp_path / "run" / REPORT)
+    for width, is_shown in ((400, True), (1400, False)):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.locator(".hint").first.is_visible() == is_shown
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("R_a of W_K^T W_Q", "<i>R</i><sub>a</sub> of <i>W</i><sub>K</sub><sup>T</sup> <i>W</i><sub>Q</sub>"),
+        ("falls as e^(-2 lambda t), <= 10^-3", "falls as e<sup>-2 λ t</sup>, ≤ 10<sup>-3</sup>"),
+        ("(d - lambda/2)_+ at alpha = 1", "(d - λ/2)<sub>+</sub> at α = 1"),
+        ("local_exponent & a.b_c <b>", "local_exponent &amp; a.b_c &lt;b&gt;"),
+        ("x* and max_steps(t)", "x* and max_steps(t)"),
+    ],
+)
+def test_formulas_in_plain_text_are_set(text, expected):
+    assert formulas(text) == expected
+
+
 def test_figures_stand_on_white_in_the_dark_and_on_paper(tmp_path, quiet, browser):
     reproduce(FAKE, tmp_path / "run", SETTING, quiet)
     page = look(browser, tmp_path / "run" / REPORT)
@@ -266,6 +338,11 @@ def test_figures_stand_on_white_in_the_dark_and_on_paper(tmp_path, quiet, browse
     assert page.locator("body").evaluate(ground) == "rgb(21, 24, 28)"
 
 
+def plain(text: str) -> str:
+    """The text that a reader sees of a text with formulas."""
+    return html.unescape(re.sub(r"<[^>]*>", "", formulas(text)))
+
+
 @pytest.mark.slow
 def test_a_browser_shows_the_report_of_a_real_experiment(browser, request):
     # Asked for here: as an argument it would run, for many seconds, before the browser is found to be missing.
@@ -273,6 +350,6 @@ def test_a_browser_shows_the_report_of_a_real_experiment(browser, request):
     page = look(browser, write_report(quick_separable.path))
     check_page(page, ["separable"], pictures=1)
     for claim in quick_separable.claims:
-        row = page.locator("table.claims tbody tr", has_text=claim.statement).first
+        row = page.locator("table.claims tbody tr", has_text=plain(claim.statement)).first
         assert ("NOT shown" in row.inner_text()) == (not claim.holds)
-        assert claim.ours in row.inner_text()
+        assert plain(claim.ours) in row.inner_text()

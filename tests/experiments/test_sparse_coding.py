@@ -1,6 +1,5 @@
 """Codes by flows on small dictionaries, against the theory, scikit-learn and the definition of the objective."""
 
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -13,7 +12,7 @@ from rich.console import Console
 from mirrorjax import data
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.theory import sparse_coding
-from mirrorjax.experiments.theory.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
+from mirrorjax.experiments.theory.dictionary import lasso, reduce, take, update_dictionary
 from mirrorjax.experiments.theory.sparse_coding import (
     alternate,
     check_range,
@@ -67,12 +66,6 @@ def test_a_dictionary_that_does_not_fit_is_refused(shape, words):
     signals, _ = sparse_signals()
     with pytest.raises(ValueError, match=words):
         reduce(signals, np.ones(shape))
-
-
-def test_without_scikit_learn_one_message_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(ValueError, match=r"needs scikit-learn.*pip install 'mirrorjax\[sparse-coding\]'"):
-        learn_dictionary(sparse_signals()[0], 4, 0)
 
 
 @pytest.mark.parametrize("start", [1.0, 5.0])

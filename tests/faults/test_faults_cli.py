@@ -248,12 +248,7 @@ ROWS = [
     Bad("resume: not UTF-8", ("resume", "run"), "run/recipe.json is not JSON", {"run/recipe.json": b"\xff\xfe"}),
     Bad("status: no folder", ("status", "[/x]"), "[/x] is not the folder of a run"),
     Bad("status: a file", ("status", "x"), "x is not the folder of a run", {"x": ""}),
-    Bad(
-        "status: of reproduce",
-        ("status", "run"),
-        "its report comes from: mirrorjax report run",
-        {"run/config.json": run_config()},
-    ),
+    Bad("sweep: nothing", ("sweep",), "give the TOML file of a sweep, or --example"),
     Bad(
         "status: config a list",
         ("status", "run"),
@@ -304,6 +299,18 @@ ROWS = [
     ),
     Bad("reproduce: seed -1", ("reproduce", "matrix-sensing", "--seed", "-1"), "Invalid value for '--seed'"),
     explain("no such folder", "the folder no of --out does not exist", *HADAMARD, "--out", "no/R.png"),
+    explain("a picture of another kind", "named .png, .pdf, .svg or .html, got R.gif", *HADAMARD, "--out", "R.gif"),
+    explain("a family of nobody", "the family = 'no_such:g' cannot be loaded: No module", "no_such:g", "-i", "1"),
+    explain(
+        "a family that is none", "'math:pi' must be a reparameterization or make one, got 3.1", "math:pi", "-i", "1"
+    ),
+    Bad("spectra: no file", ("spectra", "a.safetensors"), "there is no weight file a.safetensors"),
+    Bad("spectra: a pickle", ("spectra", "a.bin"), "unpickling can run any code", {"a.bin": b"\x80\x04."}),
+    Bad("spectra: twice", ("spectra", "a.safetensors", "a.safetensors"), "a checkpoint is given twice"),
+    Bad("spectra: a picture of another kind", ("spectra", "a.npz", "--out", "a.gif"), "--out must be a file named"),
+    Bad("spectra: an empty folder", ("spectra", "run"), "the folder run holds no .safetensors file", {"run/a": ""}),
+    Bad("bias: a family of nobody", ("bias", "a.npz", "b.npz", "--family", "cubic"), "there is no family 'cubic'"),
+    Bad("bias: no file", ("bias", "a.npz", "b.npz"), "there is no weight file a.npz"),
     explain("weights not numbers", "Invalid value for '--init'", "hadamard", "-i", "a"),
     explain("weights NaN", "must be finite", "hadamard", "-i", "nan", "-i", "0"),
     explain("too many weights", "Square", "square", "-i", "1", "-i", "2"),

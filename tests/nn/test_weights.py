@@ -241,6 +241,9 @@ def test_a_file_that_is_not_whole_is_refused(tmp_path, suffix):
 def test_other_kinds_of_files_and_missing_folders_are_refused(tmp_path):
     model = drawn(TEXT)
     assert "weights are in files named .safetensors or .npz" in refusal(
+        lambda: load_gpt2(tmp_path / "model.h5", TEXT), tmp_path / "model.h5"
+    )
+    assert "unpickling can run any code. Convert it" in refusal(
         lambda: load_gpt2(tmp_path / "pytorch_model.bin", TEXT), tmp_path / "pytorch_model.bin"
     )
     assert "GPT-2 is written to a file named .safetensors" in refusal(

@@ -1,20 +1,26 @@
 """Writes one HTML file on some runs from their folders alone: claims, tables, figures, versions.
 
-It needs nothing beside it and nothing from the net: pictures and style are inside, there is no script. The same folders
-give the same page, so it can be made again at any time, and of a run that was interrupted too.
+It needs nothing beside it and nothing from the net: pictures, data, style and the library that sorts and searches
+tables (DataTables, in `vendor`) are inside. The same folders give the same page, so it can be made again at any time,
+and of a run that was interrupted too.
 """
 
 import base64
+import csv
+import importlib.resources
+import io
 import json
+import re
 import struct
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 
 from ...files import write_text
 from .run import CONFIG
@@ -24,6 +30,7 @@ REPORT = "report.html"
 MOST_ROWS = 40
 PNG = b"\x89PNG\r\n\x1a\n"  # the first bytes of every PNG file
 DOTS_PER_INCH, PIXELS_PER_INCH = 150, 96  # of a saved figure, and of a page
+GREEK = {"alpha": "α", "beta": "β", "gamma": "γ", "eta": "η", "lambda": "λ", "mu": "μ", "nu": "ν", "sigma": "σ"}
 STATES = {
     "finished": "finished",
     "interrupted": "interrupted: only what was finished is here",
@@ -43,20 +50,39 @@ class Heading:
 
 @dataclass(frozen=True)
 class Table:
-    """Texts in rows under headings; `total` rows are in the file, of which the first ones may be all that is here."""
+    """Texts in rows under headings; `total` rows are in the file, of which the first ones may be all that is here.
+
+    `anchor` is its id on the page, and `source` the whole file as a data URI, "" for none. If a column is headed
+    `verdict`, its values can be chosen above the table.
+    """
 
     title: str
     file: str
     headings: list[Heading]
     rows: list[list[str]]
     total: int
+    anchor: str
+    source: str = ""
+
+    @property
+    def verdict(self) -> int | None:
+        """The number of the column of verdicts."""
+        return next((number for number, each in enumerate(self.headings) if each.text == "verdict"), None)
+
+    @property
+    def verdicts(self) -> list[str]:
+        return [] if self.verdict is None else list(dict.fromkeys(row[self.verdict] for row in self.rows))
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture as a data URI, its size on the page in pixels, its caption, and the text in its place."""
+    """A picture as a data URI, its size on the page in pixels, its caption, and the text in its place.
+
+    `anchor` is its id on the page.
+    """
 
     name: str
+    anchor: str
     source: str
     width: int
     height: int
@@ -83,6 +109,14 @@ class Run:
     def shown(self) -> int:
         return sum(claim.holds for claim in self.claims)
 
+    def links(self, claim: Claim) -> list[tuple[str, str]]:
+        """Name and id of what shows a claim: the figures and tables that it names, or else all figures, all tables."""
+        known = {Path(each.name).stem: each for each in self.figures}
+        known |= {Path(each.file).stem: each for each in self.tables}
+        named = [(name, known[name].anchor) for name in claim.see.split() if name in known]
+        parts = (("figures", self.figures), ("tables", self.tables))
+        return named or [(name, f"{self.anchor}-{name}") for name, each in parts if each]
+
 
 @dataclass(frozen=True)
 class Environment:
@@ -93,18 +127,20 @@ class Environment:
     machine: Mapping[str, str]
 
 
-def write_report(folder: Path) -> Path:
+def write_report(folder: Path, ledger: Table | None = None) -> Path:
     """Write `report.html` into the folder of one run, or of several in folders of their own, and return its path.
+
+    `ledger`: a table over all runs that the page shows after the claims.
 
     **Raises:** `ValueError` where no run is in the folder.
     """
-    page = render(read_runs(folder))
+    page = render(read_runs(folder), ledger)
     path = folder / REPORT
     write_text(path, page)
     return path
 
 
-def render(runs: Sequence[Run]) -> str:
+def render(runs: Sequence[Run], ledger: Table | None = None) -> str:
     """The page of these runs."""
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("mirrorjax.experiments.core", ""),
@@ -113,9 +149,39 @@ def render(runs: Sequence[Run]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    templates.filters |= {"duration": duration, "moment": moment}
+    templates.filters |= {"duration": duration, "moment": moment, "formulas": formulas, "csv": as_csv}
     begun = [run for run in runs if "versions" in run.config]
-    return templates.get_template("report.html.jinja").render(runs=runs, begun=begun, environments=environments(begun))
+    library = importlib.resources.files(__package__).joinpath("vendor", "dataTables.min.js").read_text("utf-8")
+    return templates.get_template("report.html.jinja").render(
+        runs=runs, begun=begun, environments=environments(begun), ledger=ledger, library=markupsafe.Markup(library)
+    )
+
+
+def formulas(text: str) -> markupsafe.Markup:
+    """Sets indices, powers, Greek letters and signs of a plain text as HTML: `W_K^T W_Q`, `e^(-2 lambda t)`, `<=`.
+
+    An index follows a single letter or a bracket, so that names of variables such as `local_exponent` stay as they are.
+    """
+    html = str(markupsafe.escape(text))
+    html = re.sub(r"(?<![\w.])([A-Za-z])_([A-Za-z0-9]+)(?![\w(])", r"<i>\1</i><sub>\2</sub>", html)
+    html = re.sub(r"(?<=[\w)>*])\^(?:\(([^()]*)\)|([-+]?[A-Za-z0-9.]*[A-Za-z0-9]))", r"<sup>\1\2</sup>", html)
+    html = re.sub(r"\)_\+", ")<sub>+</sub>", html)
+    html = re.sub(rf"(?<![\w.])({'|'.join(GREEK)})(?![\w(=])", lambda found: GREEK[found[0]], html)
+    return markupsafe.Markup(html.replace("&lt;=", "≤").replace("&gt;=", "≥"))  # escaped above
+
+
+def as_csv(runs: Sequence[Run]) -> str:
+    """All claims of some runs as a data URI of a CSV file."""
+    rows = [{"experiment": run.name, **asdict(claim)} for run in runs for claim in run.claims]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]) if rows else ["experiment"], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return _data_uri(text.getvalue().encode(), "text/csv")
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def read_runs(folder: Path) -> list[Run]:
@@ -141,19 +207,20 @@ def read_runs(folder: Path) -> list[Run]:
 def read_run(folder: Path, number: int) -> Run:
     """Reads one run from its folder; `number` tells the run from others on the page."""
     config = _read_config(folder) or {"experiment": folder.name, "summary": "", "state": "not started"}
+    anchor = f"run-{number}"
     with _foreign(folder / CONFIG):
         _check(config)
     with _foreign(folder / "claims.csv"):
         claims = _read_claims(folder / "claims.csv")
     with _foreign(folder / CONFIG):
-        tables = _read_tables(folder, config.get("tables", []))
+        tables = _read_tables(folder, config.get("tables", []), anchor)
     return Run(
-        anchor=f"run-{number}",
+        anchor=anchor,
         name=config["experiment"],
         config=config,
         claims=claims,
         tables=tables,
-        figures=_read_figures(folder, config.get("figures", {})),
+        figures=_read_figures(folder, config.get("figures", {}), anchor),
     )
 
 
@@ -205,10 +272,12 @@ def _read_claims(path: Path) -> list[Claim]:
     if not path.exists():
         return []
     rows = read_rows(path)
-    return [Claim(row["statement"], row["paper"], row["ours"], row["holds"] == "True") for row in rows]
+    return [
+        Claim(row["statement"], row["paper"], row["ours"], row["holds"] == "True", row.get("see", "")) for row in rows
+    ]
 
 
-def _read_tables(folder: Path, shown: Sequence[Mapping[str, Any]]) -> list[Table]:
+def _read_tables(folder: Path, shown: Sequence[Mapping[str, Any]], run: str) -> list[Table]:
     """The tables that the run showed, as it showed them; then every other CSV file with all its columns."""
     files = {path.stem: path for path in sorted(folder.glob("*.csv")) if path.stem != "claims"}
     tables = []
@@ -217,41 +286,44 @@ def _read_tables(folder: Path, shown: Sequence[Mapping[str, Any]]) -> list[Table
             raise ValueError(f"{folder / view['file']}.csv is missing, which {CONFIG} names; run the experiment again")
         whole = read_rows(files[view["file"]])
         rows = [whole[number] for number in view["rows"]]
-        tables.append(_table(view["title"], view["file"], rows, view["columns"]))
+        tables.append(_table(view["title"], files[view["file"]], rows, view["columns"], f"{run}-table-{len(tables)}"))
     for name in sorted(set(files) - {view["file"] for view in shown}):
         rows = read_rows(files[name])
         headings = {key: key.replace("_", " ") for key in (rows[0] if rows else ())}
-        tables.append(_table(name.replace("_", " "), name, rows, headings))
+        tables.append(_table(name.replace("_", " "), files[name], rows, headings, f"{run}-table-{len(tables)}"))
     return tables
 
 
-def _table(title: str, file: str, rows: Sequence[Mapping[str, str]], headings: Mapping[str, str]) -> Table:
+def _table(
+    title: str, file: Path, rows: Sequence[Mapping[str, str]], headings: Mapping[str, str], anchor: str
+) -> Table:
     """The chosen columns of these rows; `headings`: by key, the heading of each column."""
     columns = [parsed([row[key] for row in rows]) for key in headings]
     shown = [[as_text(values[number]) for values, _ in columns] for number in range(min(len(rows), MOST_ROWS))]
     above = [Heading(text, numeric) for text, (_, numeric) in zip(headings.values(), columns, strict=True)]
-    return Table(title, f"{file}.csv", above, shown, len(rows))
+    return Table(title, file.name, above, shown, len(rows), anchor, _data_uri(file.read_bytes(), "text/csv"))
 
 
-def _read_figures(folder: Path, known: Mapping[str, Mapping[str, str]]) -> list[Figure]:
+def _read_figures(folder: Path, known: Mapping[str, Mapping[str, str]], run: str) -> list[Figure]:
     """Every PNG file: first those the run tells about, in its order."""
     order = list(known)
     paths = sorted(folder.glob("*.png"), key=lambda path: (_position(path.stem, order), path.stem))
-    return [_figure(path, known.get(path.stem, {"caption": "", "alt": path.stem.replace("_", " ")})) for path in paths]
+    plain = [known.get(path.stem, {"caption": "", "alt": path.stem.replace("_", " ")}) for path in paths]
+    return [_figure(path, words, f"{run}-figure-{i}") for i, (path, words) in enumerate(zip(paths, plain, strict=True))]
 
 
 def _position(name: str, order: Sequence[str]) -> int:
     return order.index(name) if name in order else len(order)
 
 
-def _figure(path: Path, words: Mapping[str, str]) -> Figure:
+def _figure(path: Path, words: Mapping[str, str], anchor: str) -> Figure:
     data = path.read_bytes()
     if not data.startswith(PNG) or len(data) < 24:
         raise ValueError(f"{path} is not a PNG file, or is damaged; remove it, or run the experiment again")
     width, height = struct.unpack(">II", data[16:24])  # where a PNG file has its size
-    source = f"data:image/png;base64,{base64.b64encode(data).decode('ascii')}"
     scale = PIXELS_PER_INCH / DOTS_PER_INCH
-    return Figure(path.name, source, round(width * scale), round(height * scale), words["caption"], words["alt"])
+    size = round(width * scale), round(height * scale)
+    return Figure(path.name, anchor, _data_uri(data, "image/png"), *size, words["caption"], words["alt"])
 
 
 def environments(runs: Sequence[Run]) -> list[Environment]:

@@ -9,12 +9,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, its value there and here, and whether this run shows it."""
+    """A statement of the paper, its value there and here, and whether this run shows it.
+
+    `see`: the names of the figures and tables of the run that show it, with spaces between them.
+    """
 
     statement: str
     paper: str
     ours: str
     holds: bool
+    see: str = ""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

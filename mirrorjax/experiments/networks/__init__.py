@@ -1,1 +1,1 @@
-"""Experiments that train networks; they need the extra `nn`."""
+"""Experiments that train networks."""

@@ -20,9 +20,6 @@ from ...data import FOLDER
 from ...extras import needs
 from ...nn.tasks import Labelled
 
-with needs("nn", __name__):
-    from PIL import Image, ImageOps
-
 SUFFIXES = (".jpeg", ".jpg", ".png")
 
 
@@ -113,6 +110,8 @@ class Reader:
     def _read(self, number: int) -> np.ndarray:
         path = self.paths[number]
         try:
+            with needs("published", "a folder of ImageNet"):
+                from PIL import Image, ImageOps
             with Image.open(path) as image:
                 return np.asarray(ImageOps.fit(image.convert("RGB"), (self.side, self.side), Image.Resampling.BICUBIC))
         except (OSError, SyntaxError) as error:  # Pillow's own for damaged files

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ...extras import needs
 from ...problem import LeastSquares
 
 Signals = Float[np.ndarray, "n p"]
@@ -141,7 +140,7 @@ def timed(compute: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
 
 
 def _scikit_learn() -> tuple[Any, Any]:
-    """`sklearn.decomposition` and `sklearn.linear_model`, which the package does not require."""
-    with needs("sparse-coding", "sparse coding"):
-        from sklearn import decomposition, linear_model
+    """`sklearn.decomposition` and `sklearn.linear_model`, imported when they are used, since that takes a second."""
+    from sklearn import decomposition, linear_model
+
     return decomposition, linear_model

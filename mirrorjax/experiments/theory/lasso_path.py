@@ -17,7 +17,6 @@ from diffrax import Kvaerno5
 
 from ... import plot
 from ...dynamics import MirrorFlow, solve
-from ...extras import needs
 from ...problem import Hadamard, LeastSquares, Problem, WeightDecay
 from ..core.experiment import Setting
 from ..core.run import RunFolder
@@ -97,8 +96,8 @@ def planted(seed: int) -> Data:
 
 def diabetes() -> Data:
     """The diabetes data of Efron et al. (2004), with columns and targets of unit variance."""
-    with needs("sparse-coding", "lasso-path"):
-        from sklearn.datasets import load_diabetes
+    from sklearn.datasets import load_diabetes
+
     raw: Any = load_diabetes()
     Z, y = raw.data / raw.data.std(axis=0), raw.target - raw.target.mean()
     return Data(Z, y / y.std(), tuple(raw.feature_names))
@@ -106,8 +105,8 @@ def diabetes() -> Data:
 
 def lasso_path(data: Data) -> Callable[[np.ndarray], np.ndarray]:
     """s -> the minimum of `|Z x - y|^2 / (2n) + |x|_1 / s`, from scikit-learn's path, which is linear in 1/s."""
-    with needs("sparse-coding", "lasso-path"):
-        from sklearn.linear_model import lars_path
+    from sklearn.linear_model import lars_path
+
     penalties, _, coefficients = lars_path(data.Z, data.y, method="lasso")
     order = np.argsort(penalties)
 

@@ -1,4 +1,4 @@
-"""Figures from arrays and datasets; the one door to matplotlib.
+"""Figures from arrays.
 
 Functions return a `matplotlib.figure.Figure` and touch no global state (no pyplot), so they work in scripts, notebooks
 and threads alike (a notebook shows them once it has seen `%matplotlib inline`). Labels, units and titles are
@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
 WIDTH = 4.2  # inches a panel: readable at half a page
+FORMATS = (".png", ".pdf", ".svg")
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Panel:
     events: Sequence[float] = field(default_factory=tuple)
     level: float | None = None
     floor: float | None = None  # the y axis ends here: below it there is only the solver's tolerance
+    names: Sequence[str] = ()  # texts at x = 0, 1, .. in place of numbers
 
 
 def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = None) -> Figure:
@@ -77,8 +79,11 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
 
 
 def colors(count: int) -> list[tuple[float, float, float, float]]:
-    """So many colours from dark to bright, for curves that more than one panel or style shows."""
-    return [tuple(color) for color in matplotlib.colormaps["viridis"](np.linspace(0.0, 0.9, max(count, 2)))[:count]]
+    """So many colours from dark to bright, for curves that more than one panel or style shows.
+
+    The bright end of the map is left out: on white its contrast is below 3, at which a thin line is hard to see.
+    """
+    return [tuple(color) for color in matplotlib.colormaps["plasma"](np.linspace(0.0, 0.63, max(count, 2)))[:count]]
 
 
 def _draw_panel(axis: Axes, panel: Panel) -> None:
@@ -104,6 +109,8 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         axis.set_yscale("log")
     if panel.floor is not None:
         axis.set_ylim(bottom=panel.floor)
+    if panel.names:
+        axis.set_xticks(range(len(panel.names)), panel.names, rotation=30, ha="right", rotation_mode="anchor")
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
@@ -134,12 +141,12 @@ def heat_map(
     axis.set_facecolor("white")
     axis.patch.set(hatch="///", edgecolor="0.7")
     masked = np.ma.masked_invalid(values)
-    mesh = axis.pcolormesh(_log_edges(columns), _log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
+    mesh = axis.pcolormesh(log_edges(columns), log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
     if contour is not None:
         axis.plot(contour.x, contour.y, contour.style, color="white", label=contour.label, linewidth=1.6)
         axis.legend(loc="lower left", frameon=True, facecolor="0.3", labelcolor="white", framealpha=0.8)
     axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
-    axis.set(xlim=_log_edges(columns)[[0, -1]], ylim=_log_edges(rows)[[0, -1]])
+    axis.set(xlim=log_edges(columns)[[0, -1]], ylim=log_edges(rows)[[0, -1]])
     figure.colorbar(mesh, ax=axis, label=value_label)
     return figure
 
@@ -210,15 +217,21 @@ def _require_log_axis(name: str, centers: np.ndarray, values: np.ndarray, axis: 
         raise ValueError(f"{name} must be two or more positive numbers that increase, got {centers}")
 
 
-def _log_edges(centers: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n+1"]:
+def log_edges(centers: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n+1"]:
     """Cell edges halfway between neighbours on a logarithmic axis."""
     logs = np.log(centers)
     middle = (logs[1:] + logs[:-1]) / 2
     return np.exp(np.concatenate([[2 * logs[0] - middle[0]], middle, [2 * logs[-1] - middle[-1]]]))
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG at 150 dots per inch and return the path."""
+def save(figure: Figure, path: str | Path) -> Path:
+    """Writes a figure as PNG (150 dots an inch), PDF or SVG, by the suffix of the path, and returns the path.
+
+    **Raises:** `ValueError` for another suffix.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ValueError(f"a figure is written to a file named {', '.join(FORMATS)}, got {path}")
     figure.savefig(path, dpi=150)
     return path
 
