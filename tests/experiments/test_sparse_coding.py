@@ -13,9 +13,8 @@ from rich.console import Console
 from mirrorjax import data
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.theory import sparse_coding
-from mirrorjax.experiments.theory.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
-from mirrorjax.experiments.theory.sparse_coding import (
-    alternate,
+from mirrorjax.experiments.theory.code_variants import alternate
+from mirrorjax.experiments.theory.coding import (
     check_range,
     final_codes,
     log_rows,
@@ -25,6 +24,7 @@ from mirrorjax.experiments.theory.sparse_coding import (
     solve_power,
     stationary_time,
 )
+from mirrorjax.experiments.theory.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
 from mirrorjax.geometry import legendre
 from mirrorjax.problem import Compatible, LogDifference
 from mirrorjax.results import RESULTS
@@ -162,7 +162,11 @@ def test_an_update_of_the_dictionary_only_improves_the_fit():
 @pytest.mark.slow
 def test_alternating_lowers_the_objective_every_round():
     signals, atoms = sparse_signals()
-    objectives = [row["objective"] for row in alternate(signals, atoms, 0.1, 2)]
+
+    def code(reduced):
+        return final_codes(solve_lasso(reduced, [0.1])[0], 0)
+
+    objectives = [row["objective"] for row in alternate(signals, atoms, code, 2, penalty=0.2)]
     assert np.all(np.diff(objectives) < 0)
 
 
@@ -174,7 +178,7 @@ def test_a_run_writes_whole_files(tmp_path: Path, monkeypatch):
     # As many faces and atoms as the tests of the Lasso have: the same compiled program.
     faces = data.Faces(np.kron(tiles, np.ones((1, 8, 8), np.float32)), np.zeros(40, np.uint8), "made up")
     monkeypatch.setattr(sparse_coding.data, "olivetti_faces", lambda: faces)
-    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1))
+    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1, (2,)))
     folder = RunFolder(tmp_path / "run", "sparse-coding", Setting("quick", 0, 64), Console(quiet=True))
     sparse_coding.run(folder, Setting("quick", 0, 64))
     table = pd.read_csv(tmp_path / "run" / "lasso.csv").set_index(["penalty", "method"])
@@ -183,6 +187,6 @@ def test_a_run_writes_whole_files(tmp_path: Path, monkeypatch):
         "x = m w under constant decay ends at scikit-learn's Lasso",
         "larger alpha raises the nuclear norm faster",
     }
-    for name in ("fig10_power", "fig12_log", "fig13_faces"):
+    for name in ("fig11_power_codes", "fig13_log_codes", "faces"):
         with Image.open(tmp_path / "run" / f"{name}.png") as picture:
             assert min(picture.size) > 300

@@ -9,12 +9,17 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Claim:
-    """A statement of the paper, its value there and here, and whether this run shows it."""
+    """A statement of the paper, its value there and here, and whether this run shows it.
+
+    `key` names the claim in the ledger of the paper's claims, whatever words the statement has; several claims of one
+    experiment may share a key, as by two methods. It is empty for claims that the ledger does not hold.
+    """
 
     statement: str
     paper: str
     ours: str
     holds: bool
+    key: str = ""
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
