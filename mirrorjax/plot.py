@@ -139,8 +139,8 @@ def heat_map(
     mesh = axis.pcolormesh(_log_edges(columns), _log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
     _write_values(axis, rows, columns, masked, mesh.norm)
     if contour is not None:
-        axis.plot(contour.x, contour.y, contour.style, color="white", label=contour.label, linewidth=1.6)
-        axis.legend(loc="lower left", frameon=True, facecolor="0.3", labelcolor="white", framealpha=0.8)
+        axis.plot(contour.x, contour.y, contour.style, color="tab:red", label=contour.label, linewidth=1.6)
+        figure.legend(loc="outside lower center", frameon=False)  # inside it would hide numbers
     axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
     axis.set(xlim=_log_edges(columns)[[0, -1]], ylim=_log_edges(rows)[[0, -1]])
     figure.colorbar(mesh, ax=axis, label=value_label)
@@ -156,7 +156,7 @@ def _write_values(axis: Axes, rows: np.ndarray, columns: np.ndarray, values: Any
                 continue
             bright = norm(np.clip(values[i, j], norm.vmin, None)) > 0.6
             style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
-            axis.text(column, row, _short(float(values[i, j])), color="black" if bright else "white", **style)
+            axis.text(column, row, _short(float(values[i, j])), color="black" if bright else "white", zorder=5, **style)
 
 
 def _short(value: float) -> str:

@@ -10,10 +10,12 @@ the statements with the runs of a folder instead. Only the standard library is i
 """
 
 import json
+import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +31,10 @@ MOST_SHOWN = 3  # measurements of one row, which several claims may share
 
 @dataclass(frozen=True)
 class Statement:
-    """A claim of the paper: the statement, its place there, the paper's value, and the claim that measures it.
+    """A claim of the paper: the statement, its place there, the paper's value, and the claims that measure it.
 
-    `experiment` and `key` name the claims of a run; `needs` says what a measurement needs that two cores do not have,
-    where there is none.
+    `experiment` and `key` name the claims of a run: `key` is theirs, or, for claims without one, their statement with *
+    for anything. `needs` says what a measurement needs that two cores do not have, where there is none.
     """
 
     statement: str
@@ -41,6 +43,10 @@ class Statement:
     experiment: str = ""
     key: str = ""
     needs: str = ""
+
+    def is_measured_by(self, claim: Mapping[str, Any]) -> bool:
+        """True for a claim of a run of the experiment that measures this statement."""
+        return fnmatchcase(claim["key"] or claim["statement"], self.key)
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,8 @@ def record(folder: Path) -> list[str]:
 
     **Raises:** as `read_ledger`.
     """
-    found = [run for run in _read_runs(Path(folder)) if run["claims"]]
+    found = [_shortened(run) for run in _read_runs(Path(folder))]
+    found = [run | {"commit": _commit()} for run in found if run["claims"]]
     replaced = {(run["experiment"], run["preset"]) for run in found}
     kept = [run for run in _recorded() if (run["experiment"], run["preset"]) not in replaced]
     order = list(EXPERIMENTS)
@@ -132,7 +139,7 @@ def _recorded() -> list[dict[str, Any]]:
 
 
 def _read_runs(folder: Path) -> list[dict[str, Any]]:
-    """The finished runs in a folder, each with the claims that have a key."""
+    """The finished runs in a folder, each with its claims."""
     paths = [path for path in (folder / "config.json", *sorted(folder.glob("*/config.json"))) if path.exists()]
     configs = [(path.parent, _config(path)) for path in paths]
     runs = [_run(where, config) for where, config in configs if config.get("state") == "finished"]
@@ -157,13 +164,26 @@ def _run(where: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     if missing := [name for name in KEPT if name not in config]:
         raise ValueError(f"{where / 'config.json'} is not as `mirrorjax reproduce` writes it: it has no {missing[0]!r}")
     path = where / "claims.csv"
-    rows = [row for row in read_rows(path) if row.get("key")] if path.exists() else []
-    claims = [{name: row[name] for name in ("key", "statement", "ours")} | {"holds": _holds(row)} for row in rows]
+    claims = [
+        {"key": row.get("key", ""), "statement": row["statement"], "ours": row["ours"], "holds": row["holds"] == "True"}
+        for row in (read_rows(path) if path.exists() else [])
+    ]
     return {name: config[name] for name in KEPT} | {"claims": claims}
 
 
-def _holds(row: Mapping[str, str]) -> bool:
-    return row["holds"] == "True"
+def _shortened(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The run with the claims of the ledger alone."""
+    mine = [said for said in statements() if said.experiment == run["experiment"]]
+    return {**run, "claims": [claim for claim in run["claims"] if any(said.is_measured_by(claim) for said in mine)]}
+
+
+def _commit() -> str:
+    """The commit that the package is at when runs are recorded, or "-" outside of a repository."""
+    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "-"
 
 
 def _measured(said: Statement, runs: Sequence[Mapping[str, Any]]) -> Row:
@@ -176,7 +196,7 @@ def _measured(said: Statement, runs: Sequence[Mapping[str, Any]]) -> Row:
         key=lambda run: presets.index(run["preset"]),
     )
     for run in mine:
-        claims = [claim for claim in run["claims"] if claim["key"] == said.key]
+        claims = [claim for claim in run["claims"] if said.is_measured_by(claim)]
         if claims:
             ours = [claim["ours"] for claim in claims]
             more = f"; and {len(ours) - MOST_SHOWN} more" if len(ours) > MOST_SHOWN else ""
@@ -228,12 +248,12 @@ def runs_table() -> str:
             str(run["seed"]),
             f"{run['seconds']:g} s",
             run["started"],
-            run["versions"].get("mirrorjax", "-"),
+            run["commit"],
             f"{run['machine']['processor']}, {run['machine']['cores']} cores",
         )
         for run in _recorded()
     ]
-    return _table(("experiment", "preset", "seed", "time", "started", "mirrorjax", "machine"), rows)
+    return _table(("experiment", "preset", "seed", "time", "started", "commit", "machine"), rows)
 
 
 def counts() -> str:

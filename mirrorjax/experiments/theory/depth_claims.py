@@ -1,10 +1,11 @@
-"""The claims of `depth.py`: those of the paper's text on Figs. 8 and 9, and what the clock of the dual variable tells."""
+"""The claims of `depth.py`: those of the paper's text on Figs. 8 and 9, and those on the clock of the dual variable."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from ...geometry import Report
 from ...runs.dataset import Dataset
 from ..core.run import RunFolder
 from .factors import EQUAL, HALF, HORIZON, OFF
@@ -19,6 +20,20 @@ KEYS = {OFF: " early", HALF: " equal"}  # the ends of keys: the split of the tim
 OVER_SEEDS = "over-seeds"
 
 Solved = Mapping[tuple[str, str], Dataset]
+
+
+VERDICTS = {
+    1: ("depth-1-does-not-commute", "x = w with weight decay does not commute", "Corollary D.1"),
+    2: ("depth-2-commutes", "x = m w with weight decay commutes", "Theorem 3.6"),
+    3: ("depth-3-does-not-commute", "x = m w v with weight decay does not commute", "Theorem D.2"),
+}
+
+
+def claim_verdict(folder: RunFolder, depth: int, report: Report) -> None:
+    """Records which depth meets the condition of Theorem 3.6, by the brackets that `check` measures."""
+    key, statement, where = VERDICTS[depth]
+    verdict = next(text for name, text in report.rows() if name == "verdict")
+    folder.claim(statement, key=key, paper=where, ours=verdict, holds=report.theorem_3_6 == (depth == 2))
 
 
 def claim_linear(folder: RunFolder, t_off: float, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -81,6 +96,8 @@ def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapp
         ours=f"at least {needed:.1e} time units are needed",
         holds=bool(needed > left and stuck["recovered"] == "no"),
     )
+    if t_off != OFF:  # a coordinate that is within rounding of 1 at the switch-off has no least time
+        return
     within = [row for row in rows if row["least_time"] is not None and row["recovered"] != "no"]
     folder.claim(
         f"Every lane that recovers x* takes at least the least time told at its switch-off ({split})",

@@ -21,8 +21,8 @@ def save_figures(folder: RunFolder, solved: Solved) -> None:
 EQUAL_SETTING = f" As many steps with decay as without it, as in the paper; {SPLITS[HALF]} (recovered)."
 EARLY_SETTING = f" Another split than the paper's: {SPLITS[OFF]}, which leaves strong decay the time to come back."
 RECOVERY_CAPTION = (
-    "Figs. 8 and 9: the models that approach x* after the switch-off, and the strengths from which they do. The curves of "
-    "strengths that have taken x to 0 lie on each other until they come back."
+    "Figs. 8 and 9: the models that approach x* after the switch-off, and the strengths from which they do. The curves "
+    "of strengths that have taken x to 0 lie on each other until they come back."
 )
 RANGE_CAPTION = (
     "Fig. 9. The metric J J^T is the speed at which x can still move. At depth 3 decay slows the clock of the dual "

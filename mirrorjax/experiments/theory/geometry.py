@@ -30,6 +30,7 @@ from ...problem import (
 from ...results import status_name
 from ..core.experiment import Setting
 from ..core.run import RunFolder
+from .matrix_forms import claim_matrix_forms
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
         drawn_curves[case.name] = exact
     folder.show("R_a by family; |diff|: mirror map, numeric against closed form", rows, COLUMNS, "geometry")
     _claim(folder, rows, drawn_curves, 1e-9 if setting.bits == 64 else 1e-4)
+    if setting.preset == "paper" and setting.bits == 64:  # each case compiles a flow of its own
+        claim_matrix_forms(folder, setting.seed)
 
 
 COLUMNS = {
@@ -189,7 +192,7 @@ def _claim_effects(folder: RunFolder, of: Mapping[str, list[dict[str, Any]]]) ->
     if "log" in of:
         exponents = column("log", "local_exponent")
         folder.claim(
-            "x = log u - log v: decay moves the type of bias from L1 towards L2, read at a fixed distance from argmin R_a",
+            "x = log u - log v: decay moves the type of bias from L1 towards L2, read at one distance from argmin R_a",
             key="type-of-bias-log",
             paper="L1 to L2",
             ours=f"local exponent {exponents[0]:.2f} to {exponents[-1]:.2f}",
@@ -279,8 +282,8 @@ def curve(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
 
 
 def recovery(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
-    """The same of the numeric path, which sums its divergences along the line on which it recovers mu."""
-    mu, excess = _along_its_line(R, jnp.asarray(x), jnp.asarray(a))
+    """The same of the numeric path, by its potential: each mu is an integration, and an integral of mu would be many."""
+    mu, excess = _by_potential(R, jnp.asarray(x), jnp.asarray(a))
     return Curve(x, np.asarray(mu), np.asarray(excess))
 
 
@@ -309,15 +312,10 @@ def _integrated(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""])
 
 
 @eqx.filter_jit
-def _along_its_line(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""]) -> Evaluated:
-    zero = jnp.zeros(1, x.dtype)
-    minimizer = R.primal(zero, a).value
-
-    def at(point: Float[Array, ""]) -> tuple[Float[Array, " 1"], Float[Array, ""]]:
-        mu = R.dual(point[None], a).value
-        return mu, R.evaluate("bregman_at", a, point[None], minimizer, mu, zero)
-
-    mu, excess = jax.vmap(at)(x)
+def _by_potential(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""]) -> Evaluated:
+    mu = jax.vmap(lambda point: R.dual(point[None], a).value)(x)
+    potential = jax.vmap(lambda mu: R.potential(mu, a))(jnp.concatenate([jnp.zeros((1, 1), x.dtype), mu]))
+    excess = mu[:, 0] * x - potential[1:] + potential[0]  # min R_a = -Q_a(0)
     return mu[:, 0], jnp.where(jnp.isfinite(mu[:, 0]), excess, jnp.nan)
 
 

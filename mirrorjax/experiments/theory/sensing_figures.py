@@ -40,9 +40,9 @@ def save_figures(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
 
 
 REPARAMETERIZATION = (
-    "Fig. 3. To look for: X = U U^T ends at the planted matrix where its decay was switched off; X itself with an L1 term "
-    "does not, whatever the schedule. The paper: nuclear norm 1.00 after every switch-off, 0.93 under constant decay. "
-    "All curves on the right end close together, since a linear X forgets its decay."
+    "Fig. 3. To look for: X = U U^T ends at the planted matrix where its decay was switched off; X itself with an L1 "
+    "term does not, whatever the schedule. The paper: nuclear norm 1.00 after every switch-off, 0.93 under constant "
+    "decay. Curves on the right lie on each other at the end, since a linear X forgets its decay."
 )
 RECOVERY = (
     "Fig. 5. To look for: the loss falls below the floor in every run whose decay ends, and the error there only. The "
@@ -50,8 +50,8 @@ RECOVERY = (
     "from about t = 10 on, since both have spent 12.5 by then."
 )
 NUCLEAR_NORM = (
-    "Fig. 6. To look for: on which side of the planted norm (dashed) each run ends. The paper: 0.93 for 0.01 that is never "
-    "off, 1.00 for all that are switched off."
+    "Fig. 6. To look for: on which side of the planted norm (dashed) each run ends. The paper: 0.93 for 0.01 that is "
+    "never off, 1.00 for all that are switched off."
 )
 LATE = "Fig. 7. To look for: how long after each switch-off (dotted) the error falls, on logarithmic time."
 SCHEDULES = (
@@ -59,8 +59,8 @@ SCHEDULES = (
     "off. The paper's times to train loss: 661 (linear), 624 (cosine), 716 (constant)."
 )
 HEAT = (
-    "No figure of the paper. The error at the end in each cell; the total spent, strength times time, is 12.5 along the "
-    "dashed line, as in Table 2."
+    "No figure of the paper. The error at the end in each cell; the total spent, strength times time, is 12.5 along "
+    "the dashed line, as in Table 2."
 )
 
 

@@ -29,7 +29,7 @@ EARLY = 5.0  # the end of the first moments, in which the largest curvature fall
 
 
 def effective_total(alpha: float, t_off: float, step: float) -> float:
-    """The total `int alpha dt` at which the flow multiplies U as gradient descent does: `-sum log|1 - 2 step alpha|/2`."""
+    """The total `int alpha dt` at which the flow multiplies U as descent does: `-sum log|1 - 2 step alpha| / 2`."""
     steps = np.ceil(t_off / step - 1e-9)  # every step that begins before t_off
     return float(-steps * np.log(abs(1 - 2 * step * alpha)) / 2)
 
@@ -68,8 +68,8 @@ def explain_times(folder: RunFolder, objective: MatrixSensing, total: float, tra
         "finite steps at strength 20 act like a larger total",
         key="time-at-strength-20",
         paper="239 against 209: 30 later",
-        ours=f"descent with step {STEP:g} {late:g} later, flow {flow[2] - flow[0]:g}; the flow that spends {acts_as:.3g} "
-        f"instead of {total:g} trains at {flow[-1]:g}, descent at {descent[-1]:g}",
+        ours=f"descent with step {STEP:g} {late:g} later, flow {flow[2] - flow[0]:g}; the flow that spends "
+        f"{acts_as:.3g} instead of {total:g} trains at {flow[-1]:g}, descent at {descent[-1]:g}",
         holds=bool(late > 0 > flow[2] - flow[0] and abs(flow[-1] - descent[-1]) < 0.02 * descent[-1]),
     )
 
@@ -97,8 +97,8 @@ def explain_norms(folder: RunFolder, objective: MatrixSensing, step: float, end:
     )
     gap = norm_of_flow - by_step[step]
     folder.claim(
-        f"without decay, gradient descent of step {step:g} ends at another nuclear norm than the flow because its first "
-        "steps are beyond the edge of stability: small steps until t = 5 alone remove the difference",
+        f"without decay, gradient descent of step {step:g} ends at another nuclear norm than the flow because its "
+        "first steps are beyond the edge of stability: small steps until t = 5 alone remove the difference",
         key="norm-of-descent",
         paper="-",
         ours=f"sharpness {curvature:.3g} at the start, 2 / step = {2 / step:g}; norm {by_step[step]:.3f}, flow "
@@ -115,9 +115,11 @@ def sharpness(objective: MatrixSensing, U: Float[Array, "n n"]) -> float:
     """The largest eigenvalue of the Hessian of f(U U^T), by scipy's Lanczos iteration on products with it."""
     slope = jax.grad(lambda U: objective(U @ U.T))
     product = jax.jit(lambda v: jax.jvp(slope, (U,), (v.reshape(U.shape),))[1].reshape(-1))
-    operator = LinearOperator(
-        (U.size, U.size), matvec=lambda v: np.asarray(product(jnp.asarray(v.ravel()))), dtype=float
-    )
+
+    def matvec(v: Float[np.ndarray, "..."]) -> Float[np.ndarray, " n2"]:
+        return np.asarray(product(jnp.asarray(v.ravel())))
+
+    operator = LinearOperator((U.size, U.size), matvec=matvec, dtype=float)
     return float(eigsh(operator, k=1, which="LA", tol=1e-3, return_eigenvectors=False)[0])
 
 
