@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
@@ -147,7 +147,7 @@ def heat_map(
     return figure
 
 
-def _write_values(axis: Axes, rows: np.ndarray, columns: np.ndarray, values: Any, norm: Normalize) -> None:
+def _write_values(axis: Axes, rows: np.ndarray, columns: np.ndarray, values: Any, norm: Any) -> None:
     """Writes each value into its cell, in black on bright colours and in white on dark ones."""
     size = min(8.0, 64.0 / len(columns))  # points: four characters are as wide as a cell of this figure
     for i, row in enumerate(rows):

@@ -25,7 +25,9 @@ def texts(room: str) -> tuple[set[str], set[str]]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 plain.add(node.value)
             if isinstance(node, ast.JoinedStr):
-                formatted.add("".join(part.value if isinstance(part, ast.Constant) else "*" for part in node.values))
+                formatted.add(
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "*" for part in node.values)
+                )
     return plain, formatted
 
 
@@ -53,6 +55,7 @@ def test_every_row_names_an_experiment_and_a_claim_that_exist(sources):
         assert bool(said.experiment) == bool(said.key), said
         if said.experiment and not said.needs:
             assert is_written(said.key, sources[ROOMS[said.experiment]]), said
+            assert not is_written(f"un{said.key}", sources[ROOMS[said.experiment]]), said  # the test would see it
         if not said.experiment:
             assert said.needs, said
 

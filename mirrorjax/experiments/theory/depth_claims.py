@@ -33,7 +33,7 @@ def claim_verdict(folder: RunFolder, depth: int, report: Report) -> None:
     """Records which depth meets the condition of Theorem 3.6, by the brackets that `check` measures."""
     key, statement, where = VERDICTS[depth]
     verdict = next(text for name, text in report.rows() if name == "verdict")
-    folder.claim(statement, key=key, paper=where, ours=verdict, holds=report.theorem_3_6 == (depth == 2))
+    folder.claim(statement, key=key, paper=where, ours=verdict, holds=bool(report.theorem_3_6 == (depth == 2)))
 
 
 def claim_linear(folder: RunFolder, t_off: float, rows: Sequence[Mapping[str, Any]]) -> None:

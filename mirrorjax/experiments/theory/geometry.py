@@ -75,6 +75,7 @@ CASES = (
     ),
     Case("exp", "x = e^u - e^v from u = 0.2, v = 0", ExpDifference(), (0.2, 0.0), SPENT),
 )
+LEFT_OUT = {"paper": (), "quick": ("power_3",)}  # k compiles anew, and k = 2 shows the same
 FINE = {"paper": 241, "quick": 121}  # points of a curve in closed form
 EVERY = 20  # of them the numeric recovery is drawn at one in so many
 SHAPE_LABEL = r"$R_a(x) - \min R_a$, scaled to 1"
@@ -85,6 +86,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
     """Every family in turn: its picture as soon as it is drawn, and the table at the end."""
     rows, drawn_curves = [], {}
     for case in CASES:
+        if case.name in LEFT_OUT[setting.preset]:
+            continue
         closed, numeric = (
             legendre(case.g, Compatible(case.g), case.weights(), method=method) for method in ("closed_form", "numeric")
         )
@@ -282,7 +285,7 @@ def curve(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
 
 
 def recovery(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
-    """The same of the numeric path, by its potential: each mu is an integration, and an integral of mu would be many."""
+    """The same of the numeric path, by its potential: each mu is an integration, and its integral would be many."""
     mu, excess = _by_potential(R, jnp.asarray(x), jnp.asarray(a))
     return Curve(x, np.asarray(mu), np.asarray(excess))
 

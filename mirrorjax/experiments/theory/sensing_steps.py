@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float
-from scipy.sparse.linalg import LinearOperator, eigsh
+from scipy.sparse import linalg
 
 from ...dynamics import RKC, AbstractFlow, Descent, PrimalFlow
 from ...problem import Constant, Gram, MatrixSensing, Problem, SwitchOff, WeightDecay
@@ -115,12 +115,10 @@ def sharpness(objective: MatrixSensing, U: Float[Array, "n n"]) -> float:
     """The largest eigenvalue of the Hessian of f(U U^T), by scipy's Lanczos iteration on products with it."""
     slope = jax.grad(lambda U: objective(U @ U.T))
     product = jax.jit(lambda v: jax.jvp(slope, (U,), (v.reshape(U.shape),))[1].reshape(-1))
-
-    def matvec(v: Float[np.ndarray, "..."]) -> Float[np.ndarray, " n2"]:
-        return np.asarray(product(jnp.asarray(v.ravel())))
-
-    operator = LinearOperator((U.size, U.size), matvec=matvec, dtype=float)
-    return float(eigsh(operator, k=1, which="LA", tol=1e-3, return_eigenvectors=False)[0])
+    lanczos: Any = linalg.eigsh  # its stubs do not know a linear operator by a function
+    operator: Any = linalg.LinearOperator
+    hessian = operator((U.size, U.size), matvec=lambda v: np.asarray(product(jnp.asarray(v.ravel()))), dtype=float)
+    return float(lanczos(hessian, k=1, which="LA", tol=1e-3, return_eigenvectors=False)[0])
 
 
 def _times(

@@ -1,4 +1,4 @@
-"""Sparse codes of the Olivetti faces (Figs. 10 to 13): the effect of decay on codes by a flow, for a fixed dictionary.
+"""Sparse codes of the Olivetti faces (Figs. 11 and 13): the effect of decay on codes by a flow, for a fixed dictionary.
 
 Every face is its own lane: f(x) = |y - D x|^2 / 2, exactly, in the coordinates of `dictionary.py`, with as many
 numbers as there are atoms. (a) x = u^4 - v^4: stronger decay makes the codes stationary sooner. (b) x = log u - log v:
@@ -215,12 +215,11 @@ def _report_lasso(folder: RunFolder, reduced: Reduced, dataset: Dataset, seconds
 
 POWER_CAPTION = (
     "Fig. 11. Nuclear norm and error of the codes x = u^4 - v^4, on logarithmic time: both become stationary sooner "
-    "for larger alpha. R_a of this family is Fig. 10, drawn by the experiment geometry. Before t = 0.1 the curves lie "
-    "on each other: decay has spent nothing yet."
+    "for larger alpha. R_a of this family is Fig. 10, which the experiment geometry draws."
 )
 LOG_CAPTION = (
-    "Fig. 13. The same for x = log u - log v: the norm rises faster for larger alpha. R_a of this family is Fig. 12. A "
-    "curve that ends early ends where some coordinate leaves the range."
+    "Fig. 13. The same for x = log u - log v: the norm rises faster for larger alpha. Up to about t = 1 the curves lie "
+    "on each other. One that ends early ends where a coordinate leaves the range. R_a of this family is Fig. 12."
 )
 
 
