@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from rich.console import Console
 from mirrorjax import data
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.theory import sparse_coding
-from mirrorjax.experiments.theory.code_variants import alternate
+from mirrorjax.experiments.theory.code_variants import alternate, weight_bound
 from mirrorjax.experiments.theory.coding import (
     check_range,
     final_codes,
@@ -26,7 +27,7 @@ from mirrorjax.experiments.theory.coding import (
 )
 from mirrorjax.experiments.theory.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
 from mirrorjax.geometry import legendre
-from mirrorjax.problem import Compatible, LogDifference
+from mirrorjax.problem import Compatible, LogDifference, PowerDifference
 from mirrorjax.results import RESULTS
 
 
@@ -141,6 +142,23 @@ def test_constant_decay_ends_at_the_lasso():
         assert 0 < kept.mean() < 0.7
 
 
+def test_the_lipschitz_bound_in_the_weights_bounds_the_hessian():
+    reduced = reduce(*sparse_signals())
+    curvature = float(np.linalg.norm(np.asarray(reduced.R), 2) ** 2)
+    objective, g = reduced.objective(reduced.targets[0]), PowerDifference(2)
+    hessian = jax.jit(jax.hessian(lambda flat: objective(g((flat[:8], flat[8:])))))
+    start = float(objective(jnp.zeros(8)))
+    lower = 0
+    for largest in (0.5, 0.8, 1.1):
+        for seed in range(5):
+            w = np.random.default_rng(seed).uniform(0.0, largest, 16)
+            if float(objective(g((jnp.asarray(w[:8]), jnp.asarray(w[8:]))))) > start:
+                continue
+            lower += 1
+            assert np.linalg.norm(hessian(jnp.asarray(w)), 2) <= weight_bound(reduced, curvature, largest)
+    assert lower >= 5
+
+
 def test_an_update_of_the_dictionary_only_improves_the_fit():
     signals, atoms = sparse_signals()
     codes = lasso(reduce(signals, atoms), 0.2)
@@ -178,7 +196,7 @@ def test_a_run_writes_whole_files(tmp_path: Path, monkeypatch):
     # As many faces and atoms as the tests of the Lasso have: the same compiled program.
     faces = data.Faces(np.kron(tiles, np.ones((1, 8, 8), np.float32)), np.zeros(40, np.uint8), "made up")
     monkeypatch.setattr(sparse_coding.data, "olivetti_faces", lambda: faces)
-    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1, (2,)))
+    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1, (2,), 40))
     folder = RunFolder(tmp_path / "run", "sparse-coding", Setting("quick", 0, 64), Console(quiet=True))
     sparse_coding.run(folder, Setting("quick", 0, 64))
     table = pd.read_csv(tmp_path / "run" / "lasso.csv").set_index(["penalty", "method"])

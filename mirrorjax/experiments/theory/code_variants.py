@@ -76,10 +76,10 @@ def report_descent(folder: RunFolder, reduced: Reduced) -> None:
 def weight_bound(reduced: Reduced, curvature: float, largest: float, k: int = 2) -> float:
     """A bound of the Hessian of f(g(w)) while no weight exceeds `largest`: `|D^T D| |J J^T| + |grad f| |g''|`.
 
-    x = u^2k - v^2k has `J J^T <= 2 (2k)^2 w^(4k-2)` and `|g''| <= 2k (2k-1) w^(2k-2)`; `|grad f|` is at most its value
-    at x = 0 and what codes of size w^2k add.
+    x = u^2k - v^2k has `J J^T <= 2 (2k)^2 w^(4k-2)` and `|g''| <= 2k (2k-1) w^(2k-2)`. Descent from x = 0 lowers f, so
+    that `|grad f| <= sqrt(2 |D^T D| f(0))`.
     """
-    slope = float(np.max(np.abs(np.asarray(reduced.targets) @ np.asarray(reduced.R))))
+    slope = float(np.sqrt(curvature) * np.max(np.linalg.norm(np.asarray(reduced.targets), axis=1)))
     metric = 2 * (2 * k) ** 2 * largest ** (4 * k - 2)
     return curvature * metric + slope * 2 * k * (2 * k - 1) * largest ** (2 * k - 2)
 

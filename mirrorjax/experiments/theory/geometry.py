@@ -77,6 +77,7 @@ CASES = (
 )
 LEFT_OUT = {"paper": (), "quick": ("power_3",)}  # k compiles anew, and k = 2 shows the same
 FINE = {"paper": 241, "quick": 121}  # points of a curve in closed form
+CROSSES = {"paper": True, "quick": False}  # whether the numeric recovery is drawn
 EVERY = 20  # of them the numeric recovery is drawn at one in so many
 SHAPE_LABEL = r"$R_a(x) - \min R_a$, scaled to 1"
 SCALE = 1.0  # the distance from the minimum at which the local exponent is read
@@ -93,7 +94,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
         )
         x = np.linspace(-case.reach, case.reach, FINE[setting.preset])
         exact = {a: curve(closed, x, a) for a in case.spent}
-        recovered = {a: recovery(numeric, x[::EVERY], a) for a in case.spent}
+        recovered = {a: recovery(numeric, x[::EVERY], a, CROSSES[setting.preset]) for a in case.spent}
         measured, drawn = _both(closed, case.spent)
         rows += _rows(case, measured, [_difference(exact[a], recovered[a]) for a in case.spent])
         folder.save_figure(case.file, figure(case, exact, recovered, measured, drawn), caption(case))
@@ -122,8 +123,9 @@ def caption(case: Case) -> str:
     number = "" if case.figure is None else f"Fig. {case.figure}. "
     return (
         f"{number}R_a of one coordinate as decay is spent, each scaled to its largest value shown; dots mark the "
-        "minimum, crosses the recovery from g and h alone. A strength at which R_a does not exist has no curve. Then "
-        "the three effects of spending it: type of bias (2 is L2-like, 1 is L1-like), positional bias, and range."
+        "minimum, crosses (at full size) the recovery from g and h alone. A strength at which R_a does not exist has "
+        "no curve. Then the three effects of spending it: type of bias (2 is L2-like, 1 is L1-like), positional bias, "
+        "and range."
     )
 
 
@@ -284,8 +286,13 @@ def curve(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
     return Curve(x, np.asarray(mu), np.asarray(excess))
 
 
-def recovery(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
-    """The same of the numeric path, by its potential: each mu is an integration, and its integral would be many."""
+def recovery(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float, drawn: bool) -> Curve:
+    """The same of the numeric path, by its potential: each mu is an integration, and its integral would be many.
+
+    **Arguments:** `drawn`: False to leave the values out, which compile for as long as the mirror map does.
+    """
+    if not drawn:
+        return Curve(x, np.asarray(_mirror_map(R, jnp.asarray(x), jnp.asarray(a))), np.full_like(x, np.nan))
     mu, excess = _by_potential(R, jnp.asarray(x), jnp.asarray(a))
     return Curve(x, np.asarray(mu), np.asarray(excess))
 
@@ -315,11 +322,16 @@ def _integrated(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""])
 
 
 @eqx.filter_jit
+def _mirror_map(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""]) -> Float[Array, " n"]:
+    return jax.vmap(lambda point: R.dual(point[None], a).value[0])(x)
+
+
+@eqx.filter_jit
 def _by_potential(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""]) -> Evaluated:
-    mu = jax.vmap(lambda point: R.dual(point[None], a).value)(x)
-    potential = jax.vmap(lambda mu: R.potential(mu, a))(jnp.concatenate([jnp.zeros((1, 1), x.dtype), mu]))
-    excess = mu[:, 0] * x - potential[1:] + potential[0]  # min R_a = -Q_a(0)
-    return mu[:, 0], jnp.where(jnp.isfinite(mu[:, 0]), excess, jnp.nan)
+    mu = _mirror_map(R, x, a)
+    potential = jax.vmap(lambda mu: R.potential(mu[None], a))(jnp.concatenate([jnp.zeros(1, x.dtype), mu]))
+    excess = mu * x - potential[1:] + potential[0]  # min R_a = -Q_a(0)
+    return mu, jnp.where(jnp.isfinite(mu), excess, jnp.nan)
 
 
 def _difference(exact: Curve, recovered: Curve) -> float:
@@ -338,8 +350,10 @@ def figure(
         if each.exists:
             height = np.nanmax(each.excess)
             lines.append(each.line(height, f"a = {a:g}", marker=(float(minimizer), 0.0)))
-            points.append(recovered[a].line(height, "", style="x", color="0.2"))
-    shape = plot.Panel([*lines, *points], "Lines: closed form; crosses: numeric", "x", SHAPE_LABEL)
+            if recovered[a].exists:
+                points.append(recovered[a].line(height, "", style="x", color="0.2"))
+    title = "Lines: closed form; crosses: numeric" if points else "By the closed form"
+    shape = plot.Panel([*lines, *points], title, "x", SHAPE_LABEL)
     return plot.line_panels([shape, *_effect_panels(drawn)], case.title, "spent")
 
 
