@@ -86,9 +86,6 @@ def test_quick_shows_the_claims_on_its_seed_and_says_where_other_seeds_differ(ru
     # The forecast of depth 3 is right on this draw, at every strength.
     three = table.loc["x = m w v"].loc["flow"]
     assert np.all((three.forecast == "stuck") == (three.missing > 0))
-    # Flow and descent agree on who recovers: descent's step is small.
-    two = table.loc["x = m w"].distance_end.unstack("method")
-    np.testing.assert_allclose(two.flow[:5], two.descent[:5], rtol=0.05)
     with xr.open_dataset(folder.path / "depth_2_flow.nc", engine="h5netcdf") as data:
         assert data.distance.dims == ("seed", "alpha", "t_off", "time")
     pictures = {"fig8_recovery", "fig9_range", "fig8_recovery_early_off", "fig9_range_early_off"}

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from mirrorjax import data
 from mirrorjax.experiments import RunFolder, Setting
-from mirrorjax.experiments.theory import sparse_coding
+from mirrorjax.experiments.theory import code_variants, sparse_coding
 from mirrorjax.experiments.theory.code_variants import alternate, weight_bound
 from mirrorjax.experiments.theory.coding import (
     check_range,
@@ -196,6 +196,7 @@ def test_a_run_writes_whole_files(tmp_path: Path, monkeypatch):
     # As many faces and atoms as the tests of the Lasso have: the same compiled program.
     faces = data.Faces(np.kron(tiles, np.ones((1, 8, 8), np.float32)), np.zeros(40, np.uint8), "made up")
     monkeypatch.setattr(sparse_coding.data, "olivetti_faces", lambda: faces)
+    monkeypatch.setattr(code_variants, "DESCENT_END", 0.05)  # fewer steps
     monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1, (2,), 40))
     folder = RunFolder(tmp_path / "run", "sparse-coding", Setting("quick", 0, 64), Console(quiet=True))
     sparse_coding.run(folder, Setting("quick", 0, 64))

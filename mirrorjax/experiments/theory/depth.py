@@ -26,6 +26,7 @@ from ..core.run import RunFolder
 from .depth_claims import (
     FOUND,
     RECOVERED,
+    SHOWN,
     SPLITS,
     claim_clock,
     claim_deep,
@@ -39,6 +40,7 @@ from .factors import HORIZON, MODELS, OFF, STRENGTHS, Model, forecast, needed_ti
 from .planted import PLANTED
 
 SEEDS = {"paper": 20, "quick": 2}
+METHODS = {"paper": (), "quick": tuple(SHOWN.values())}  # the quick preset has those of the figures, the other has all
 
 
 def run(folder: RunFolder, setting: Setting) -> None:
@@ -51,6 +53,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
         h = WeightDecay()  # also of x = w, whose L1 is not smooth: the proximal steps take it as it is
         report = check(model.g, h, model.start(3))
         for method, flow in model.methods.items():
+            if method not in (METHODS[setting.preset] or model.methods):
+                continue
             dataset = solve(model, flow, seeds)
             folder.save_dataset(f"depth_{model.depth}_{method.replace(' ', '_')}", dataset)
             solved[model.name, method] = dataset
@@ -71,7 +75,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
     for t_off in SPLITS:
         claim_linear(folder, t_off, [row for row in rows if row["model"] == "x = w, L1" and row["t_off"] == t_off])
         for method in ("flow", "descent"):
-            claim_deep(folder, t_off, method, [row for row in rows if (row["method"], row["t_off"]) == (method, t_off)])
+            if mine := [row for row in rows if (row["method"], row["t_off"]) == (method, t_off)]:
+                claim_deep(folder, t_off, method, mine)
     early = [row for row in rows if row["t_off"] == OFF]
     claim_clock(folder, early)
     claim_forecast(folder, forecasts, solved)

@@ -316,7 +316,7 @@ def _integrated(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""])
     def mu(point: Float[Array, ""]) -> Float[Array, ""]:
         return R.dual(point[None], a).value[0]
 
-    inner = jax.vmap(jax.vmap(mu))(minimizer + (x - minimizer)[:, None] * nodes)
+    inner = jax.vmap(jax.vmap(mu))(minimizer + jnp.outer(x - minimizer, nodes))
     outer = jax.vmap(mu)(x)
     return outer, jnp.where(jnp.isfinite(outer), (x - minimizer) * (inner @ weights), jnp.nan)
 
