@@ -197,7 +197,7 @@ def test_a_run_writes_whole_files(tmp_path: Path, monkeypatch):
     faces = data.Faces(np.kron(tiles, np.ones((1, 8, 8), np.float32)), np.zeros(40, np.uint8), "made up")
     monkeypatch.setattr(sparse_coding.data, "olivetti_faces", lambda: faces)
     monkeypatch.setattr(code_variants, "DESCENT_END", 0.05)  # fewer steps
-    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1, (2,), 40))
+    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1, (2,)))
     folder = RunFolder(tmp_path / "run", "sparse-coding", Setting("quick", 0, 64), Console(quiet=True))
     sparse_coding.run(folder, Setting("quick", 0, 64))
     table = pd.read_csv(tmp_path / "run" / "lasso.csv").set_index(["penalty", "method"])

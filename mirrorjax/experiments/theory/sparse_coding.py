@@ -35,10 +35,7 @@ from .dictionary import (
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a preset: atoms, faces of each part, strengths of (b), rounds of updated dictionaries, powers k.
-
-    `learned`: the number of faces that the dictionary is learned from.
-    """
+    """The size of a preset: atoms, faces of each part, strengths of (b), rounds of updated dictionaries, powers k."""
 
     atoms: int
     faces: int
@@ -47,13 +44,12 @@ class Size:
     log_strengths: tuple[float, ...]
     rounds: int
     powers: tuple[int, ...]
-    learned: int
 
 
 SIZES = {
-    "paper": Size(128, 400, 100, 100, (0.0, 0.01, 0.1, 0.3, 0.5, 0.6), 3, (2, 3, 4), 400),
+    "paper": Size(128, 400, 100, 100, (0.0, 0.01, 0.1, 0.3, 0.5, 0.6), 3, (2, 3, 4)),
     # As many faces in each part but that of the logarithms: one compiled program serves several parts.
-    "quick": Size(48, 30, 16, 30, (0.0, 0.1, 0.3, 0.5), 1, (2, 3), 100),
+    "quick": Size(48, 30, 16, 30, (0.0, 0.1, 0.3, 0.5), 1, (2, 3)),
 }
 POWER_STRENGTHS = (0.0, 0.1, 0.5, 1.0, 3.0)
 LASSO_STRENGTHS = (0.1, 0.3)
@@ -67,7 +63,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     faces = data.olivetti_faces()
     folder.console.print(f"faces from {faces.origin}", highlight=False, soft_wrap=True)
     signals, means = center(faces.images)
-    dictionary = learn_dictionary(signals[: size.learned], size.atoms, setting.seed)
+    dictionary = learn_dictionary(signals, size.atoms, setting.seed)
     reduced = reduce(signals, dictionary)
     power, seconds = timed(solve_power, take(reduced, size.faces), POWER_STRENGTHS)
     _report_power(folder, power, size, seconds)
