@@ -20,14 +20,15 @@ def save_figures(folder: RunFolder, solved: Solved) -> None:
 
 EQUAL_SETTING = f" As many steps with decay as without it, as in the paper; {SPLITS[HALF]} (recovered)."
 EARLY_SETTING = f" Another split than the paper's: {SPLITS[OFF]}, which leaves strong decay the time to come back."
+METRIC_FLOOR = 1e-60  # far below what can still move x
 RECOVERY_CAPTION = (
     "Figs. 8 and 9: the models that approach x* after the switch-off, and the strengths from which they do. The curves "
-    "of strengths that have taken x to 0 lie on each other until they come back."
+    "of strengths that have taken x to 0 lie on each other until they come back; L1/L2 ends where x has underflown."
 )
 RANGE_CAPTION = (
     "Fig. 9. The metric J J^T is the speed at which x can still move. At depth 3 decay slows the clock of the dual "
     "variable by e^(-2 alpha t): where the time that is left is shorter than the time this clock needs, x keeps the "
-    "value it had at the switch-off."
+    f"value it had at the switch-off. A metric below {METRIC_FLOOR:g} is not drawn."
 )
 LABELS = [f"{alpha:g}" for alpha in STRENGTHS]
 TIME = "time t"
@@ -70,6 +71,7 @@ def range_figure(solved: Solved, t_off: float) -> Any:
                 r"smallest $(J J^T)_{ii}$, planted i",
                 y_log=True,
                 events=[t_off],
+                floor=METRIC_FLOOR,
             ),
             plot.Panel(
                 strength_lines(first, "first", STRENGTHS, LABELS),
