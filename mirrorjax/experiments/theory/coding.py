@@ -52,7 +52,7 @@ class Coder(eqx.Module):
 
 def solve_power(reduced: Reduced, strengths: Sequence[float], k: int = 2, t1: float = HORIZON) -> Dataset:
     """(a) x = u^2k - v^2k from u = v = 0.5, up to t1."""
-    ts = np.concatenate([[0.0], np.geomspace(0.05, t1, 80)])
+    ts = np.concatenate([[0.0], np.geomspace(0.0025 * t1, t1, 80)])
     coder = Coder(reduced, PowerDifference(k), (jnp.array(0.5), jnp.array(0.5)))
     grid = {"alpha": np.asarray(strengths), "face": Zip(target=reduced.targets)}
     # After the first moments the step is limited by stability, so a stabilized solver; 1e-4 is below what is plotted.
