@@ -88,7 +88,7 @@ def solve_descent(reduced: Reduced, step: float) -> Dataset:
     """The codes of x = u^4 - v^4 by gradient descent, without decay and at the fixed strength."""
     coder = Coder(reduced, PowerDifference(2), (jnp.array(0.5), jnp.array(0.5)))
     grid = {"alpha": np.array([0.0, FIXED]), "face": Zip(target=reduced.targets)}
-    end = step * np.floor(DESCENT_END / step)
+    end = step * max(np.floor(DESCENT_END / step), 1.0)  # whole steps
     return sweep(coder.lane, grid, t1=end, flow=Descent(optax.sgd(1.0), step), chunk=2 * len(reduced.targets))
 
 
