@@ -250,8 +250,8 @@ LATE_CAPTION = {
 HEAT_CAPTION = "The time at which the planted solution is found, by strength and switch-off time; hatched: never found."
 TIMES_CAPTION = (
     "The times at which the data are fitted and the planted solution is found, by strength, beside two times that are "
-    "known without integrating: the earliest that strong decay allows and, in sparse regression, the time itself. After "
-    "strong decay both happen at once, and their curves lie on each other."
+    "known without integrating: the earliest that strong decay allows and, in sparse regression, the time itself. "
+    "After strong decay both happen at once, and their curves lie on each other."
 )
 TIME = "time t (gradient flow)"
 
