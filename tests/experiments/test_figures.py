@@ -1,5 +1,7 @@
 """Figures of runs: numbers in the cells of heat maps, and files that are the same each time."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,7 @@ VALUES = np.array([[0.0712, 12.34, np.nan], [5e-5, 340.2, 3.4e5]])
 
 
 def draw():
-    words = {"title": "t", "row_label": "r", "column_label": "c", "value_label": "v"}
+    words: dict[str, Any] = {"title": "t", "row_label": "r", "column_label": "c", "value_label": "v"}
     return plot.heat_map(VALUES, ROWS, COLUMNS, floor=1e-4, **words)
 
 
