@@ -14,7 +14,7 @@ _TABLE = (
     ),
     Experiment(
         "geometry",
-        "R_a of every family and its three effects: Figs. 1, 2, 6, 10, 12.",
+        "R_a of every family and its three effects: Figs. 1, 2, 10, 12.",
         f"{__package__}.theory.geometry:run",
     ),
     Experiment(
@@ -25,7 +25,7 @@ _TABLE = (
     ),
     Experiment(
         "sparse-coding",
-        "Codes of faces: stationary sooner, L1 to L2, the Lasso; Figs. 10 to 13 of the paper.",
+        "Codes of faces: stationary sooner, L1 to L2, the Lasso; Figs. 11 and 13 of the paper.",
         f"{__package__}.theory.sparse_coding:run",
     ),
     Experiment(

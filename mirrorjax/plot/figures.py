@@ -128,7 +128,9 @@ def heat_map(
     floor: float | None = None,
     contour: Line | None = None,
 ) -> Figure:
-    """Positive values over two logarithmic axes, on a logarithmic colour scale; missing ones are hatched, not coloured.
+    """Positive values over two logarithmic axes, on a logarithmic colour scale, and their numbers in the cells.
+
+    Missing values are hatched, not coloured. A number has two digits, or one where its exponent takes the room.
 
     **Arguments:** `values` (rows, columns); `rows`, `columns`: their positive coordinates, increasing; `floor`: where
     the colour scale ends; `contour`: a curve to draw on top.
@@ -142,13 +144,34 @@ def heat_map(
     axis.patch.set(hatch="///", edgecolor="0.7")
     masked = np.ma.masked_invalid(values)
     mesh = axis.pcolormesh(log_edges(columns), log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
+    _write_values(axis, rows, columns, masked, mesh.norm)
     if contour is not None:
-        axis.plot(contour.x, contour.y, contour.style, color="white", label=contour.label, linewidth=1.6)
-        axis.legend(loc="lower left", frameon=True, facecolor="0.3", labelcolor="white", framealpha=0.8)
+        axis.plot(contour.x, contour.y, contour.style, color="tab:red", label=contour.label, linewidth=1.6)
+        figure.legend(loc="outside lower center", frameon=False)  # inside it would hide numbers
     axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
     axis.set(xlim=log_edges(columns)[[0, -1]], ylim=log_edges(rows)[[0, -1]])
     figure.colorbar(mesh, ax=axis, label=value_label)
     return figure
+
+
+def _write_values(axis: Axes, rows: np.ndarray, columns: np.ndarray, values: Any, norm: Any) -> None:
+    """Writes each value into its cell, in black on bright colours and in white on dark ones."""
+    size = min(8.0, 64.0 / len(columns))  # points: four characters are as wide as a cell of this figure
+    for i, row in enumerate(rows):
+        for j, column in enumerate(columns):
+            if values[i, j] is np.ma.masked:
+                continue
+            bright = norm(np.clip(values[i, j], norm.vmin, None)) > 0.6
+            style: dict[str, Any] = {"ha": "center", "va": "center", "fontsize": size}
+            axis.text(column, row, _short(float(values[i, j])), color="black" if bright else "white", zorder=5, **style)
+
+
+def _short(value: float) -> str:
+    """Two digits, or one and an exponent: 0.071, 12, 340, 5e-05 as 5e-5."""
+    if 1e-2 <= value < 1e4:
+        return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def image_grid(rows: Sequence[tuple[str, Float[np.ndarray, "columns height width"]]], title: str) -> Figure:
@@ -232,7 +255,8 @@ def save(figure: Figure, path: str | Path) -> Path:
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ValueError(f"a figure is written to a file named {', '.join(FORMATS)}, got {path}")
-    figure.savefig(path, dpi=150)
+    # No date in a PDF: the same figure gives the same file.
+    figure.savefig(path, dpi=150, metadata={"CreationDate": None} if path.suffix.lower() == ".pdf" else None)
     return path
 
 

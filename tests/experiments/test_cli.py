@@ -306,7 +306,13 @@ def test_reproduce_quick_writes_whole_files_and_shows_the_claims(tmp_path):
     assert descent.loc["constant 20"].status == "unstable"
     with xr.open_dataset(run / "flow.nc", engine="h5netcdf") as data:
         assert data.loss.dims == ("lane", "time")
-    for name in ("fig3_recovery", "fig5_nuclear_norm", "fig6_schedules", "fig7_late_recovery", "heat_map"):
+    for name in (
+        "fig3_reparameterization",
+        "fig5_loss_and_error",
+        "fig6_nuclear_norm",
+        "fig7_late_recovery",
+        "heat_map",
+    ):
         assert (run / f"{name}.png").stat().st_size > 10_000
 
 

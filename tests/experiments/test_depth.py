@@ -8,7 +8,7 @@ import pytest
 import xarray as xr
 from scipy.integrate import solve_ivp
 
-from mirrorjax.experiments.theory.factors import HORIZON, MODELS, OFF, STRENGTHS, forecast, metric
+from mirrorjax.experiments.theory.factors import HALF, HORIZON, MODELS, OFF, STRENGTHS, forecast, metric
 from mirrorjax.experiments.theory.planted import COORDINATES, PLANTED, sparse_regression
 from mirrorjax.geometry import legendre, remaining_time
 from mirrorjax.problem import Hadamard, WeightDecay
@@ -68,16 +68,14 @@ def test_the_planted_vector_fits_and_seeds_differ_also_when_traced():
 @pytest.mark.slow
 def test_quick_shows_the_claims_on_its_seed_and_says_where_other_seeds_differ(run_quick):
     folder = run_quick("depth")
-    failed = [claim.statement for claim in folder.claims if not claim.holds]
-    # All that the paper says is seen on the draw of the figures; these ask for it on every draw, and two others differ.
-    assert failed == [
-        "x = m w ends within 1e-3 of x* at 0.3 and 1, on every data seed",
-        "x = m w v reaches x* at 0.05, on every data seed",
-        "x = m w v reaches x* at 0.1, on every data seed",
-        "x = m w v at 0.3 ends with x_1 near neither 0 nor 1, on every data seed",
-    ]
-    table = pd.read_csv(folder.path / "depth.csv").set_index(["model", "method", "strength"])
+    failed = {claim.key for claim in folder.claims if not claim.holds}
+    # All that the paper says is seen on the draw of the figures, but that strength 1 has not the time to come back with
+    # as many steps off as on; one claim asks for it on every draw, and another draw differs.
+    assert failed == {"over-seeds", "depth-2-reaches equal"}
+    table = pd.read_csv(folder.path / "depth.csv").set_index(["t_off", "model", "method", "strength"])
     assert set(table.status) == {"successful"}
+    assert set(table.index.get_level_values("t_off")) == {OFF, HALF}
+    table = table.loc[OFF]
     # What is missing is missing in one model only, and there the metric has vanished.
     lost = table[table.missing > 0]
     assert set(lost.index.get_level_values("model")) == {"x = m w v"}
@@ -88,9 +86,11 @@ def test_quick_shows_the_claims_on_its_seed_and_says_where_other_seeds_differ(ru
     # The forecast of depth 3 is right on this draw, at every strength.
     three = table.loc["x = m w v"].loc["flow"]
     assert np.all((three.forecast == "stuck") == (three.missing > 0))
-    # Flow and descent agree on who recovers: descent's step is small.
-    two = table.loc["x = m w"].distance_end.unstack("method")
-    np.testing.assert_allclose(two.flow[:5], two.descent[:5], rtol=0.05)
     with xr.open_dataset(folder.path / "depth_2_flow.nc", engine="h5netcdf") as data:
-        assert data.distance.dims == ("seed", "alpha", "time")
-    assert len(list(folder.path.glob("*.png"))) == 2
+        assert data.distance.dims == ("seed", "alpha", "t_off", "time")
+    pictures = {"fig8_recovery", "fig9_range", "fig8_recovery_early_off", "fig9_range_early_off"}
+    assert (
+        {path.stem for path in folder.path.glob("*.png")}
+        == {path.stem for path in folder.path.glob("*.pdf")}
+        == pictures
+    )

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pandas as pd
@@ -11,10 +12,9 @@ from rich.console import Console
 
 from mirrorjax import data
 from mirrorjax.experiments import RunFolder, Setting
-from mirrorjax.experiments.theory import sparse_coding
-from mirrorjax.experiments.theory.dictionary import lasso, reduce, take, update_dictionary
-from mirrorjax.experiments.theory.sparse_coding import (
-    alternate,
+from mirrorjax.experiments.theory import code_variants, sparse_coding
+from mirrorjax.experiments.theory.code_variants import alternate, weight_bound
+from mirrorjax.experiments.theory.coding import (
     check_range,
     final_codes,
     log_rows,
@@ -24,8 +24,9 @@ from mirrorjax.experiments.theory.sparse_coding import (
     solve_power,
     stationary_time,
 )
+from mirrorjax.experiments.theory.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
 from mirrorjax.geometry import legendre
-from mirrorjax.problem import Compatible, LogDifference
+from mirrorjax.problem import Compatible, LogDifference, PowerDifference
 from mirrorjax.results import RESULTS
 
 
@@ -134,6 +135,23 @@ def test_constant_decay_ends_at_the_lasso():
         assert 0 < kept.mean() < 0.7
 
 
+def test_the_lipschitz_bound_in_the_weights_bounds_the_hessian():
+    reduced = reduce(*sparse_signals())
+    curvature = float(np.linalg.norm(np.asarray(reduced.R), 2) ** 2)
+    objective, g = reduced.objective(reduced.targets[0]), PowerDifference(2)
+    hessian = jax.jit(jax.hessian(lambda flat: objective(g((flat[:8], flat[8:])))))
+    start = float(objective(jnp.zeros(8)))
+    lower = 0
+    for largest in (0.5, 0.8, 1.1):
+        for seed in range(5):
+            w = np.random.default_rng(seed).uniform(0.0, largest, 16)
+            if float(objective(g((jnp.asarray(w[:8]), jnp.asarray(w[8:]))))) > start:
+                continue
+            lower += 1
+            assert np.linalg.norm(hessian(jnp.asarray(w)), 2) <= weight_bound(reduced, curvature, largest)
+    assert lower >= 5
+
+
 def test_an_update_of_the_dictionary_only_improves_the_fit():
     signals, atoms = sparse_signals()
     codes = lasso(reduce(signals, atoms), 0.2)
@@ -155,7 +173,11 @@ def test_an_update_of_the_dictionary_only_improves_the_fit():
 @pytest.mark.slow
 def test_alternating_lowers_the_objective_every_round():
     signals, atoms = sparse_signals()
-    objectives = [row["objective"] for row in alternate(signals, atoms, 0.1, 2)]
+
+    def code(reduced):
+        return final_codes(solve_lasso(reduced, [0.1])[0], 0)
+
+    objectives = [row["objective"] for row in alternate(signals, atoms, code, 2, penalty=0.2)]
     assert np.all(np.diff(objectives) < 0)
 
 
@@ -167,7 +189,8 @@ def test_a_run_writes_whole_files(tmp_path: Path, monkeypatch):
     # As many faces and atoms as the tests of the Lasso have: the same compiled program.
     faces = data.Faces(np.kron(tiles, np.ones((1, 8, 8), np.float32)), np.zeros(40, np.uint8), "made up")
     monkeypatch.setattr(sparse_coding.data, "olivetti_faces", lambda: faces)
-    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1))
+    monkeypatch.setattr(code_variants, "DESCENT_END", 0.05)  # fewer steps
+    monkeypatch.setitem(sparse_coding.SIZES, "quick", sparse_coding.Size(6, 12, 4, 12, (0.0, 0.5), 1, (2,)))
     folder = RunFolder(tmp_path / "run", "sparse-coding", Setting("quick", 0, 64), Console(quiet=True))
     sparse_coding.run(folder, Setting("quick", 0, 64))
     table = pd.read_csv(tmp_path / "run" / "lasso.csv").set_index(["penalty", "method"])
@@ -176,6 +199,6 @@ def test_a_run_writes_whole_files(tmp_path: Path, monkeypatch):
         "x = m w under constant decay ends at scikit-learn's Lasso",
         "larger alpha raises the nuclear norm faster",
     }
-    for name in ("fig10_power", "fig12_log", "fig13_faces"):
+    for name in ("fig11_power_codes", "fig13_log_codes", "faces"):
         with Image.open(tmp_path / "run" / f"{name}.png") as picture:
             assert min(picture.size) > 300

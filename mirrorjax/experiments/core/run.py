@@ -71,18 +71,22 @@ class RunFolder:
         self._write(f"{name}.csv", lambda path: write_rows(path, rows))
 
     def save_figure(self, name: str, figure: Figure, caption: str = "") -> None:
-        """Write `name`.png; `caption`: a sentence or two under it in the report."""
-        self._write(f"{name}.png", lambda path: plot.save(figure, path))
+        """Write `name`.png and `name`.pdf; `caption`: a sentence or two under it in the report."""
+        for ending in ("png", "pdf"):
+            self._write(f"{name}.{ending}", lambda path: plot.save(figure, path))
         self._record(figures=self._config["figures"] | {name: {"caption": caption, "alt": plot.describe(figure)}})
 
-    def claim(self, statement: str, *, paper: str, ours: str, holds: bool, see: Sequence[str] = ()) -> None:
+    def claim(
+        self, statement: str, *, paper: str, ours: str, holds: bool, key: str = "", see: Sequence[str] = ()
+    ) -> None:
         """Record in claims.csv, and print, the paper's statement beside this run's measurement, and whether they agree.
 
         **Arguments:** `statement`: one sentence that can be false; `paper`: its number or words ("-" where it gives
-        none); `ours`: the measured number; `holds`: whether the measurement shows the statement; `see`: names of
-        figures and tables that show it, to which the report links, by default all of the run.
+        none); `ours`: the measured number; `holds`: whether the measurement shows the statement; `key`: its name in the
+        ledger of the paper's claims; `see`: names of figures and tables that show it, to which the report links, by
+        default all of the run.
         """
-        claim = Claim(statement, paper, ours, holds, " ".join(see))
+        claim = Claim(statement, paper, ours, bool(holds), key, " ".join(see))
         self.claims.append(claim)
         self.save_table("claims", [asdict(claim) for claim in self.claims])
         verdict = "shown" if holds else "NOT shown"

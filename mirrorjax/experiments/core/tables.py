@@ -11,6 +11,8 @@ from typing import Any
 class Claim:
     """A statement of the paper, its value there and here, and whether this run shows it.
 
+    `key` names the claim in the ledger of the paper's claims, whatever words the statement has; several claims of one
+    experiment may share a key, as by two methods. It is empty for claims that the ledger does not hold.
     `see`: the names of the figures and tables of the run that show it, with spaces between them.
     """
 
@@ -18,6 +20,7 @@ class Claim:
     paper: str
     ours: str
     holds: bool
+    key: str = ""
     see: str = ""
 
 

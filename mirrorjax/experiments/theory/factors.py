@@ -4,6 +4,7 @@
 recovery takes, from the state at the switch-off.
 """
 
+import functools
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -33,8 +34,9 @@ from .planted import COORDINATES, PLANTED, sparse_regression
 
 STRENGTHS = np.array([0.0, 0.01, 0.05, 0.1, 0.3, 1.0])
 OFF, HORIZON = 50.0, 550.0
-EQUAL = 2 * OFF  # the paper's setting: as long without decay as with it
-TIMES = np.unique(np.concatenate([np.arange(0, 20), np.arange(20, 100, 2), np.arange(100, 551, 10)])).astype(float)
+EQUAL = 2 * OFF  # as long without decay as with it, after the early switch-off
+HALF = HORIZON / 2  # the paper's split: as many steps without decay as with it, up to the end
+TIMES = np.unique([*range(20), *range(20, 100, 2), *range(100, 551, 10), HALF]).astype(float)
 STEP = 0.1  # well below 2 / curvature of every model here; the paper's is not printed
 
 
@@ -67,11 +69,11 @@ MODELS = (
 
 
 def solve(model: Model, flow: AbstractFlow, seeds: Int[np.ndarray, " seeds"]) -> Dataset:
-    """All seeds and strengths; `metric` is that of the planted coordinates."""
+    """All seeds, strengths and both switch-off times; `metric` is that of the planted coordinates."""
     target = sparse_regression(0).target  # the same for all seeds
 
-    def lane(seed, alpha):
-        problem = Problem(model.g, model.h, SwitchOff(alpha, OFF), sparse_regression(seed).objective)
+    def lane(seed, alpha, t_off):
+        problem = Problem(model.g, model.h, SwitchOff(alpha, t_off), sparse_regression(seed).objective)
         return problem, model.start(COORDINATES)
 
     def metrics(t, x, w):
@@ -83,7 +85,7 @@ def solve(model: Model, flow: AbstractFlow, seeds: Int[np.ndarray, " seeds"]) ->
             "metric": metric(model.g, w)[:PLANTED],
         }
 
-    grid = {"seed": seeds, "alpha": STRENGTHS}
+    grid = {"seed": seeds, "alpha": STRENGTHS, "t_off": np.array([OFF, HALF])}
     return sweep(lane, grid, t1=HORIZON, saveat=TIMES, metrics=metrics, flow=flow)
 
 
@@ -129,15 +131,23 @@ def needed_times(
     seed: int,
     x: Float[np.ndarray, "strengths planted"],
     loss: Float[np.ndarray, " strengths"],
+    t_off: float = OFF,
 ) -> Float[np.ndarray, "strengths planted"]:
     """The least time that each planted coordinate needs from x and f at the switch-off to 1, of depth 2 or more."""
+    spent = -t_off * jnp.asarray(STRENGTHS)
+    return np.asarray(_needed(model.name, jnp.asarray(seed), jnp.asarray(x), jnp.asarray(loss), spent))
+
+
+@functools.partial(jax.jit, static_argnums=0)  # one program a model: flow and descent, and both splits, share it
+def _needed(name: str, seed: Array, x: Array, loss: Array, a: Array) -> Float[Array, "strengths planted"]:
+    model = next(each for each in MODELS if each.name == name)
     objective = sparse_regression(seed).objective
     R = legendre(model.g, model.h, model.start(PLANTED))
 
     def lane(x, loss, a):
         return _least_time(model, objective, R.dual(x, a).value, loss, a)
 
-    return np.asarray(jax.jit(jax.vmap(lane))(jnp.asarray(x), jnp.asarray(loss), -OFF * jnp.asarray(STRENGTHS)))
+    return jax.vmap(lane)(x, loss, a)
 
 
 def _least_time(model: Model, objective: LeastSquares, mu: Array, loss: Array, a: Array) -> Float[Array, " planted"]:

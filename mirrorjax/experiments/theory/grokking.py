@@ -61,10 +61,11 @@ class Task:
     """A problem with a planted solution: its lane, the metric `rel_error`, and when strong decay lets go of it.
 
     `escape(spent)` is a time before which weights cannot have come back from a decay that spent |a| in all, to leading
-    order in |a|; `found(spent)` when the planted solution is found, where that is known.
+    order in |a|; `found(spent)` when the planted solution is found, where that is known. `figure`: the picture's name.
     """
 
     name: str
+    figure: str
     lane: Callable[..., Any]
     metrics: Callable[..., Any]
     escape: Callable[[float], float]
@@ -80,7 +81,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_dataset(task.name, dataset)
         rows += table_rows(task, dataset)
         folder.save_table("grokking", rows)
-        folder.save_figure(f"fig7_{task.name}", late_figure(task, dataset), LATE_CAPTION)
+        folder.save_figure(task.figure, late_figure(task, dataset), LATE_CAPTION[task.figure])
         folder.save_figure(f"heat_{task.name}", heat_figure(task, dataset, rows), HEAT_CAPTION)
     folder.save_figure("time_to_generalise", times_figure(rows), TIMES_CAPTION)
     folder.show(f"Switched off at t = {OFF:g}", [row for row in rows if row["t_off"] == OFF], COLUMNS, "grokking")
@@ -116,6 +117,7 @@ def sparse_task(seed: int) -> Task:
 
     return Task(
         "sparse_regression",
+        "late_sparse_regression",
         lane,
         metrics,
         lambda spent: 2 * spent / slope,
@@ -132,7 +134,7 @@ def matrix_task(size: matrix_sensing.Size, seed: int) -> Task:
     def metrics(t, x, w):
         return {"rel_error": data.metrics(t, x, w)["rel_error"]}
 
-    return Task("matrix_sensing", data.point, metrics, lambda spent: spent / fastest, None)
+    return Task("matrix_sensing", "fig7_matrix_sensing", data.point, metrics, lambda spent: spent / fastest, None)
 
 
 def incremental_time(Z: Float[np.ndarray, "n d"], y: Float[np.ndarray, " n"]) -> float:
@@ -207,6 +209,7 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
     best = min(row["error"] for row in never)
     folder.claim(
         f"{name}: no strength of the table finds the planted solution while its decay is on",
+        key="never-while-on",
         paper="only after switch-off",
         ours=f"the smallest error without a switch-off is {best:.3f}",
         holds=best > GENERAL and all(row["time_to_generalise"] > row["t_off"] for row in found),
@@ -214,6 +217,7 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
     late = max(found, key=lambda row: row["time_to_generalise"] / row["time_to_fit"])
     folder.claim(
         f"{name}: the planted solution can be found later than twice the time at which the data are fitted",
+        key="found-late",
         paper="late (Fig. 7)",
         ours=f"fitted at t = {late['time_to_fit']:.1f}, found at {late['time_to_generalise']:.0f} "
         f"(strength {late['strength']:.2g}, off at {late['t_off']:g})",
@@ -238,11 +242,16 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
     )
 
 
-LATE_CAPTION = "Fig. 7. The error falls later than the loss, after weak and after strong decay."
+_LATE = "The error falls later than the loss, after weak and after strong decay; on logarithmic time."
+LATE_CAPTION = {
+    "fig7_matrix_sensing": f"Fig. 7. {_LATE}",
+    "late_sparse_regression": f"No figure of the paper: what its Fig. 7 shows, for x = m w. {_LATE}",
+}
 HEAT_CAPTION = "The time at which the planted solution is found, by strength and switch-off time; hatched: never found."
 TIMES_CAPTION = (
     "The times at which the data are fitted and the planted solution is found, by strength, beside two times that are "
-    "known without integrating: the earliest that strong decay allows and, in sparse regression, the time itself."
+    "known without integrating: the earliest that strong decay allows and, in sparse regression, the time itself. "
+    "After strong decay both happen at once, and their curves lie on each other."
 )
 TIME = "time t (gradient flow)"
 

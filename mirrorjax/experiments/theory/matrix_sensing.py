@@ -6,7 +6,6 @@ computed twice, by the gradient flow and by gradient descent with the paper's st
 say so. The baseline, a linear parameterization with an L1 regularizer, forgets its regularization once it is off.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 import optax
 from jaxtyping import Array, Float
 
-from ... import plot
 from ...dynamics import Descent, ProximalDescent
 from ...problem import L1, CosineDecay, Gram, Linear, LinearDecay, MatrixSensing, Problem, Sum, SwitchOff, WeightDecay
 from ...runs import Zip
@@ -25,6 +23,9 @@ from ...runs.dataset import Dataset
 from ...sweeps import sweep
 from ..core.experiment import Setting
 from ..core.run import RunFolder
+from .sensing_claims import claim_late_drop, claim_norms_and_losses, claim_recovery, claim_table
+from .sensing_figures import HEAT, heat_map_figure, save_figures
+from .sensing_steps import explain_norms, explain_times
 
 TRAINED = 1e-10  # the loss that counts as trained; the paper's own threshold is not printed
 TOTAL = 12.5
@@ -116,8 +117,6 @@ def run(folder: RunFolder, setting: Setting) -> None:
     data = make_data(size, setting.seed)
     flow = _solve_rows(data, "flow")
     folder.save_dataset("flow", flow)
-    for name, draw, caption in FIGURES:
-        folder.save_figure(name, draw(flow), caption)
     descent = _solve_rows(data, "descent")
     folder.save_dataset("descent", descent)
     rows = table_rows(flow, "flow") + table_rows(descent, "descent")
@@ -129,15 +128,22 @@ def run(folder: RunFolder, setting: Setting) -> None:
     folder.save_dataset("baseline", baseline)
     baseline_rows = table_rows(baseline, "proximal descent")
     folder.save_table("baseline", baseline_rows)
+    save_figures(folder, flow, baseline)
     folder.show("Baseline: linear X with L1, by proximal descent", baseline_rows, BASELINE_COLUMNS, "baseline")
     heat = _solve_heat_map(data, size)
     folder.save_dataset("heat_map", heat)
-    folder.save_figure("heat_map", heat_map_figure(heat), HEAT_CAPTION)
+    folder.save_figure("heat_map", heat_map_figure(heat, TOTAL), HEAT)
     seed_rows = _seed_rows([flow, *_other_seeds(size, setting.seed)])
     folder.save_table("seeds", seed_rows)
     folder.show(f"Error of X over {SEEDS} data seeds, by the flow", seed_rows, SEED_COLUMNS, "seeds")
     folder.console.print(f"trained: f < {TRAINED:g}; the paper's own threshold is not printed there")
-    _claim(folder, flow, baseline)
+    claim_recovery(folder, flow, baseline)
+    claim_norms_and_losses(folder, flow)
+    claim_late_drop(folder, flow)
+    if size == SIZES["paper"]:  # another size has other numbers
+        claim_table(folder, rows)
+        explain_times(folder, data.objective, TOTAL, TRAINED)
+        explain_norms(folder, data.objective, STEP, HORIZON)
 
 
 SEEDS = 5
@@ -251,127 +257,3 @@ def table_rows(dataset: Dataset, method: str) -> list[dict[str, Any]]:
 def _status(status: str, method: str) -> str:
     unstable = status == "diverged" and method != "flow"
     return "unstable" if unstable else "ok" if status == "successful" else status
-
-
-def _claim(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
-    """Records the paper's claims beside the measured errors."""
-    switched = [index for index, row in enumerate(ROWS) if np.isfinite(row.t_off)]
-    constant = next(index for index, row in enumerate(ROWS) if row.schedule == "constant 0.01")
-    error = flow.rel_error.isel(time=-1)
-    worst = float(error.isel(lane=switched).max())
-    kept = float(error.isel(lane=constant))
-    best = float(baseline.rel_error.isel(time=-1).min())
-    folder.claim("decay that is switched off recovers X*", paper="below 1e-4", ours=f"{worst:.1e}", holds=worst < 1e-4)
-    folder.claim("constant decay does not recover X*", paper="about 0.07", ours=f"{kept:.3f}", holds=kept > 0.01)
-    folder.claim("linear X with L1 does not recover X*", paper="-", ours=f"{best:.3f} at its best", holds=best > 0.01)
-
-
-def _lines(dataset: Dataset, variable: str, shown: Mapping[str, str], positive: bool = False) -> list[plot.Line]:
-    """One curve for each named schedule; `positive` starts at the first save time after 0, for logarithmic axes."""
-    lines = []
-    for name, label in shown.items():
-        lane = dataset.isel(lane=[row.schedule for row in ROWS].index(name))
-        if positive:
-            lane = lane.isel(time=slice(1, None))
-        style = "--" if name in ("none", "constant 0.01") else "-"
-        lines.append(plot.Line(lane.time.values, lane[variable].values, label, style))
-    return lines
-
-
-STRENGTHS = {
-    "none": "no decay",
-    "constant 0.01": "0.01, never off",
-    "constant 0.02": "0.02, off at 625",
-    "constant 0.2": "0.2, off at 62.5",
-    "constant 2": "2, off at 6.25",
-    "constant 20": "20, off at 0.625",
-}
-SHAPES = {
-    "constant 0.01": "constant, never off",
-    "constant 0.02": "constant, off at 625",
-    "linear decay": "linear to 625",
-    "cosine decay": "cosine to 625",
-}
-TIME = "time t (gradient flow)"
-ERROR_LABEL = r"$|X - X^*|_F\ /\ |X^*|_F$"
-LOSS_FLOOR, ERROR_FLOOR = 1e-11, 3e-6  # just above what the solver's tolerance leaves, for every preset
-
-
-def _error_panel(flow: Dataset, shown: Mapping[str, str]) -> plot.Panel:
-    lines = _lines(flow, "rel_error", shown)
-    return plot.Panel(lines, "Reconstruction error", TIME, ERROR_LABEL, y_log=True, floor=ERROR_FLOOR)
-
-
-def recovery_figure(flow: Dataset) -> Any:
-    """Fig. 3: train loss and reconstruction error over time."""
-    panels = [
-        plot.Panel(_lines(flow, "loss", STRENGTHS), "Train loss", TIME, "f(X)", y_log=True, floor=LOSS_FLOOR),
-        _error_panel(flow, STRENGTHS),
-    ]
-    return plot.line_panels(panels, "Switching weight decay off recovers the low-rank matrix", "strength of decay")
-
-
-def nuclear_norm_figure(flow: Dataset) -> Any:
-    """Fig. 5: nuclear norm over time; the planted matrix has 1."""
-    lines = _lines(flow, "nuclear_norm", STRENGTHS, positive=True)
-    panel = plot.Panel(
-        lines, "Dashed line: the planted matrix", TIME, "nuclear norm of X", x_log=True, y_log=True, level=1.0
-    )
-    return plot.line_panels([panel], "Nuclear norm during and after decay", "strength of decay")
-
-
-def schedules_figure(flow: Dataset) -> Any:
-    """Fig. 6: schedules of one total: what they spend over time, and what they recover."""
-    panels = [
-        plot.Panel(_lines(flow, "a", SHAPES), "Regularization spent", TIME, r"$a_t = -\int_0^t \alpha$"),
-        _error_panel(flow, SHAPES),
-    ]
-    return plot.line_panels(panels, "Schedules that spend the same total of 12.5", "schedule")
-
-
-def late_recovery_figure(flow: Dataset) -> Any:
-    """Fig. 7: on logarithmic time, the error drops long after the decay was switched off."""
-    shown = {name: STRENGTHS[name] for name in ("none", "constant 0.02", "constant 0.2", "constant 20")}
-    loss, error = (_lines(flow, name, shown, positive=True) for name in ("loss", "rel_error"))
-    style: dict[str, Any] = {"x_log": True, "y_log": True, "events": [625.0, 62.5, 0.625]}
-    panels = [
-        plot.Panel(loss, "Train loss", TIME, "f(X)", floor=LOSS_FLOOR, **style),
-        plot.Panel(error, "Reconstruction error", TIME, ERROR_LABEL, floor=ERROR_FLOOR, **style),
-    ]
-    return plot.line_panels(panels, "Late recovery: the drop comes after the switch-off (dotted)", "strength of decay")
-
-
-def heat_map_figure(heat: Dataset) -> Any:
-    """Strengths x switch-off times: the final reconstruction error."""
-    return plot.heat_map(
-        heat.rel_error.isel(time=-1).values,
-        heat.alpha.values,
-        heat.t_off.values,
-        title=f"Reconstruction error at t = {HORIZON:g}",
-        row_label=r"strength $\alpha$",
-        column_label="switch-off time t_off",
-        value_label=ERROR_LABEL,
-        floor=ERROR_FLOOR / 10,
-        contour=plot.Line(heat.t_off.values, TOTAL / heat.t_off.values, f"total decay {TOTAL:g}", "--"),
-    )
-
-
-HEAT_CAPTION = "The total spent, strength times time, is constant along the dashed line."
-FIGURES = (
-    (
-        "fig3_recovery",
-        recovery_figure,
-        "Fig. 3. To look for: the error falls where decay was switched off, and only there.",
-    ),
-    ("fig5_nuclear_norm", nuclear_norm_figure, "Fig. 5. To look for: on which side of the planted norm each ends."),
-    (
-        "fig6_schedules",
-        schedules_figure,
-        "Fig. 6. To look for: one total in several shapes ends at one matrix, once off.",
-    ),
-    (
-        "fig7_late_recovery",
-        late_recovery_figure,
-        "Fig. 7. To look for: how long after each switch-off the error falls.",
-    ),
-)
