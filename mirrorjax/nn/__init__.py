@@ -20,6 +20,7 @@ from .spectral import (
     attention_factors as attention_factors,
     product_spectrum as product_spectrum,
 )
+from .table import Table as Table
 
 if TYPE_CHECKING:
     from . import (
