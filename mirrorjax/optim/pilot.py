@@ -68,6 +68,19 @@ def pilot(
     momentum a step is the primal flow's Euler step. The steps of an adaptive optimizer change `m^2 - w^2` too, so with
     one A ends only near `width`. After t_off the optimizer runs without decay.
 
+    **Choosing the numbers**, measured on a perceptron of 17,000 weights for scikit-learn's digits (SGD with momentum
+    0.9, decay for two thirds of 60 epochs, 3 seeds, balances 0.03 to 10 by widths 1e-4 to 0.2):
+
+    - `balance`: 1, which leaves learning rates as they are: x moves `balance` times as fast in the beginning as without
+      factors. From 0.3 to 3 the accuracy after pruning, at the best width, differs by less than 1 %; at 10 the same
+      learning rate diverged.
+    - `width`: in units of the size of freshly drawn entries, a third to prune to a share of 20 %, a sixth for 10 %, a
+      tenth for 5 %, a fiftieth for 2 %: there pruning costs at most 1.2 % of accuracy before any tuning. Five times too
+      large a width costs up to 7 %, ten times too small a one 1 %: when in doubt, take the narrower.
+    - `t_off`: so long that the first strength, `log(balance / (2 width)) / (2 t_off)`, stays below about 0.1 with
+      momentum 0.9, 0.01 without, for a cross-entropy. Stronger decay outweighs the loss and drives whole layers to
+      zero: with 0.3, at the smallest of three learning rates, accuracy fell to 31 %.
+
     **Arguments:** `optimizer`: any complete optax optimizer; `balance`, `width`, `t_off`: as in `pilot_schedule`;
     `step_size`: the optimizer's learning rate or its schedule; `mask`: the factors, `split.factored` of
     `mirrorjax.nn.reparameterize`, or patterns over paths.

@@ -1,5 +1,6 @@
 """PILoT's schedule, pruned tensors that stay pruned, and HAM's bad arguments."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax

@@ -110,7 +110,7 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images and cla
 
 def _digits(side: int) -> Arrays:
     """1,797 digits of 8 x 8 pixels, a fifth of them to test on: the same ones for every seed."""
-    with needs("sparse-coding", "pilot"):
+    with needs("nn", "pilot"):
         from sklearn.datasets import load_digits
     raw: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(raw.target))
