@@ -59,7 +59,11 @@ DOORS = {
     "psutil": {"runs/memory.py"},
     "pooch": {"data.py"},
     "wadler_lindig": {"reprs.py"},
-    "sklearn": {"experiments/theory/dictionary.py", "experiments/theory/lasso_path.py", "experiments/networks/pruning.py"},
+    "sklearn": {
+        "experiments/theory/dictionary.py",
+        "experiments/theory/lasso_path.py",
+        "experiments/networks/pruning.py",
+    },
     "jinja2": {"experiments/core/report.py"},
     "PIL": {"experiments/networks/imagenet.py"},
     "typer": {"cli"},
