@@ -153,9 +153,9 @@ COLUMNS = {
 }
 NOTE = (
     "rate, decay (its strength, or the width): the best of {} settings by {} training images held out; just after: "
-    "after the last round of pruning; ±: standard deviation over seeds, which all see the same test images (these alone are "
-    "worth a standard error of up to {:.1f} %); pruned 0: trains on without pruning. ResNet-50 on ImageNet, as "
-    "published, at 80, 90, 95 %: PILoT 75.62, 74.73, 71.30; spred 72.64, 71.84, 69.47."
+    "after the last round of pruning; ±: standard deviation over seeds, which all see the same test images (these "
+    "alone are worth a standard error of up to {:.1f} %); pruned 0: trains on without pruning. ResNet-50 on ImageNet, "
+    "as published, at 80, 90, 95 %: PILoT 75.62, 74.73, 71.30; spred 72.64, 71.84, 69.47."
 )
 
 
