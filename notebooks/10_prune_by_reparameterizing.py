@@ -187,7 +187,7 @@ def run(name):
             tuner = optax.chain(sgd(optax.cosine_decay_schedule(rate, tuning * per_epoch)), optim.keep_zeros(KERNELS))
             silent = optax.chain(optim.scheduled_weight_decay(0.0), tuner)
             tuned, _, _ = fit(form, cut, silent, jax.random.key(200 + seed), tuning)
-            found[share] = {
+            found[f"{share:.0%}"] = {
                 "just after": accuracy(form.merge(cut), test),
                 "tuned": accuracy(form.merge(tuned), test),
                 "held out": accuracy(form.merge(tuned), held_out),
@@ -208,13 +208,13 @@ results = {name: run(name) for name in methods}
 
 # %%
 def best(name, share):
-    return int(np.argmax(results[name][share]["held out"].mean(axis=1)))
+    return int(np.argmax(results[name][f"{share:.0%}"]["held out"].mean(axis=1)))
 
 
 rows = []
 for share in sparsities:
     for name in methods:
-        at, found = best(name, share), results[name][share]
+        at, found = best(name, share), results[name][f"{share:.0%}"]
         row = {"pruned": f"{share:.0%}", "method": name, "rate": results[name]["rate"][at, 0]}
         row["strength"] = results[name]["strength"][at, 0]
         row["before"] = f"{100 * results[name]['trained'][at].mean():.1f}"
@@ -228,7 +228,7 @@ figure, axes = plt.subplots(1, 3, figsize=(14, 4))
 for name in methods:
     at = [best(name, share) for share in sparsities]
     for axis, key in zip(axes, ("just after", "tuned"), strict=False):
-        values = [100 * results[name][share][key][i] for share, i in zip(sparsities, at, strict=True)]
+        values = [100 * results[name][f"{share:.0%}"][key][i] for share, i in zip(sparsities, at, strict=True)]
         axis.errorbar(sparsities, [v.mean() for v in values], [v.std() for v in values], label=name, capsize=3)
         axis.set(title=f"accuracy {key}, %", xlabel="share pruned")
     axes[2].plot(results[name]["entries"][at[-1], 0], label=name)
