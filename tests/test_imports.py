@@ -47,7 +47,7 @@ BELOW = {
 DOORS = {
     "diffrax": {"dynamics", "geometry/cells.py", "experiments"},
     "lineax": {"geometry/newton.py"},
-    "optax": {"dynamics/flows/descent.py", "optim", "nn/train.py", "nn/lane.py", "nn/tasks.py", "experiments"},
+    "optax": {"dynamics/flows/descent.py", "optim", "nn/training.py", "nn/lane.py", "nn/tasks.py", "experiments"},
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},

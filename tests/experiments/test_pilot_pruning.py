@@ -20,7 +20,7 @@ from mirrorjax.data import Images
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.networks import pilot, pruning
 from mirrorjax.nn.tasks import CrossEntropy
-from mirrorjax.nn.train import KEPT
+from mirrorjax.nn.training import KEPT
 
 SIZE = pruning.Size(
     "CIFAR-10",

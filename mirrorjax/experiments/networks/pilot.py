@@ -19,7 +19,7 @@ import optax
 from flax import nnx
 
 from ... import plot
-from ...nn.train import KEPT
+from ...nn.training import KEPT
 from ...nn.vit import ViT, ViTConfig
 from ...runs.dataset import Dataset
 from ..core.experiment import Setting

@@ -22,7 +22,7 @@ from ... import data
 from ...extras import needs
 from ...nn import Factored, prune, reparameterize, sparsity
 from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
-from ...nn.train import train, weights_of
+from ...nn.training import train, weights_of
 from ...optim import decoupled_weight_decay, keep_zeros, path_mask, pilot, pilot_decay
 from ...problem import Hadamard
 from ...runs import Zip
