@@ -239,10 +239,11 @@ plt.show()
 # %% [markdown]
 # The right panel is the reason. Entries of a dense network fall off slowly, and whatever is cut was in use. Entries of
 # $m \odot w$ with an L1 bias fall off a cliff: there are a few hundred, and the rest is negligible. Pruning there costs
-# nothing, so no tuning is needed. Three things to take from the table:
+# little, with a width that fits the sparsity. Three things to take from the table:
 #
 # - Without tuning the difference is everything; with tuning most of it is made up for until very high sparsity.
-# - Decay of $x$ itself is a fair and strong baseline, far above plain magnitude pruning. It shrinks all entries alike.
+# - Decay of $x$ itself is the fairer baseline: it gains accuracy after tuning, but pruning costs as much as before,
+#   since it shrinks all entries alike.
 # - spred with the right constant strength does as well here. It has to be found for each learning rate and length of
 #   run, since the width it reaches depends on them; PILoT's width is chosen directly.
 #
