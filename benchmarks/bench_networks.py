@@ -21,7 +21,7 @@ from mirrorjax.experiments.networks import lora
 from mirrorjax.experiments.networks.lora import Parts, Size
 from mirrorjax.nn.gpt2 import GPT2, GPT2Config
 from mirrorjax.nn.tasks import Decay, decay_grid
-from mirrorjax.nn.train import train
+from mirrorjax.nn.training import train
 
 LANES, STEPS = 8, 240
 RECORDS_EVERY = lora.SIZES["quick"].steps // lora.SIZES["quick"].records

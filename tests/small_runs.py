@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 import mirrorjax as mj
-from mirrorjax.nn.train import train
+from mirrorjax.nn.training import train
 
 A = {"a": [0.1, 0.2, 0.3, 0.4, 0.5]}
 WHOLE = {}

@@ -29,7 +29,7 @@ def public() -> set[str]:
     names = {f"mirrorjax.{name}" for name in dir(mj) if name not in rooms}
     for room in (mj.optim, mj.nn):
         own = {name for name, value in vars(room).items() if not (name.startswith("_") or ismodule(value))}
-        names |= {f"{room.__name__}.{name}" for name in own - {"TYPE_CHECKING", "LATE", "ModuleType"}}
+        names |= {f"{room.__name__}.{name}" for name in own - {"TYPE_CHECKING", "LATE", "LATE_FUNCTIONS", "Any"}}
     return names
 
 

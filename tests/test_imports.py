@@ -47,7 +47,7 @@ BELOW = {
 DOORS = {
     "diffrax": {"dynamics", "geometry/cells.py", "experiments"},
     "lineax": {"geometry/newton.py"},
-    "optax": {"dynamics/flows/descent.py", "optim", "nn/train.py", "nn/lane.py", "nn/tasks.py", "experiments"},
+    "optax": {"dynamics/flows/descent.py", "optim", "nn/training.py", "nn/lane.py", "nn/tasks.py", "experiments"},
     "flax": {"nn", "experiments"},
     "safetensors": {"nn/tensor_files.py"},
     "tiktoken": {"nn/tokens.py"},
@@ -60,7 +60,11 @@ DOORS = {
     "psutil": {"runs/memory.py"},
     "pooch": {"data.py"},
     "wadler_lindig": {"reprs.py"},
-    "sklearn": {"experiments/theory/dictionary.py", "experiments/theory/lasso_path.py"},
+    "sklearn": {
+        "experiments/theory/dictionary.py",
+        "experiments/theory/lasso_path.py",
+        "experiments/networks/pruning.py",
+    },
     "jinja2": {"experiments/core/report.py"},
     "PIL": {"experiments/networks/imagenet.py"},
     "typer": {"cli"},

@@ -30,7 +30,7 @@ def notebook(path: Path) -> dict[str, Any]:
 
 
 def test_every_notebook_has_both_files():
-    assert len(SOURCES) == 9
+    assert len(SOURCES) == 12
     assert [path.stem for path in SOURCES] == sorted(path.stem for path in FOLDER.glob("*.ipynb"))
 
 

@@ -90,7 +90,7 @@ _TABLE = (
     ),
     Experiment(
         "pilot",
-        "PILoT: sparse networks from x = m w, beside magnitude pruning.",
+        "PILoT: sparse networks from x = m w, beside magnitude pruning and spred.",
         f"{__package__}.networks.pilot:run",
         presets=ON_A_GPU,
     ),

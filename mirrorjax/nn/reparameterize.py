@@ -21,6 +21,7 @@ from ..paths import is_named, leaf_names, require_match
 from ..problem import AbstractReparameterization
 from ..problem.reparam import Weights
 from .rules import AbstractRule, Factored
+from .table import Table
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -50,7 +51,8 @@ class Reparameterization(eqx.Module):
       loss if it is not weight decay.
     - `factors(weights)`: the weights of each reparameterized tensor, by name.
     - `factored`: True for the reparameterized tensors: a mask for weight decay and `mirrorjax.optim.pilot`.
-    - `counts`, `tensors`, `report(gradients)`: the numbers of entries and of trained weights, in all and by tensor.
+    - `counts`, `tensors`, `report(gradients)`: the numbers of entries and of trained weights, in all and by tensor;
+      `print(split)` and `print(split.report())` show the table.
     """
 
     rules: tuple[AbstractRule | None, ...]  # one a tensor, None for those left alone
@@ -92,13 +94,20 @@ class Reparameterization(eqx.Module):
             sum(tensor.parameters for tensor in self.tensors), sum(tensor.trainable for tensor in self.tensors)
         )
 
-    def report(self, gradients: PyTree = None) -> list[dict[str, Any]]:
-        """Returns one row a tensor: the fields of `TensorCount` and, if gradients are given, `gradient_norm`, L2."""
+    def report(self, gradients: PyTree = None) -> Table:
+        """Returns one row a tensor: the fields of `TensorCount` and, if gradients are given, `gradient_norm`, L2.
+
+        **Returns:** a `Table`, a sequence of dictionaries that prints as a table.
+        """
         rows = [tensor._asdict() for tensor in self.tensors]
         if gradients is not None:
             for row, part in zip(rows, self._parts(gradients), strict=True):
                 row["gradient_norm"] = float(_norm(part))
-        return rows
+        return Table(tuple(rows))
+
+    def __str__(self) -> str:
+        parameters, trainable = self.counts
+        return f"{self.report()}\n{len(self.tensors)} tensors, {parameters} parameters, {trainable} trained"
 
     def _parts(self, weights: PyTree) -> list[Any]:
         """The weights of each tensor. Raises `ValueError` where they are not shaped as `reparameterize` returned them.

@@ -133,33 +133,51 @@ def _normalized(x: Float[Array, "*batch n m"]) -> tuple[Float[Array, "*batch n m
     return jnp.ldexp(x, -exponent[..., None, None]), exponent
 
 
-def attention_factors(key: Float[Array, "..."], query: Float[Array, "..."], heads: int) -> Factors:
+def attention_factors(key: Float[Array, "..."], query: Float[Array, "..."], heads: int | None = None) -> Factors:
     """`W_K, W_Q^T` of each head: the factors of the matrix in attention's scores, `x W_K W_Q^T x'^T`.
 
     The paper writes this matrix as `W_K^T W_Q`, with the weights on the left; Flax keeps them on the right.
 
-    **Arguments:** `key`, `query`: kernels (.., d, heads * r), whose last axis holds head after head, or (.., d, heads,
-    r), as in Flax's `MultiHeadAttention`; `heads`: how many there are.
+    **Arguments:**
+
+    - `key`, `query`: without `heads`, kernels (.., d, heads, r) as Flax's `nnx.MultiHeadAttention` keeps them; with
+      `heads`, kernels (.., d, heads * r), whose last axis holds head after head. Leading axes, such as layers, are a
+      batch.
+    - `heads`: how many heads the last axis holds; `None` where heads have an axis of their own.
+
     **Returns:** factors (.., heads, d, r), (.., heads, r, d) for `product_spectrum`.
-    **Raises:** `ValueError` for kernels whose shapes differ or do not divide into heads, and for three or more axes
-    that can be read both ways: with `heads` next to last and a last axis that `heads` divides.
+
+    **Raises:** `ValueError` for kernels whose shapes differ or do not divide into heads; without `heads` for matrices,
+    and for kernels with r > d, which are more likely matrices in a stack; with `heads` for kernels whose last axis but
+    one is as long, which may be of the other form: each of the two readings gives other spectra.
+
+    Example:
+
+        attention = nnx.MultiHeadAttention(num_heads=4, in_features=32, rngs=nnx.Rngs(0))
+        nn.attention_factors(attention.key.kernel[...], attention.query.kernel[...])
+        nn.attention_factors(W_K, W_Q, heads=12)  # matrices (768, 768)
     """
-    heads = as_count(heads, "heads")
     key, query = as_float(key, "key"), as_float(query, "query")
-    layouts = "(.., d, heads * r) or (.., d, heads, r)"
+    heads = None if heads is None else as_count(heads, "heads")
+    got = f"got {key.shape}, {query.shape}, heads={heads}"
     if key.shape != query.shape or key.ndim < 2:
-        raise ValueError(f"key and query have shapes {layouts}, got {key.shape}, {query.shape}, heads={heads}")
-    is_flat, is_split = key.shape[-1] % heads == 0, key.ndim > 2 and key.shape[-2] == heads
-    if is_flat and is_split:
+        raise ValueError(f"key and query have one shape, (.., d, heads, r) or with heads (.., d, heads * r), {got}")
+    if heads is None:
+        if key.ndim < 3:
+            raise ValueError(f"matrices do not tell how many heads they hold, {got}: give heads")
+        if key.shape[-1] > key.shape[-3]:
+            raise ValueError(
+                f"kernels (.., d, heads, r) have r <= d, {got}, as a stack of matrices (.., d, heads * r) has: give "
+                "heads for these"
+            )
+        return split_heads(*(kernel.reshape(*kernel.shape[:-2], -1) for kernel in (key, query)), key.shape[-2])
+    if key.ndim > 2 and key.shape[-2] == heads:
         raise ValueError(
-            f"kernels of shape {key.shape} with heads={heads} can be (.., d, heads, r) and (.., d, heads * r); merge "
-            "the last two axes of the first, kernel.reshape(*kernel.shape[:-2], -1), and map over the leading axes of "
-            "the second with jax.vmap"
+            f"kernels of shape {key.shape} have an axis as long as heads={heads}: for (.., d, heads, r), as in Flax's "
+            "MultiHeadAttention, leave heads out; for (.., d, heads * r) map over the leading axes with jax.vmap"
         )
-    if not is_flat and not is_split:
-        raise ValueError(f"key and query have shapes {layouts}, got {key.shape}, {query.shape}, heads={heads}")
-    if is_split:
-        key, query = (kernel.reshape(*kernel.shape[:-2], -1) for kernel in (key, query))
+    if key.shape[-1] % heads:
+        raise ValueError(f"the last axis of key and query, (.., d, heads * r), must divide into heads, {got}")
     return split_heads(key, query, heads)
 
 

@@ -10,7 +10,6 @@ The first term is the part of decay, the second that of the step, which noise in
 the same is measured step by step from the weights before and after each part of the update.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +20,7 @@ from jaxtyping import Array, Float, PyTree
 from .clock import StepSize, Strength
 from .decay import decoupled_weight_decay, scheduled_weight_decay
 from .masks import Mask, as_mask
-from .tensors import require_optimizer, require_params
+from .tensors import over_pairs, require_optimizer, require_params
 
 Values = Float[Array, "..."]
 Pair = tuple[Values, Values]
@@ -144,7 +143,7 @@ def track_bias(
         decay = decoupled_weight_decay(optax.identity(), alpha, step_size=step_size, mask=mask)
 
     def init(params: PyTree) -> BiasState:
-        zero = _of_pairs(pairs_of(params), _zero, params)
+        zero = over_pairs("track_bias", pairs_of(params), _zero, params)
         return BiasState(
             optimizer=inner.init(params),
             undecayed=inner.init(params) if coupled else (),
@@ -213,35 +212,9 @@ def _require_mean(mean_gradient: PyTree, noise: bool) -> None:
         raise ValueError("track_bias was given a mean gradient and would ignore it: build it with noise=True")
 
 
-def _of_pairs(pairs: PyTree, act: Callable, params: PyTree, *others: PyTree) -> PyTree:
-    """`act(pair, ..)` for each pair (m, w), and `None` for the other tensors."""
-
-    def of_one(yes: bool, tensors: Any, *rest: Any) -> Any:
-        if not yes:
-            return None
-        _require_pair(tensors)
-        return act(tensors, *rest)
-
-    return jax.tree.map(of_one, pairs, params, *others)
-
-
 def _grown(pairs: PyTree, sums: PyTree, before: PyTree, after: PyTree) -> PyTree:
     """The sums with the change of `log|u v|` of each pair between two sets of parameters."""
-    return _of_pairs(pairs, _added, before, after, sums)
-
-
-def _require_pair(tensors: Any) -> None:
-    """Raises `ValueError` unless the tensors are two floating-point arrays of one shape."""
-    if isinstance(tensors, tuple | list) and len(tensors) == 2:
-        first, second = tensors
-        floating = all(hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in tensors)
-        if floating and first.shape == second.shape:
-            return
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tensors)]
-    raise ValueError(
-        f"track_bias follows pairs (m, w) of floating-point arrays of one shape, got a {type(tensors).__name__} of "
-        f"shapes {shapes}; give pairs=, a tree of booleans with True at each pair, such as split.factored"
-    )
+    return over_pairs("track_bias", pairs, _added, before, after, sums)
 
 
 def _zero(pair: Pair) -> Sum:

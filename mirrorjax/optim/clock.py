@@ -4,15 +4,18 @@ A schedule of `mirrorjax.problem` is a function of t, an optax schedule is a fun
 strength decides which of the two it gets.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, Int
+from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..calls import calling
-from ..checks import as_scalar, as_time_scalar, nonnegative, require_nonnegative, require_positive
+from ..checks import as_scalar, as_time_scalar, is_concrete, nonnegative, require_nonnegative, require_positive
 from ..problem import AbstractSchedule
 
 Count = Int[Array, ""]
@@ -23,35 +26,70 @@ StepSize = Callable | ArrayLike
 # True while a breakpoint of a strength lies ahead of this count of steps and time.
 Pending = Callable[[Count, Float[Array, ""]], Bool[Array, ""]]
 
+# A switch-off at this step or later is more often a count of steps given as a time than a plan.
+LATE = 1_000_000
+
 
 class ClockState(NamedTuple):
     """The count of steps, `t = sum of their learning rates`, and the rounding error of that sum (Kahan).
 
     `pending` is True while a switch-off, or another breakpoint of the strength, lies ahead: a training that ends so has
-    not done what its schedule says.
+    not done what its schedule says. `strength` is the one that the last update used, and before the first update the
+    one at t = 0; `current_strength` reads it.
     """
 
     count: Count
     time: Float[Array, ""]
     carry: Float[Array, ""]
     pending: Bool[Array, ""]
+    strength: Float[Array, ""]
 
 
-def start_clock(pending: Pending) -> ClockState:
+def start_clock(pending: Pending, strength: Callable[[ClockState], Float[Array, ""]]) -> ClockState:
     """Returns the state before the first step, at t = 0."""
-    count, time = jnp.zeros((), jnp.int32), jnp.zeros(())
-    return ClockState(count, time, jnp.zeros(()), pending(count, time))
+    start = at_count(jnp.zeros((), jnp.int32))
+    return start._replace(pending=pending(start.count, start.time), strength=strength(start))
 
 
-def advance(state: ClockState, step_size: Float[Array, ""], pending: Pending) -> ClockState:
-    """Adds one step, in compensated summation.
+def at_count(count: Count) -> ClockState:
+    """Returns a state at a count of steps, for strengths that read nothing else."""
+    return ClockState(count, jnp.zeros(()), jnp.zeros(()), jnp.array(False), jnp.zeros(()))
+
+
+def advance(state: ClockState, step_size: Float[Array, ""], pending: Pending, strength: Float[Array, ""]) -> ClockState:
+    """Adds one step, which used this strength, in compensated summation.
 
     A plain sum of a million float32 learning rates would miss a switch-off by hundreds of steps.
     """
     addend = step_size - state.carry
     time = state.time + addend
     count = jnp.asarray(optax.safe_increment(state.count))
-    return ClockState(count, time, (time - state.time) - addend, pending(count, time))
+    return ClockState(count, time, (time - state.time) - addend, pending(count, time), strength)
+
+
+def current_strength(state: PyTree) -> Float[Array, ""]:
+    """Returns the strength of decay that the last update used, from the state of an optimizer, for logs.
+
+    It is alpha, half of optax's `weight_decay`, also of `switch_off_adamw`; of HAM it is beta. Before the first update
+    it is the strength at t = 0.
+
+    **Arguments:** `state`: the state of an optimizer that contains one decay of this package, at any depth.
+    **Returns:** a scalar; with one entry a lane for states under `jax.vmap`.
+    **Raises:** `ValueError` for a state with none or several of them.
+
+    Example:
+
+        optimizer = optim.switch_off_adamw(1e-3, weight_decay=0.1, off_at=2000)
+        optim.current_strength(optimizer.init(params))  # 0.05
+    """
+    is_clock = lambda node: isinstance(node, ClockState)  # noqa: E731
+    found = [node for node in jax.tree.leaves(state, is_leaf=is_clock) if is_clock(node)]
+    if len(found) != 1:
+        raise ValueError(
+            f"the state must hold one decay of mirrorjax.optim, it holds {len(found)}; give the state of the part of "
+            "the chain that decays"
+        )
+    return found[0].strength
 
 
 def never_pending(count: Count, time: Float[Array, ""]) -> Bool[Array, ""]:
@@ -124,6 +162,23 @@ def _at_count(schedule: Callable, count: Count, name: str) -> Float[Array, ""]:
     return as_scalar(value, f"the value of the schedule {name}").astype(float)
 
 
+def warn_of_late_end(value: Strength, step_size: StepSize) -> None:
+    """Warns of a schedule of the flow's time whose last breakpoint is a million steps away.
+
+    Such a t_off is mostly a count of steps, which at a learning rate of 1e-3 is a thousand times too late.
+    """
+    if not isinstance(value, AbstractSchedule) or callable(step_size) or not is_concrete(value.breakpoints, step_size):
+        return
+    ends = np.asarray(value.breakpoints, float)
+    last, step = max(ends[np.isfinite(ends)], default=0.0), float(np.asarray(step_size))
+    if last >= LATE * step:
+        warnings.warn(
+            f"{type(value).__name__} ends at t = {last:g}, which at step_size = {step:g} is step {last / step:.3g}: t "
+            f"is the sum of the learning rates, so that step {last:g} is t = {last * step:g}",
+            stacklevel=3,
+        )
+
+
 def refuse_time(value: Any, name: str) -> None:
     """Raises `ValueError` for a schedule of the flow's time where the count of steps is all that there is."""
     kind = value if isinstance(value, type) else type(value)
@@ -149,7 +204,7 @@ def switched_off(strength: Callable | ArrayLike, off_at: ArrayLike, name: str) -
     require_nonnegative(last, "off_at", finite=False)
 
     def schedule(count: Count) -> Float[Array, ""]:
-        value = before(ClockState(count, jnp.zeros(()), jnp.zeros(()), jnp.array(False)))
+        value = before(at_count(count))
         value = jnp.where(count.astype(last.dtype) < last, value, 0.0)
         return jnp.where(last >= 0, value, jnp.nan)
 

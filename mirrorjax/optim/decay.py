@@ -29,6 +29,7 @@ from .clock import (
     refuse_time,
     start_clock,
     switched_off,
+    warn_of_late_end,
 )
 from .masks import Mask, masked
 from .tensors import add_multiple, require_optimizer, require_params, require_share
@@ -52,7 +53,7 @@ def scheduled_weight_decay(
       far in a unit of this t.
     - `mask`: which tensors decay: patterns over paths such as `"*/kernel"`, or a mask as optax takes it.
 
-    **Returns:** an optax transformation; its state, a `ClockState`, is four scalars.
+    **Returns:** an optax transformation; its state, a `ClockState`, is five scalars, among them the current strength.
 
     **Raises:** `ValueError` for a strength that is negative or not finite, a step size that is not positive, a missing
     or superfluous step size, `update` without parameters, tensors of integers, a mask that is no tree of booleans
@@ -74,6 +75,7 @@ def scheduled_weight_decay(
             "step_size out, or give a schedule of mirrorjax.problem such as SwitchOff(alpha, t_off)"
         )
     clock = as_step_size(1.0 if step_size is None else step_size)
+    warn_of_late_end(alpha, 1.0 if step_size is None else step_size)
     return _added(as_strength(alpha, "alpha"), pending_in_time(alpha), clock, mask)
 
 
@@ -92,12 +94,12 @@ def _decay(
     """The transformation `u <- act(u, alpha, eta, theta)`, with the clock of schedules as its state."""
 
     def init(params: PyTree) -> ClockState:
-        return start_clock(pending)
+        return start_clock(pending, strength)
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         require_params(params, name)
-        eta = clock(state.count)
-        return act(updates, strength(state), eta, params), advance(state, eta, pending)
+        eta, alpha = clock(state.count), strength(state)
+        return act(updates, alpha, eta, params), advance(state, eta, pending, alpha)
 
     return optax.GradientTransformation(init, update)
 
@@ -139,6 +141,7 @@ def decoupled_weight_decay(
 
     require_optimizer(optimizer, "decoupled_weight_decay")
     strength, clock = as_strength(alpha, "alpha"), as_step_size(step_size)
+    warn_of_late_end(alpha, step_size)
     decay = _decay(strength, pending_in_time(alpha), clock, subtract, "decoupled_weight_decay")
     return optax.chain(optimizer, masked(decay, mask))
 
@@ -174,6 +177,8 @@ def switch_off_adamw(
         require_nonnegative(as_scalar(value, name), name, finite=True)
     return optax.chain(
         optax.scale_by_adam(b1=b1, b2=b2, eps=eps, eps_root=eps_root, mu_dtype=mu_dtype, nesterov=nesterov),
+        # Not optax.adamw(weight_decay=schedule): optax takes a schedule there from 0.2.6 on, and keeps neither the
+        # strength nor whether the switch-off lies ahead, which logs and train() read.
         _switch_off(weight_decay, off_at, mask),
         optax.scale_by_learning_rate(learning_rate),  # type: ignore[arg-type]
     )

@@ -29,8 +29,9 @@ from .clock import (
     or_nan,
     pending_in_time,
     start_clock,
+    warn_of_late_end,
 )
-from .masks import Mask, as_mask, masked, spread
+from .masks import Mask, as_mask, masked, matrices, spread
 from .tensors import over_tensors, require_optimizer, require_params
 
 
@@ -58,9 +59,10 @@ def hyperbolic_gradient(
     """
     growth, strength, clock = _curvature(alpha), as_strength(beta, "beta"), as_step_size(step_size)
     pending = pending_in_time(beta)
+    warn_of_late_end(beta, step_size)
 
     def init(params: PyTree) -> ClockState:
-        return start_clock(pending)
+        return start_clock(pending, strength)
 
     def update(updates: PyTree, state: Any, params: PyTree = None) -> tuple[PyTree, Any]:
         require_params(params, "hyperbolic_gradient")
@@ -70,41 +72,57 @@ def hyperbolic_gradient(
             return (1 + growth.astype(p.dtype) * jnp.abs(p)) * u + decay.astype(p.dtype) * p
 
         moved = over_tensors(precondition, "hyperbolic_gradient", updates, params)
-        return moved, advance(state, clock(state.count), pending)
+        return moved, advance(state, clock(state.count), pending, decay)
 
     return masked(optax.GradientTransformation(init, update), mask)
 
 
 def hyperbolic_step(
     optimizer: optax.GradientTransformation,
-    alpha: ArrayLike,
-    beta: Strength = 0.0,
+    alpha: ArrayLike = 200.0,
+    beta: Strength = 1e-3,
     *,
     step_size: StepSize,
-    mask: Mask = None,
+    limit: ArrayLike = 5.0,
+    mask: Mask = matrices,
 ) -> optax.GradientTransformationExtraArgs:
     """`theta' = theta + optimizer(grad f)`, then `theta <- theta' exp(-eta (alpha sign(theta') grad f + beta))`.
 
     The two-step form: the step of the optimizer, which may cross 0, is followed by an exponentiated step that scales;
     grad f is the gradient at theta that `update` gets. With `optax.sgd(eta)` its limit is the flow above; another
-    optimizer replaces the first term of that flow. The exponent is not bounded: clip gradients if alpha is large.
+    optimizer replaces the first term of that flow. The defaults are the authors': alpha = 200, beta = 1e-3, an exponent
+    clamped to -5 .. 5, and only tensors of rank 2 or more. (Their code also scales tensors down to a norm of 1000,
+    which no network in reach has.)
 
-    **Arguments:** `optimizer`: any complete optax optimizer, its learning rate included; `alpha`, `beta`: as in
-    `hyperbolic_gradient`; `step_size`: eta, the optimizer's learning rate or its schedule; `mask`: the tensors of the
-    second step, as in `scheduled_weight_decay` (the optimizer acts on all).
+    **Arguments:**
+
+    - `optimizer`: any complete optax optimizer, its learning rate included.
+    - `alpha`, `beta`: as in `hyperbolic_gradient`.
+    - `step_size`: eta, the optimizer's learning rate or its schedule.
+    - `limit`: >= 0, the largest size of the exponent; `inf` for none. One step scales a number by at most e^limit.
+    - `mask`: the tensors of the second step, as in `scheduled_weight_decay`; `None` for all (the optimizer always acts
+      on all).
+
     **Returns:** an optax transformation; its state is the optimizer's and a `ClockState`.
-    **Raises:** as `hyperbolic_gradient`.
 
-    Source: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, HAM (arXiv 2506.02630), Algorithm 1.
+    **Raises:** as `hyperbolic_gradient`, and `ValueError` for a limit that is negative or NaN.
+
+    Example:
+
+        optimizer = optim.hyperbolic_step(optax.adam(1e-3), step_size=1e-3)
+
+    Source: Jacobs, Gadhikar, Rubio-Madrigal, Burkholz, HAM (arXiv 2506.02630), Algorithm 1, and their published code.
     """
     require_optimizer(optimizer, "hyperbolic_step")
     chosen_of = as_mask(mask)
     optimizer = optax.with_extra_args_support(optimizer)
     growth, strength, clock = _curvature(alpha), as_strength(beta, "beta"), as_step_size(step_size)
-    pending = pending_in_time(beta)
+    pending, bound = pending_in_time(beta), as_time_scalar(limit, "limit")
+    require_nonnegative(bound, "limit", finite=False)
+    warn_of_late_end(beta, step_size)
 
     def init(params: PyTree) -> tuple[Any, ClockState]:
-        return optimizer.init(params), start_clock(pending)
+        return optimizer.init(params), start_clock(pending, strength)
 
     def update(updates: PyTree, state: Any, params: PyTree = None, **extra: Any) -> tuple[PyTree, Any]:
         require_params(params, "hyperbolic_step")
@@ -117,10 +135,11 @@ def hyperbolic_step(
                 return u
             half = p + u
             rate = growth.astype(p.dtype) * jnp.sign(half) * grad + decay.astype(p.dtype)
-            return u + half * jnp.expm1(-eta.astype(p.dtype) * rate)
+            most = jnp.where(bound >= 0, bound, jnp.nan).astype(p.dtype)
+            return u + half * jnp.expm1(jnp.clip(-eta.astype(p.dtype) * rate, -most, most))
 
         chosen = spread(chosen_of, params)
         moved = over_tensors(scale, "hyperbolic_step", updates, params, gradients, chosen=chosen)
-        return moved, (memory, advance(time, eta, pending))
+        return moved, (memory, advance(time, eta, pending, decay))
 
     return optax.GradientTransformationExtraArgs(init, update)

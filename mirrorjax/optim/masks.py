@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import PyTree
@@ -43,6 +44,19 @@ def as_mask(mask: Mask) -> Callable[[PyTree], PyTree]:
         return function
     _require_booleans(mask)
     return lambda params: _checked(mask, params)
+
+
+def matrices(params: PyTree) -> PyTree:
+    """A mask that is True for tensors of rank 2 or more: kernels, but neither biases nor scales of normalization.
+
+    **Arguments:** `params`: a tree of arrays.
+    **Returns:** a tree of booleans like it, as every `mask=` of this package and of optax takes.
+
+    Example:
+
+        optim.scheduled_weight_decay(0.1, mask=optim.matrices)
+    """
+    return jax.tree.map(lambda leaf: jnp.ndim(leaf) >= 2, params)
 
 
 def masked(transformation: optax.GradientTransformation, mask: Mask) -> optax.GradientTransformation:

@@ -59,3 +59,32 @@ def over_tensors(
 def add_multiple(name: str, updates: PyTree, factor: Float[Array, ""], params: PyTree) -> PyTree:
     """`updates + factor * params`, in each tensor's own dtype; `None` in place of an update stays `None`."""
     return over_tensors(lambda u, p: u + factor.astype(p.dtype) * p, name, updates, params)
+
+
+def over_pairs(name: str, pairs: PyTree, act: Callable, params: PyTree, *others: PyTree) -> PyTree:
+    """`act(pair, ..)` for each pair (m, w) of a tree of booleans, and `None` for the other tensors.
+
+    **Raises:** `ValueError`, with the name of the transformation, where a pair is not two arrays of one shape.
+    """
+
+    def of_one(yes: bool, tensors: Any, *rest: Any) -> Any:
+        if not yes:
+            return None
+        _require_pair(name, tensors)
+        return act(tensors, *rest)
+
+    return jax.tree.map(of_one, pairs, params, *others)
+
+
+def _require_pair(name: str, tensors: Any) -> None:
+    """Raises `ValueError` unless the tensors are two floating-point arrays of one shape."""
+    if isinstance(tensors, tuple | list) and len(tensors) == 2:
+        first, second = tensors
+        floating = all(hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating) for leaf in tensors)
+        if floating and first.shape == second.shape:
+            return
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(tensors)]
+    raise ValueError(
+        f"{name} follows pairs (m, w) of floating-point arrays of one shape, got a {type(tensors).__name__} of "
+        f"shapes {shapes}; give pairs=, a tree of booleans with True at each pair, such as split.factored"
+    )

@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -19,21 +20,27 @@ from mirrorjax.data import Images
 from mirrorjax.experiments import RunFolder, Setting
 from mirrorjax.experiments.networks import pilot, pruning
 from mirrorjax.nn.tasks import CrossEntropy
-from mirrorjax.nn.train import KEPT
+from mirrorjax.nn.training import KEPT
 
 SIZE = pruning.Size(
+    "CIFAR-10",
+    2,
     lambda rngs: pruning.Perceptron((12, 16, 10), rngs=rngs),
-    side=2,
-    epochs=3,
+    pilot.momentum,
+    epochs=4,
     decaying=2,
-    tuning=2,
+    tuning=4,
     rates=(0.003, 0.03),
     seeds=2,
-    record=1,
+    record=2,
+    strengths=2,
+    sparsities=(0.0, 0.8, 0.95),
     batch=40,
     held_out=60,
     chunk=50,
 )
+ROUNDS = 2
+METHODS = (pilot.ONE_SHOT, pilot.Method(pilot.ITERATIVE.name, pilot.DENSE, ROUNDS), *pilot.METHODS[2:5])
 KERNELS = [f"{KEPT}layers.{i}.kernel" for i in range(2)]
 
 
@@ -53,23 +60,35 @@ def images() -> Images:
     return Images(x[:260], y[:260], x[260:], y[260:], "here")
 
 
+class Kept:
+    """Runs that keep what they computed, with the trained weights."""
+
+    every: ClassVar[list[Any]] = []
+
+    def __init__(self, *arguments: Any):
+        self.runs = pruning.Runs(*arguments)
+        self.training, self.trained, self.warnings = self.runs.training, self.runs.trained, self.runs.warnings
+        self.rounds: dict[int, xr.Dataset] = {}
+        self.every.append(self)
+
+    def tuned(self, rounds: int) -> xr.Dataset:
+        self.rounds[rounds] = self.runs.tuned(rounds)
+        return self.rounds[rounds]
+
+
 @pytest.fixture(scope="module")
-def outcome(tmp_path_factory) -> tuple[RunFolder, list]:
-    """The folder of a small run, and its datasets with the trained weights: training and tuning of each program."""
-    kept = []
-
-    def solve(*args):
-        kept.append(pruning.solve(*args))
-        return kept[-1]
-
+def outcome(tmp_path_factory) -> tuple[RunFolder, list[Kept], str]:
+    """The folder of a small run, the runs of each program with their weights, and what was printed."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pruning.data, "cifar10", images)
-        patch.setattr(pilot, "solve", solve)
+        patch.setattr(Kept, "every", [])
+        patch.setattr(pilot, "Runs", Kept)
+        patch.setattr(pilot, "METHODS", METHODS)
         patch.setitem(pilot.SIZES, "quick", SIZE)
-        setting = Setting("quick", 5, 64)
-        folder = RunFolder(tmp_path_factory.mktemp("pilot") / "run", "pilot", setting, Console(file=io.StringIO()))
+        setting, printed = Setting("quick", 5, 64), io.StringIO()
+        folder = RunFolder(tmp_path_factory.mktemp("pilot") / "run", "pilot", setting, Console(file=printed))
         pilot.run(folder, setting)
-    return folder, kept
+        return folder, Kept.every, printed.getvalue()
 
 
 def kernels(dataset: xr.Dataset) -> list[np.ndarray]:
@@ -79,37 +98,40 @@ def kernels(dataset: xr.Dataset) -> list[np.ndarray]:
     return [dataset[f"{name}.0"].values * dataset[f"{name}.1"].values for name in KERNELS]
 
 
+def tunings(kept: list[Kept]) -> list[tuple[Kept, int, xr.Dataset]]:
+    return [(runs, rounds, dataset) for runs in kept for rounds, dataset in runs.rounds.items()]
+
+
 def test_the_files_are_there_and_no_lane_failed(outcome):
-    folder, _ = outcome
-    datasets = {f"{phase}_{kind}.nc" for phase in ("training", "tuning") for kind in ("plain", "factored")}
+    folder, _, printed = outcome
+    datasets = {f"training_{program.name}.nc" for program in pilot.PROGRAMS}
+    datasets |= {f"tuning_{method.program.name}_{method.rounds}.nc" for method in METHODS}
     others = {"config.json", "pilot.csv", "claims.csv", "accuracy.png", "training.png"}
     assert {path.name for path in folder.path.iterdir()} == datasets | others
     assert set(pd.read_csv(folder.path / "pilot.csv").status) == {"successful"}
     assert json.loads((folder.path / "config.json").read_text())["figures"].keys() == {"accuracy", "training"}
+    assert "the best of 4 settings by 60 training images" in printed
 
 
-@pytest.mark.parametrize("program", [0, 1], ids=["plain", "factored"])
-def test_what_is_smallest_before_tuning_is_zero_after_it_and_nothing_else(outcome, program):
-    training, tuning = outcome[1][program]
-    before, after = kernels(training), kernels(tuning)
-    pruned = 0
-    for method, rate, k, seed in np.ndindex(*(tuning.sizes[name] for name in ("method", "rate", "sparsity", "seed"))):
-        start = np.concatenate([x[method, rate, seed].ravel() for x in before])
-        end = np.concatenate([x[method, rate, k, seed].ravel() for x in after])
-        target = SIZE.sparsities[k]
-        count = round(target * start.size)
-        smallest = np.argsort(np.abs(start), kind="stable")[:count]
-        assert np.all(end[smallest] == 0)
-        assert np.mean(end == 0) >= target - 0.5 / start.size  # the count is rounded
-        lane = tuning.isel(method=method, rate=rate, sparsity=k, seed=seed)
-        np.testing.assert_allclose(lane.zero, np.mean(end == 0), rtol=1e-6)  # single precision, at all times
-        pruned += count
-        assert np.sum(end == 0) == count
-    assert pruned > 0
+def test_what_is_smallest_before_tuning_is_zero_after_it_and_nothing_else(outcome):
+    for runs, rounds, tuning in tunings(outcome[1]):
+        before, after = kernels(runs.trained), kernels(tuning)
+        dims = ("sparsity", "rate", "strength", "seed")
+        for k, *lane in np.ndindex(*(tuning.sizes[name] for name in dims)):
+            start = np.concatenate([x[tuple(lane)].ravel() for x in before])
+            end = np.concatenate([x[(k, *lane)].ravel() for x in after])
+            count = round(SIZE.sparsities[k] * start.size)
+            assert np.sum(end == 0) == count
+            found = tuning.isel(dict(zip(dims, (k, *lane), strict=True)))
+            np.testing.assert_allclose(found.zero, count / start.size, rtol=1e-6)  # single precision, at all times
+            # Each round prunes what is smallest then: of what one round prunes, the first of two prunes a part.
+            first = round((1 - (1 - SIZE.sparsities[k]) ** (1 / rounds)) * start.size)
+            smallest = np.argsort(np.abs(start), kind="stable")[:first]
+            assert np.all(end[smallest] == 0)
 
 
 def test_the_bias_is_measured_as_it_is_defined(outcome):
-    for dataset in (dataset for pair in outcome[1] for dataset in pair):
+    for dataset in [runs.trained for runs in outcome[1]] + [each for _, _, each in tunings(outcome[1])]:
         lane = dataset.isel({name: -1 for name in dataset.dims if not str(name).startswith(KEPT)})
         tensors = kernels(lane)
         x = np.abs(np.concatenate([tensor.ravel() for tensor in tensors]))
@@ -118,60 +140,71 @@ def test_the_bias_is_measured_as_it_is_defined(outcome):
         assert float(lane.small) == pytest.approx(small / x.size, rel=1e-6)
 
 
-def test_the_table_is_what_the_files_say_and_rates_are_chosen_without_the_test_images(outcome):
-    folder, _ = outcome
+def test_the_table_is_what_the_files_say_and_settings_are_chosen_without_the_test_images(outcome):
+    folder, *_ = outcome
     table = pd.read_csv(folder.path / "pilot.csv").set_index(["method", "sparsity"])
-    assert len(table) == 6 * 4
-    for kind, methods in pilot.PROGRAMS.items():
-        with xr.open_dataset(folder.path / f"training_{kind}.nc") as training:
+    assert len(table) == len(METHODS) * len(SIZE.sparsities)
+    for method in METHODS:
+        with xr.open_dataset(folder.path / f"training_{method.program.name}.nc") as training:
             trained = training.test.values
-        with xr.open_dataset(folder.path / f"tuning_{kind}.nc") as tuning:
+        with xr.open_dataset(folder.path / f"tuning_{method.program.name}_{method.rounds}.nc") as tuning:
             held, test = tuning.held_out.values, tuning.test.values
-        for (i, method), (k, target) in ((a, b) for a in enumerate(methods) for b in enumerate((0, 80, 90, 95))):
-            best = np.argmax(held[i, :, k, :, -1].mean(axis=-1))
-            row = table.loc[(method.name, target)]
-            assert row.rate == SIZE.rates[best]
+        for k, share in enumerate(SIZE.sparsities):
+            means = held[k, ..., -1].mean(axis=-1)
+            rate, strength = np.unravel_index(np.argmax(means), means.shape)
+            row = table.loc[(method.name, 100 * share)]
+            assert (row.rate, row.strength) == (SIZE.rates[rate], method.program.strengths[-2:][strength])
             for name, seeds in {
-                "trained": trained[i, best, :, -1],
-                "pruned": test[i, best, k, :, 0],
-                "tuned": test[i, best, k, :, -1],
+                "trained": trained[rate, strength, :, -1],
+                "pruned": test[k, rate, strength, :, 0],
+                "tuned": test[k, rate, strength, :, -1],
             }.items():
                 np.testing.assert_allclose(row[f"{name}_mean"], 100 * seeds.mean(), rtol=1e-12)
                 np.testing.assert_allclose(row[f"{name}_std"], 100 * seeds.std(ddof=1), rtol=1e-12, atol=1e-12)
 
 
-def test_all_methods_have_equal_epochs_and_equal_starts(outcome):
-    folder, kept = outcome
+def test_all_methods_have_equal_epochs_equal_starts_and_as_many_settings(outcome):
+    folder, kept, _ = outcome
     assert set(pd.read_csv(folder.path / "pilot.csv").epochs) == {SIZE.epochs + SIZE.tuning}
-    for training, tuning in kept:
-        np.testing.assert_allclose(training.time, np.arange(SIZE.epochs + 1))
-        np.testing.assert_allclose(tuning.time, SIZE.epochs + np.arange(SIZE.tuning + 1))
-        assert list(training.seed.values) == [5, 6]
-    (plain, _), (factored, _) = kept
-    # x = m w is rounded, which turns an image in a hundred at most.
-    np.testing.assert_allclose(plain.test[0, 0, :, 0], factored.test[0, 0, :, 0], atol=0.02)
-    for training, tuning in kept:  # pruning nothing changes nothing
-        np.testing.assert_array_equal(tuning.held_out[:, :, 0, :, 0], training.held_out[..., -1])
+    assert {len(program.strengths) for program in pilot.PROGRAMS} == {4}
+    for runs in kept:
+        np.testing.assert_allclose(runs.training.time, np.arange(0, SIZE.epochs + 1, SIZE.record))
+        assert list(runs.training.seed.values) == [5, 6]
+        # x = m w is rounded, which turns an image in a hundred at most.
+        np.testing.assert_allclose(runs.trained.test[..., 0], kept[0].trained.test[..., 0], atol=0.02)
+    for runs, rounds, tuning in tunings(kept):
+        length = SIZE.tuning // rounds
+        np.testing.assert_allclose(tuning.time, SIZE.epochs + SIZE.tuning - length + np.arange(0, length + 1, 2))
+        if rounds == 1:  # pruning nothing changes nothing
+            np.testing.assert_array_equal(tuning.held_out[0, ..., 0], runs.trained.held_out[..., -1])
 
 
 @pytest.mark.parametrize("preset", pilot.SIZES)
 def test_records_fall_on_the_ends_of_decay_training_and_tuning(preset):
     size = pilot.SIZES[preset]
-    assert [epochs % size.record for epochs in (size.decaying, size.epochs, size.tuning)] == [0, 0, 0]
+    rounds = [size.tuning // method.rounds for method in pilot.METHODS]
+    assert {epochs % size.record for epochs in (size.decaying, size.epochs, *rounds)} == {0}
+    assert all(size.tuning % method.rounds == 0 for method in pilot.METHODS)
     assert size.decaying <= size.epochs
     assert {0.0, pilot.SHOWN} <= set(size.sparsities)
     assert size.seeds >= 3
 
 
-@pytest.mark.parametrize(("is_factored", "power"), [(True, 1.0), (False, 0.5)])
-def test_decay_narrows_m_w_to_the_width_and_shrinks_x_by_its_root(is_factored, power):
+def lane_of(size: pruning.Size, program: pilot.Program, steps: int) -> tuple[pruning.Training, Any]:
+    """The training lane of a program, with one seed, `steps` steps an epoch and one epoch of decay; and its start."""
+    network, starts = pruning.begin(dataclasses.replace(size, seeds=1), program.is_factored, 0)
+    batch = jnp.zeros((size.batch, size.side, size.side, 3), jnp.float32), jnp.zeros(size.batch, jnp.int32)
+    lane = pruning.Training(starts, network, batch, program.decay, size.direction, 1, 2, steps)
+    return lane, (network, starts, batch)
+
+
+def test_decay_narrows_m_w_to_the_width():
     width, steps, rate = 0.05, 400, jnp.asarray(0.01, jnp.float32)
-    _, starts = pruning.begin(dataclasses.replace(SIZE, seeds=1), is_factored, 0)
-    lane = pruning.Training(starts, jnp.asarray(float(steps), jnp.float32))
+    lane, _ = lane_of(SIZE, pilot.FIXED, steps)
 
     @jax.jit
     def ends(width):
-        optimizer, weights, _ = lane(width, rate, jnp.asarray(0), jnp.asarray(0))
+        optimizer, weights, _ = lane(rate, width, jnp.asarray(0), jnp.asarray(0))
 
         def step(carry, _):
             weights, state = carry
@@ -181,11 +214,16 @@ def test_decay_narrows_m_w_to_the_width_and_shrinks_x_by_its_root(is_factored, p
         return weights, jax.lax.scan(step, (weights, optimizer.init(weights)), None, length=steps)[0][0]
 
     before, after = (tree["layers"][0] for tree in ends(jnp.asarray(width, jnp.float32)))
-    quantity = (lambda pair: pair[0] ** 2 - pair[1] ** 2) if is_factored else (lambda x: x)
-    start, end = (quantity(layer["kernel"] if is_factored else layer["kernel"][...]) for layer in (before, after))
+    start, end = (layer["kernel"][0] ** 2 - layer["kernel"][1] ** 2 for layer in (before, after))
     # Of first order in the step, with I = log(10) / 4: 6 I^2 / steps of Euler's method, 4 I / steps of the integral.
-    np.testing.assert_allclose(end, start * (2 * width / pruning.BALANCE) ** power, rtol=0.012)
+    np.testing.assert_allclose(end, start * 2 * width / pruning.BALANCE, rtol=0.012)
     np.testing.assert_array_equal(before["bias"][...], after["bias"][...])
+
+
+def test_digits_are_those_of_scikit_learn():
+    splits = pruning.load(pilot.SIZES["quick"], 0)
+    assert [len(labels) for _, labels in (splits.train, splits.held_out, splits.test)] == [1138, 300, 359]
+    assert splits.train[0].shape[1:] == (8, 8, 1)
 
 
 def test_images_are_scaled_by_what_is_trained_on_and_held_out_images_are_no_others(monkeypatch):
@@ -200,20 +238,18 @@ def test_images_are_scaled_by_what_is_trained_on_and_held_out_images_are_no_othe
     np.testing.assert_allclose(np.corrcoef(np.sort(first), np.sort(found))[0, 1], 1, rtol=1e-6)
 
 
-@pytest.mark.parametrize("is_factored", [False, True])
-def test_the_vit_of_the_large_presets_trains_as_far_as_shapes_tell(is_factored):
-    gpu, paper = pilot.SIZES["gpu"], pilot.SIZES["paper"]
-    assert (gpu.network, gpu.side, gpu.batch) == (paper.network, paper.side, paper.batch)
-    size = dataclasses.replace(paper, seeds=1)
+def test_the_vit_of_the_large_preset_trains_as_far_as_shapes_tell():
+    program = pilot.RULE  # whose optimizer runs the network, too
+    size = dataclasses.replace(pilot.SIZES["gpu"], seeds=1)
 
     def steps():
-        network, starts = pruning.begin(size, is_factored, 0)
-        batch = jnp.zeros((size.batch, size.side, size.side, 3), jnp.float32), jnp.zeros(size.batch, jnp.int32)
+        lane, (network, starts, batch) = lane_of(size, program, 100)
         zero, rate = jnp.asarray(0), jnp.float32(1e-3)
-        training = pruning.Training(starts, jnp.asarray(1e3, jnp.float32))(jnp.float32(0.05), rate, zero, zero)
-        lanes = jax.tree.map(lambda x: x[None, None], starts)  # by method and rate, too
+        training = lane(rate, jnp.float32(0.05), zero, zero)
+        lanes = jax.tree.map(lambda x: x[None, None], starts)  # by rate and strength, too
         pruned = jax.tree.map(lambda x: x[None], pruning.prune_weights(network, lanes, 0.9))
-        tuning = pruning.Tuning(pruned, 1000)(zero, rate, zero, jnp.float32(0.9), zero, zero, zero)
+        numbers = rate, zero, rate, zero, jnp.float32(0.9), zero, zero, zero
+        tuning = pruning.Tuning(pruned, size.direction, 1000)(*numbers)
         losses, trees = [], []
         for optimizer, weights, _ in (training, tuning):
             loss, gradient = jax.value_and_grad(CrossEntropy(network))(weights, batch)
@@ -226,4 +262,4 @@ def test_the_vit_of_the_large_presets_trains_as_far_as_shapes_tell(is_factored):
     assert {x.shape for x in jax.tree.leaves((losses, looked))} == {()}
     for tree in others:
         assert jax.tree.map(lambda x: (x.shape, x.dtype), tree) == jax.tree.map(lambda x: (x.shape, x.dtype), first)
-    assert sum(x.size for x in jax.tree.leaves(first)) > (1 + is_factored) * 5e6
+    assert sum(x.size for x in jax.tree.leaves(first)) > (1 + program.is_factored) * 5e6

@@ -12,7 +12,7 @@ from faults_table import Refusal, Right, table
 from small_runs import A, finished, in_folder, over, triple
 
 import mirrorjax as mj
-from mirrorjax.nn.train import train
+from mirrorjax.nn.training import train
 
 
 def resumed(change):

@@ -118,8 +118,16 @@ SPECTRA = [
     Refusal("heads 0", lambda: nn.attention_factors(CUBE, CUBE, 0), "heads must be a whole number of at least 1"),
     Refusal("heads -2", lambda: nn.attention_factors(CUBE, CUBE, -2), "heads must be a whole number"),
     Refusal("heads 1.5", lambda: nn.attention_factors(CUBE, CUBE, 1.5), "heads must be a whole number"),
-    Refusal("either layout", lambda: nn.attention_factors(CUBE, CUBE, 4), r"can be \(.., d, heads, r\) and"),
-    Refusal("neither layout", lambda: nn.attention_factors(CUBE, CUBE, 3), "heads=3"),
+    Refusal(
+        "either layout", lambda: nn.attention_factors(CUBE, CUBE, 4), r"as long as heads=4: for .* leave heads out"
+    ),
+    Refusal("neither layout", lambda: nn.attention_factors(CUBE, CUBE, 3), "must divide into heads, got .* heads=3"),
+    Refusal("matrices without heads", lambda: nn.attention_factors(CUBE[0], CUBE[0]), "give heads"),
+    Refusal(
+        "a stack of matrices without heads",
+        lambda: nn.attention_factors(jnp.ones((2, 8, 8)), jnp.ones((2, 8, 8))),
+        "have r <= d, got",
+    ),
     Refusal("no kernels", lambda: attention_products(TREE, 2), "the tree has no tensor"),
     Refusal(
         "kernels of other heads",
@@ -258,9 +266,19 @@ def scaled(factor, dtype):
     return np.asarray(ranks), np.asarray([ratio_of(s), (s**2).sum() / s[0] ** 2])
 
 
-def by_heads(key, query, heads):
+def by_heads(key, query, heads=None):
     a, b = nn.attention_factors(jnp.asarray(key), jnp.asarray(query), heads)
     return a @ b, np.einsum("dhr,ehr->hde", FLAX[0], FLAX[1])
+
+
+def of_flax():
+    """The scores of one input by Flax's attention, whose heads divide r, so that both readings of its kernels fit."""
+    attention = nnx.MultiHeadAttention(4, 16, 32, decode=False, dtype=float, param_dtype=float, rngs=nnx.Rngs(0))
+    key, query = (layer.kernel[...] for layer in (attention.key, attention.query))
+    a, b = nn.attention_factors(key, query)
+    x = jnp.asarray(RNG.normal(size=(5, 16)))
+    scores = jnp.einsum("id,hde,je->hij", x, a @ b, x)
+    return scores, jnp.einsum("ihr,jhr->hij", attention.key(x), attention.query(x))
 
 
 def pruned(values, share):
@@ -294,9 +312,10 @@ RIGHTS = [
         1e-15,
     ),
     Right("the zero matrix", lambda: (narrow(nn.product_spectrum(0 * A, B)), [0.0] * 3), 0),
-    Right("Flax's kernels", lambda: by_heads(FLAX[0], FLAX[1], 3), 1e-13),
+    Right("Flax's kernels", lambda: by_heads(FLAX[0], FLAX[1]), 1e-13),
     Right("flat kernels", lambda: by_heads(FLAT[0], FLAT[1], 3), 1e-13),
-    Right("heads of NumPy", lambda: by_heads(FLAX[0], FLAX[1], np.int64(3)), 1e-13),
+    Right("heads of NumPy", lambda: by_heads(FLAT[0], FLAT[1], np.int64(3)), 1e-13),
+    Right("Flax's own attention", of_flax, 1e-11),
     Right("half of four ties", lambda: (pruned([1.0, 1.0, 1.0, 1.0], 0.5), [0, 0, 1, 1]), 0),
     Right("half with two ties", lambda: (pruned([3.0, -1.0, 1.0, 1.0], 0.5), [3, 0, 0, 1]), 0),
     Right("a quarter of integers", lambda: (pruned([4, 1, 2, 3], 0.25), [4, 0, 2, 3]), 0),

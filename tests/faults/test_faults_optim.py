@@ -41,6 +41,12 @@ def updated(transformation, params=PARAMS, steps=1):
     return u
 
 
+def rule(**changed):
+    """PILoT's rule on one pair, with some of its arguments changed."""
+    arguments = {"delta": 1.1, "least_norm": 1.0, "epochs": 4, "steps_per_epoch": 2, "accuracy": lambda params: 0.5}
+    return optim.pilot_decay(**({"alpha": 0.1} | arguments | changed))
+
+
 def decay(alpha, params=PARAMS, **how):
     return updated(optim.scheduled_weight_decay(alpha, **how), params)
 
@@ -111,9 +117,7 @@ STRENGTHS = [
     Refusal(
         "a schedule with an if",
         lambda: jax.jit(
-            lambda count: optim.clock.as_strength(lambda n: 1.0 if n < 3 else 0.0, "alpha")(
-                optim.clock.ClockState(count, jnp.zeros(()), jnp.zeros(()), jnp.array(False))
-            )
+            lambda count: optim.clock.as_strength(lambda n: 1.0 if n < 3 else 0.0, "alpha")(optim.clock.at_count(count))
         )(jnp.asarray(1)),
         "the schedule alpha needs the value",
     ),
@@ -208,6 +212,26 @@ OPTIMIZERS = [
         lambda: optim.pilot("sgd", balance=1.0, width=0.1, t_off=1.0, step_size=0.1, mask=None),
         "takes an optax optimizer .* got 'sgd'",
     ),
+    Refusal(
+        "a limit below 0 of hyperbolic_step",
+        lambda: optim.hyperbolic_step(SGD, step_size=0.1, limit=-1.0),
+        "limit must be non-negative, got -1",
+    ),
+    Refusal("delta = 1 of pilot_decay", lambda: rule(delta=1.0), "delta must be above 1 and finite, got 1"),
+    Refusal("delta = inf of pilot_decay", lambda: rule(delta=np.inf), "delta must be above 1 and finite, got inf"),
+    Refusal("a negative alpha of pilot_decay", lambda: rule(alpha=-1.0), "alpha must be finite and non-negative"),
+    Refusal("NaN for least_norm", lambda: rule(least_norm=np.nan), "least_norm must be finite and non-negative"),
+    Refusal("epochs = 1.5", lambda: rule(epochs=1.5), "epochs must be a whole number of at least 1, got 1.5"),
+    Refusal("no steps in an epoch", lambda: rule(steps_per_epoch=0), "steps_per_epoch must be a whole number of at"),
+    Refusal("a number for accuracy", lambda: rule(accuracy=0.9), "accuracy must be a function of the parameters"),
+    Refusal(
+        "an accuracy a sample",
+        lambda: updated(rule(accuracy=lambda params: jnp.ones(3)), (jnp.ones(2), jnp.ones(2))),
+        "the accuracy must be a scalar",
+    ),
+    Refusal("parameters that are no pair", lambda: updated(rule(), PARAMS), r"pilot_decay follows pairs \(m, w\)"),
+    Refusal("has_collapsed of another optimizer", lambda: optim.has_collapsed(SGD.init(PARAMS)), "it holds neither"),
+    Refusal("current_strength of plain SGD", lambda: optim.current_strength(SGD.init(PARAMS)), "one decay .* holds 0"),
     Refusal("a learning rate 'a'", lambda: optim.switch_off_adamw("a", off_at=1), "learning_rate must be a number"),
     Refusal("a learning rate of NaN", lambda: optim.switch_off_adamw(np.nan, off_at=1), "learning_rate must be finite"),
     Refusal(
@@ -244,12 +268,12 @@ OPTIMIZERS = [
     ),
     Refusal(
         "integer parameters, hyperbolic_step",
-        lambda: updated(optim.hyperbolic_step(optax.identity(), 1.0, step_size=0.1), {"n": jnp.arange(3)}),
+        lambda: updated(optim.hyperbolic_step(optax.identity(), 1.0, step_size=0.1), {"n": jnp.ones((3, 2), int)}),
         "hyperbolic_step acts on floating-point tensors",
     ),
     Refusal(
         "no parameters",
-        lambda: optim.hyperbolic_gradient(1.0).update(PARAMS, optim.clock.start_clock(optim.clock.never_pending)),
+        lambda: optim.hyperbolic_gradient(1.0).update(PARAMS, optim.clock.at_count(jnp.asarray(0))),
         "acts on the",
     ),
 ]

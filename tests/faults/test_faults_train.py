@@ -7,7 +7,7 @@ import optax
 import pytest
 from faults_table import Refusal, Right, table
 
-from mirrorjax.nn.train import train, weights_of
+from mirrorjax.nn.training import train, weights_of
 
 KEY = jax.random.key(0)
 

@@ -4,5 +4,5 @@ from jaxtyping import install_import_hook
 
 with install_import_hook("mirrorjax.nn", "beartype.beartype"):
     import mirrorjax.nn.tokens
-    import mirrorjax.nn.train
+    import mirrorjax.nn.training
     import mirrorjax.nn.weights  # noqa: F401

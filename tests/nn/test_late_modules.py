@@ -11,6 +11,14 @@ def test_late_modules_are_attributes(name):
     assert {name, "reparameterize"} <= set(dir(nn))
 
 
+@pytest.mark.parametrize("name", nn.LATE_FUNCTIONS)
+def test_late_functions_are_functions_and_stay_so(name):
+    nn.__getattr__(nn.LATE_FUNCTIONS[name])  # an import of their module puts it beside them
+    assert callable(getattr(nn, name))
+    assert getattr(nn, name).__module__ == "mirrorjax.nn.training"
+    assert name in dir(nn)
+
+
 def test_other_attributes_are_refused():
     with pytest.raises(AttributeError, match=r"module mirrorjax\.nn has no attribute 'resnet'"):
         nn.__getattr__("resnet")

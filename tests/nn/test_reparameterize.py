@@ -96,6 +96,18 @@ def test_chosen_tensors_become_factors_and_the_rest_stays():
     assert [row["gradient_norm"] for row in rows[1:]] == [0.0, 0.0, 0.0]
 
 
+def test_what_is_split_prints_as_a_table():
+    split, weights = nn.reparameterize(params(), {"layers/0/kernel": mj.Hadamard(), "*/kernel": nn.Frozen()})
+    lines = str(split).splitlines()
+    assert lines[0].split() == ["name", "rule", "shape", "parameters", "trainable"]
+    assert lines[2] == "layers/0/kernel  Hadamard  (4, 3)          12         24"
+    assert lines[-1] == "4 tensors, 30 parameters, 30 trained"
+    table = split.report(jax.tree.map(jnp.ones_like, weights))
+    assert [line.split()[-1] for line in str(table).splitlines()] == ["gradient_norm", "1.732", "4.899", "1.732", "0"]
+    assert [row["name"] for row in table[:2]] == ["layers/0/bias", "layers/0/kernel"]
+    assert str(nn.Table(())) == "no rows"
+
+
 def test_gradients_are_the_chain_rules():
     f = lambda tree: sum(jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(tree))  # noqa: E731
     split, weights = nn.reparameterize(params(), {"*/kernel": mj.Hadamard()})

@@ -18,7 +18,7 @@ from networks import TEXT, drawn, tokens
 
 import mirrorjax as mj
 from mirrorjax import nn, optim
-from mirrorjax.nn.train import train, weights_of
+from mirrorjax.nn.training import train, weights_of
 from mirrorjax.runs.engine import Checkpoint
 from mirrorjax.runs.store import Folder
 

@@ -96,8 +96,8 @@ def test_optax_schedules_are_read_at_the_count(key):
 def test_a_million_float32_learning_rates_do_not_miss_a_switch_off():
     n, rate = 1_000_000, jnp.float32(1e-3)
     zero, never = jnp.zeros((), jnp.float32), optim.clock.never_pending
-    state = optim.clock.ClockState(jnp.zeros((), jnp.int32), zero, zero, jnp.array(False))
-    state = jax.lax.fori_loop(0, n, lambda _, s: optim.clock.advance(s, rate, never), state)
+    state = optim.clock.ClockState(jnp.zeros((), jnp.int32), zero, zero, jnp.array(False), zero)
+    state = jax.lax.fori_loop(0, n, lambda _, s: optim.clock.advance(s, rate, never, zero), state)
     exact = n * float(rate)
     # Compensated summation is off by a few roundings of the sum; plain summation is off by 0.9 here.
     assert abs(float(state.time) - exact) < 4 * np.finfo(np.float32).eps * exact

@@ -90,7 +90,7 @@ def hyperbolic_inverse(x: Array) -> Array:
 
 HAM = {
     "gradient": lambda eta, beta: optax.chain(optim.hyperbolic_gradient(ALPHA, beta, step_size=eta), optax.sgd(eta)),
-    "step": lambda eta, beta: optim.hyperbolic_step(optax.sgd(eta), ALPHA, beta, step_size=eta),
+    "step": lambda eta, beta: optim.hyperbolic_step(optax.sgd(eta), ALPHA, beta, step_size=eta, mask=None),
 }
 
 

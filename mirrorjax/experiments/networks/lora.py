@@ -23,7 +23,7 @@ from ...nn import Frozen, LowRank, Reparameterization, product_spectrum, reparam
 from ...nn.gpt2 import GPT2, GPT2Config
 from ...nn.tasks import CrossEntropy, Decay, Labelled, Network, Windows, decay_grid
 from ...nn.tokens import gpt2_tokens
-from ...nn.train import train, weights_of
+from ...nn.training import train, weights_of
 from ...nn.weights import load_gpt2
 from ...runs.dataset import Dataset
 from ..core.curves import mean_curve

@@ -1,10 +1,11 @@
-"""Training, pruning and tuning of networks whose kernels are x or m w, under weight decay that is switched off.
+"""Training, pruning and tuning of networks whose kernels are x or m w, under decay of several kinds.
 
-All lanes of one parameterization, over widths, learning rates, sparsities and seeds, are two calls of
-`mirrorjax.nn.train` with `mirrorjax.nn.prune` between them.
+All lanes of one program, over learning rates, strengths and seeds, are one call of `mirrorjax.nn.train`; each round of
+pruning is another, with `mirrorjax.nn.prune` before it.
 """
 
 import itertools
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,10 +19,11 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ... import data
+from ...extras import needs
 from ...nn import Factored, prune, reparameterize, sparsity
 from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
-from ...nn.train import train, weights_of
-from ...optim import keep_zeros, path_mask, pilot
+from ...nn.training import train, weights_of
+from ...optim import decoupled_weight_decay, keep_zeros, path_mask, pilot, pilot_decay
 from ...problem import Hadamard
 from ...runs import Zip
 from ...runs.dataset import Dataset
@@ -29,40 +31,38 @@ from ...runs.dataset import Dataset
 KERNELS = "*/kernel"
 BALANCE = 1.0  # m^2 - w^2 at the start, far above any kernel's x^2: there the bias is L2
 SMALL = 1e-3  # |x| up to this share of the largest of its tensor is zero in all but name
+SEEN = 512  # training images that PILoT's rule measures its accuracy on
+DELTA = 1.2  # the factor of PILoT's rule
+LEAST = 0.05  # K of PILoT's rule, as a share of |x|_1 at the start
 
 Lane = tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]
-
-
-@dataclass(frozen=True)
-class Method:
-    """Training before pruning: of x or of m w, under the decay that narrows the width of m w from 1/2 to `width`."""
-
-    name: str
-    is_factored: bool
-    width: float = BALANCE / 2  # no decay
 
 
 @dataclass(frozen=True)
 class Size:
     """The size of a preset.
 
-    The network and its images' side in pixels; epochs before pruning, the first `decaying` of them with decay, and
-    `tuning` epochs after; learning rates; seeds; epochs between two records; images a batch and held out; and lanes at
-    a time, few enough for their weights to stay in a CPU's caches and their activations in a GPU's memory.
+    The images, and their side in pixels; the network; the direction of a step, such as momentum; epochs before pruning,
+    the first `decaying` of them with decay where a schedule ends, and `tuning` epochs after; learning rates; of each
+    program's four strengths, how many; seeds; epochs between two records; images a batch and held out; and lanes at a
+    time, few enough for their weights to stay in a CPU's caches and their activations in a GPU's memory.
     """
 
-    network: Callable[[nnx.Rngs], nnx.Module]
+    images: str
     side: int
+    network: Callable[[nnx.Rngs], nnx.Module]
+    direction: Callable[[], optax.GradientTransformation]
     epochs: int
     decaying: int
     tuning: int
     rates: tuple[float, ...]
     seeds: int
     record: int
-    sparsities: tuple[float, ...] = (0.0, 0.8, 0.9, 0.95)  # at 0 the network trains on as it is: dense training
-    batch: int = 128
-    held_out: int = 1000
-    chunk: int = 4
+    strengths: int = 4
+    sparsities: tuple[float, ...] = (0.0, 0.8, 0.9, 0.95, 0.98)  # at 0 the network trains on as it is: dense training
+    batch: int = 64
+    held_out: int = 300
+    chunk: int = 20
 
 
 class Perceptron(nnx.Module):
@@ -81,7 +81,7 @@ class Perceptron(nnx.Module):
 
 @dataclass(frozen=True)
 class Splits:
-    """Images to train on, to choose learning rates by, and to test on."""
+    """Images to train on, to choose learning rates and strengths by, and to test on."""
 
     train: Labelled
     held_out: Labelled
@@ -89,21 +89,42 @@ class Splits:
 
 
 def load(size: Size, seed: int) -> Splits:
-    """CIFAR-10 at the size's side, each channel of mean 0 and variance 1 over what is trained on."""
-    images = data.cifar10()
-    order = np.random.default_rng(seed).permutation(len(images.y_train))
+    """The images of a preset, each channel of mean 0 and variance 1 over what is trained on."""
+    x_train, y_train, x_test, y_test = IMAGES[size.images](size.side)
+    order = np.random.default_rng(seed).permutation(len(y_train))
     held, kept = order[: size.held_out], order[size.held_out :]
-    x_train, x_test = _pooled(images.x_train, size.side), _pooled(images.x_test, size.side)
     mean, deviation = (moment(x_train[kept], axis=(0, 1, 2), keepdims=True) for moment in (np.mean, np.std))
 
     def labelled(x: Float[np.ndarray, "n h w c"], y: Shaped[np.ndarray, " n"]) -> Labelled:
         return jnp.asarray((x - mean) / deviation, jnp.float32), jnp.asarray(y, jnp.int32)
 
     return Splits(
-        train=labelled(x_train[kept], images.y_train[kept]),
-        held_out=labelled(x_train[held], images.y_train[held]),
-        test=labelled(x_test, images.y_test),
+        train=labelled(x_train[kept], y_train[kept]),
+        held_out=labelled(x_train[held], y_train[held]),
+        test=labelled(x_test, y_test),
     )
+
+
+Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images and classes to train on, and to test on
+
+
+def _digits(side: int) -> Arrays:
+    """1,797 digits of 8 x 8 pixels, a fifth of them to test on: the same ones for every seed."""
+    with needs("nn", "pilot"):
+        from sklearn.datasets import load_digits
+    raw: Any = load_digits()
+    order = np.random.default_rng(0).permutation(len(raw.target))
+    x, y = _pooled(raw.images[order][..., None], side), raw.target[order]
+    count = len(y) // 5
+    return x[count:], y[count:], x[:count], y[:count]
+
+
+def _cifar10(side: int) -> Arrays:
+    images = data.cifar10()
+    return _pooled(images.x_train, side), images.y_train, _pooled(images.x_test, side), images.y_test
+
+
+IMAGES: dict[str, Callable[[int], Arrays]] = {"digits": _digits, "CIFAR-10": _cifar10}
 
 
 def _pooled(x: Shaped[np.ndarray, "n height width c"], side: int) -> Float[np.ndarray, "n side side c"]:
@@ -112,48 +133,171 @@ def _pooled(x: Shaped[np.ndarray, "n height width c"], side: int) -> Float[np.nd
     return x.reshape(len(x), side, pixels, side, pixels, -1).mean((2, 4))
 
 
-def solve(size: Size, methods: Sequence[Method], splits: Splits, seed: int) -> tuple[Dataset, Dataset]:
-    """Training and tuning of methods that are all factored, or none of them; times are epochs since the start.
+class Training(eqx.Module):
+    """A lane before pruning: decay of the kernels, or of their factors, and a constant learning rate."""
 
-    **Returns:** training, by method, rate, seed and time; and tuning, by method, rate, sparsity, seed and time, which
-    begins with what was just pruned. Both with their trained weights.
-    """
-    network, starts = begin(size, methods[0].is_factored, seed)
-    per_epoch = len(splits.train[1]) // size.batch
-    rates, seeds = np.asarray(size.rates, np.float32), seed + np.arange(size.seeds)
-    options: dict[str, Any] = {
-        "loss": CrossEntropy(network),
-        "batch": Rows(splits.train, size.batch),
-        "metrics": Recorder(network, splits.held_out, splits.test),
-        "every": size.record * per_epoch,
-        "keep": True,
-        "chunk": size.chunk,
-        "progress": False,
-    }
-    training = train(
-        Training(starts, jnp.asarray(size.decaying * per_epoch, jnp.float32)),
-        {
-            "method": Zip(width=np.asarray([method.width for method in methods], np.float32)),
-            "rate": rates,
-            "seed": Zip(seed=seeds, start=np.arange(len(seeds))),
-        },
-        steps=size.epochs * per_epoch,
-        **options,
+    starts: PyTree  # by seed
+    network: Network
+    seen: Labelled
+    decay: Callable = eqx.field(static=True)  # static: a function
+    direction: Callable = eqx.field(static=True)  # static: a function
+    decaying: int = eqx.field(static=True)  # static: counts of epochs and steps, which lanes share
+    epochs: int = eqx.field(static=True)
+    per_epoch: int = eqx.field(static=True)
+
+    def __call__(
+        self, rate: Float[Array, ""], strength: Float[Array, ""], seed: Int[Array, ""], start: Int[Array, ""]
+    ) -> Lane:
+        weights = jax.tree.map(lambda x: x[start], self.starts)
+        return self.decay(self, rate, strength, weights), weights, jax.random.key(seed)
+
+
+def constant(training: Training, rate: Array, strength: Array, weights: PyTree) -> optax.GradientTransformation:
+    """Decay of constant strength: of m and w, spred."""
+    return decoupled_weight_decay(_plain(training, rate), strength, step_size=rate, mask=KERNELS)
+
+
+def narrowing(training: Training, rate: Array, width: Array, weights: PyTree) -> optax.GradientTransformation:
+    """PILoT with the schedule that ends with a width."""
+    t_off = rate * (training.decaying * training.per_epoch)
+    return pilot(_plain(training, rate), balance=BALANCE, width=width, t_off=t_off, step_size=rate, mask=KERNELS)
+
+
+def adapting(training: Training, rate: Array, strength: Array, weights: PyTree) -> optax.GradientTransformation:
+    """PILoT with the published rule, which starts with a strength."""
+    network = training.network
+    start = sum(jnp.sum(jnp.abs(m * w)) for m, w in network.split.factors(weights).values())
+    rule = pilot_decay(
+        strength,
+        delta=DELTA,
+        least_norm=LEAST * start,
+        epochs=training.epochs,
+        steps_per_epoch=training.per_epoch,
+        accuracy=lambda weights: accuracy(network, weights, training.seen),
+        pairs=network.split.factored,
     )
-    ends = weights_of(training, _stacked(starts, len(methods), len(rates)))
-    pruned = [prune_weights(network, ends, share) for share in size.sparsities]
-    tuning = train(
-        Tuning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *pruned), size.tuning * per_epoch),
-        {
-            "method": np.arange(len(methods)),
-            "rate": Zip(rate=rates, row=np.arange(len(rates))),
-            "sparsity": Zip(sparsity=np.asarray(size.sparsities), share=np.arange(len(size.sparsities))),
-            "seed": Zip(seed=seeds, start=np.arange(len(seeds))),
-        },
-        steps=size.tuning * per_epoch,
-        **options,
-    )
-    return _labelled(training, size, per_epoch, 0), _labelled(tuning, size, per_epoch, size.epochs)
+    return optax.chain(training.direction(), rule, optax.scale_by_learning_rate(rate))
+
+
+def _plain(training: Training, rate: Array) -> optax.GradientTransformation:
+    return optax.chain(training.direction(), optax.scale_by_learning_rate(rate))
+
+
+@dataclass(frozen=True)
+class Program:
+    """Training before pruning: of x or of m w, under a decay, at each of these strengths (or widths)."""
+
+    name: str
+    is_factored: bool
+    decay: Callable
+    strengths: tuple[float, ...]
+
+
+class Tuning(eqx.Module):
+    """A lane after pruning: what is zero stays zero, and the learning rate falls to 0 along a cosine."""
+
+    starts: PyTree  # by sparsity, rate, strength and seed
+    direction: Callable = eqx.field(static=True)  # static: a function
+    steps: int = eqx.field(static=True)  # static: optax refuses a traced one
+
+    def __call__(
+        self,
+        rate: Float[Array, ""],
+        row: Int[Array, ""],
+        strength: Float[Array, ""],
+        column: Int[Array, ""],
+        sparsity: Float[Array, ""],
+        share: Int[Array, ""],
+        seed: Int[Array, ""],
+        start: Int[Array, ""],
+    ) -> Lane:
+        falling = optax.cosine_decay_schedule(rate, self.steps)  # type: ignore[arg-type]
+        optimizer = optax.chain(self.direction(), optax.scale_by_learning_rate(falling), keep_zeros(KERNELS))
+        weights = jax.tree.map(lambda x: x[share, row, column, start], self.starts)
+        return optimizer, weights, jax.random.fold_in(jax.random.key(seed), 1)  # not the batches of the training
+
+
+class Runs:
+    """The networks of one program: trained at every rate, strength and seed, then pruned in any number of rounds."""
+
+    def __init__(self, size: Size, program: Program, splits: Splits, seed: int):
+        self.size, self.program = size, program
+        self.network, self.starts = begin(size, program.is_factored, seed)
+        self.per_epoch = len(splits.train[1]) // size.batch
+        # How many strengths a preset has; the last ones are those that prune most.
+        self.strengths = program.strengths[-size.strengths :]
+        self.seeds = Zip(seed=seed + np.arange(size.seeds), start=np.arange(size.seeds))
+        self.seen = (splits.train[0][:SEEN], splits.train[1][:SEEN])
+        self.options: dict[str, Any] = {
+            "loss": CrossEntropy(self.network),
+            "batch": Rows(splits.train, size.batch),
+            "metrics": Recorder(self.network, splits.held_out, splits.test),
+            "every": size.record * self.per_epoch,
+            "keep": True,
+            "chunk": size.chunk,
+            "progress": False,
+        }
+        lane = Training(
+            self.starts,
+            self.network,
+            self.seen,
+            program.decay,
+            size.direction,
+            size.decaying,
+            size.epochs,
+            self.per_epoch,
+        )
+        grid = {
+            "rate": np.asarray(size.rates, np.float32),
+            "strength": np.asarray(self.strengths, np.float32),
+            "seed": self.seeds,
+        }
+        with warnings.catch_warnings(record=True) as caught:  # some settings of a search are bound to be too strong
+            warnings.simplefilter("always")
+            self.trained = train(lane, grid, steps=size.epochs * self.per_epoch, **self.options)
+        self.warnings = sorted({str(warning.message) for warning in caught})
+
+    @property
+    def training(self) -> Dataset:
+        """The training before pruning, by rate, strength and seed."""
+        return self.labelled(self.trained)
+
+    def tuned(self, rounds: int) -> Dataset:
+        """Prunes and tunes in so many rounds of equal length; returns the last, by sparsity, rate, strength and seed.
+
+        After round k of n a share `(1 - s)^(k/n)` of the entries is left, so that one round is one-shot pruning.
+        """
+        size, lanes = self.size, (len(self.size.sparsities), len(self.size.rates), len(self.strengths))
+        steps = size.tuning * self.per_epoch // rounds
+        ends = weights_of(self.trained, stacked(self.starts, *lanes[1:]))
+        ends = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes[0], *x.shape)), ends)
+        for k in range(1, rounds + 1):
+            shares = [1 - (1 - each) ** (k / rounds) for each in size.sparsities]
+            rows = [jax.tree.map(lambda x, i=i: x[i], ends) for i in range(lanes[0])]
+            pruned = [prune_weights(self.network, row, share) for row, share in zip(rows, shares, strict=True)]
+            dataset = train(
+                Tuning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *pruned), size.direction, steps),
+                {
+                    "sparsity": Zip(sparsity=np.asarray(size.sparsities), share=np.arange(lanes[0])),
+                    "rate": Zip(rate=np.asarray(size.rates, np.float32), row=np.arange(lanes[1])),
+                    "strength": Zip(strength=np.asarray(self.strengths, np.float32), column=np.arange(lanes[2])),
+                    "seed": self.seeds,
+                },
+                steps=steps,
+                **self.options,
+            )
+            ends = weights_of(dataset, stacked(self.starts, *lanes)) if k < rounds else ends
+        return self.labelled(dataset, size.epochs + size.tuning * (rounds - 1) / rounds)
+
+    def labelled(self, dataset: Dataset, first: float = 0.0) -> Dataset:
+        """The dataset with times in epochs, and rates, strengths and sparsities as they are written."""
+        labelled = dataset.assign_coords({"time": first + dataset.time / self.per_epoch})
+        names = {"rate": self.size.rates, "strength": self.strengths, "sparsity": self.size.sparsities}
+        for name, values in names.items():
+            if name in labelled.dims:
+                labelled = labelled.assign_coords({name: np.asarray(values)})
+        labelled["time"].attrs.update(long_name="epochs since the start", units="1")
+        return labelled
 
 
 def begin(size: Size, is_factored: bool, seed: int) -> tuple[Network, PyTree]:
@@ -168,55 +312,9 @@ def begin(size: Size, is_factored: bool, seed: int) -> tuple[Network, PyTree]:
     return networks[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
 
 
-def _stacked(starts: PyTree, methods: int, rates: int) -> PyTree:
-    """The shapes of weights by method and rate, whose own are those of the starts, by seed."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((methods, rates, *x.shape), x.dtype), starts)
-
-
-def _labelled(dataset: Dataset, size: Size, per_epoch: int, first: int) -> Dataset:
-    """The dataset with times in epochs, and rates and sparsities as they are written, whatever the precision was."""
-    labelled = dataset.assign_coords({"time": first + dataset.time / per_epoch})
-    for name, values in (("rate", size.rates), ("sparsity", size.sparsities)):
-        if name in labelled.dims:
-            labelled = labelled.assign_coords({name: np.asarray(values)})
-    labelled["time"].attrs.update(long_name="epochs since the start", units="1")
-    return labelled
-
-
-class Training(eqx.Module):
-    """A lane before pruning: decay of the kernels, or of their factors, and a constant learning rate."""
-
-    starts: PyTree  # by seed
-    decaying: Float[Array, ""]  # steps
-
-    def __call__(
-        self, width: Float[Array, ""], rate: Float[Array, ""], seed: Int[Array, ""], start: Int[Array, ""]
-    ) -> Lane:
-        t_off = rate * self.decaying
-        optimizer = pilot(optax.adam(rate), balance=BALANCE, width=width, t_off=t_off, step_size=rate, mask=KERNELS)
-        return optimizer, jax.tree.map(lambda x: x[start], self.starts), jax.random.key(seed)
-
-
-class Tuning(eqx.Module):
-    """A lane after pruning: what is zero stays zero, and the learning rate falls to 0 along a cosine."""
-
-    starts: PyTree  # by sparsity, method, rate and seed
-    steps: int = eqx.field(static=True)  # static: optax refuses a traced one
-
-    def __call__(
-        self,
-        method: Int[Array, ""],
-        rate: Float[Array, ""],
-        row: Int[Array, ""],
-        sparsity: Float[Array, ""],
-        share: Int[Array, ""],
-        seed: Int[Array, ""],
-        start: Int[Array, ""],
-    ) -> Lane:
-        falling = optax.cosine_decay_schedule(rate, self.steps)  # type: ignore[arg-type]
-        optimizer = optax.chain(optax.adam(falling), keep_zeros(KERNELS))
-        weights = jax.tree.map(lambda x: x[share, method, row, start], self.starts)
-        return optimizer, weights, jax.random.fold_in(jax.random.key(seed), 1)  # not the batches of the training
+def stacked(starts: PyTree, *lanes: int) -> PyTree:
+    """The shapes of the weights of all lanes, whose last axis of lanes, seeds, is that of the starts."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct((*lanes, *x.shape), x.dtype), starts)
 
 
 class Recorder(eqx.Module):
@@ -244,7 +342,7 @@ class Recorder(eqx.Module):
 def prune_weights(network: Network, weights: PyTree, share: float) -> PyTree:
     """Of every lane, the share of the kernels' entries that is smallest in magnitude set to 0, and so its factors.
 
-    **Arguments:** `weights`: by method, rate and seed.
+    **Arguments:** `weights`: by rate, strength and seed.
     """
 
     def cut(x: Float[Array, "..."], part: PyTree) -> PyTree:

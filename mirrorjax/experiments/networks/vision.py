@@ -19,7 +19,7 @@ from ...nn import reparameterize
 from ...nn.layers import attention_products
 from ...nn.spectral import product_spectrum
 from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
-from ...nn.train import train
+from ...nn.training import train
 from ...nn.vit import ViT, ViTConfig, with_head
 from ...nn.weights import load_vit
 from ...runs.dataset import Dataset
@@ -151,7 +151,7 @@ class Vision(eqx.Module):
         return nnx.state(ViT(self.training.config, rngs=nnx.Rngs(of_weights)), nnx.Param), of_batches
 
     def train(self, lane: Lane, grid: Mapping[str, Any]) -> Dataset:
-        """`mirrorjax.nn.train.train` of these lanes; time is counted in epochs.
+        """`mirrorjax.nn.train` of these lanes; time is counted in epochs.
 
         **Raises:** `ValueError` for an image that cannot be read.
         """

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
 
 from ..calls import refuse_traced, require_parameters
 from ..checks import Numbers, as_count, require_kind
-from ..optim import ClockState
+from ..optim import ClockState, warn_of_collapse
 from ..paths import leaf_names, named_leaves, variable_name
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace
@@ -88,7 +88,8 @@ def train(
 
     **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`, the count of steps: `loss`, the mean
     over the batches since the previous record (missing at step 0), the metrics, and a `status`, `"diverged"` if a loss
-    was infinite or NaN. Warns where a decay of `mirrorjax.optim` was to be switched off after the last step.
+    was infinite or NaN. Warns where a decay of `mirrorjax.optim` was to be switched off after the last step,
+    and where `pilot` or `pilot_decay` led to chance.
 
     **Raises:** `ValueError` for `steps` that `every` does not divide, a lane that returns something else or weights
     that are not floating point, an optimizer that needs more than those three arguments, a loss that is no scalar,
@@ -302,6 +303,7 @@ class _Job(AbstractJob):
             reporter.moved({}, 0, len(group) * float(state[-1]) / self.steps, 0, 0)
         carry, history, _ = state
         _warn_of_pending(carry, len(group), self.steps)
+        warn_of_collapse(carry[1], len(group))
         results = {name: array[: len(group)] for name, array in (history | self._final(carry, history)).items()}
         reporter.moved(results | {"lanes": group}, failures(results), 0.0, 0, 0)
         return results
