@@ -9,10 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from command_line import run_main
 from rich.console import Console
 from vision_task import CONFIG, few_images, new_folder
 
 import mirrorjax as mj
+from mirrorjax.cli import commands
 from mirrorjax.experiments import Experiment, Setting
 from mirrorjax.experiments.networks import pretrained, vit_start
 from mirrorjax.experiments.networks.vision import Training
@@ -36,9 +38,9 @@ def loss(weights, points):
 
 
 def after_records(report):
-    """Interrupts the first run as if by Ctrl-C, after two groups of lanes and half of the third."""
-    calls.append(report.done)
-    if len(calls) == 8:
+    """Interrupts the first run as if by Ctrl-C, after the first lane and two of three records of the second."""
+    calls.append(report.ended)
+    if len(calls) == 6:  # four of each lane: its records, and its end
         raise KeyboardInterrupt
 
 
@@ -87,7 +89,7 @@ def test_an_interrupted_run_goes_on_and_gives_the_same_bits(stopped, tmp_path):
         "few", "", lambda folder, setting: trained(folder, setting, lambda report: reached.append(report))
     )
     folder = mj.experiments.reproduce(again, stopped, SETTING, CONSOLE, resume=True)
-    assert len(reached) < 9 / 2 + 1  # of the nine records of three lanes, those that were not there yet
+    assert len(reached) == 12 - 6  # the rest of the second lane, and the third
     mj.experiments.reproduce(few, tmp_path / "whole", SETTING, CONSOLE)
     np.testing.assert_array_equal(loss_of(stopped), loss_of(tmp_path / "whole"))
     assert [claim.holds for claim in folder.claims] == [True]
@@ -157,7 +159,7 @@ def test_weights_are_made_once_and_again_when_damaged(cache):
 
 def test_the_pretrained_vit_is_found_again_with_its_bits(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(vit_start, "cifar10", lambda: few_images())
-    training = Training(dataclasses.replace(CONFIG, layers=1), 1, 8, 1)
+    training = Training(dataclasses.replace(CONFIG, layers=1), 3, 8, 1)
     with jax.numpy_dtype_promotion("standard"):  # optax's own Adam divides a float by the count of steps
         first, second = (
             vit_start.on_second_half(new_folder(tmp_path, name), training, training, 0.01) for name in ("one", "two")
@@ -170,3 +172,25 @@ def test_the_pretrained_vit_is_found_again_with_its_bits(cache, tmp_path, monkey
     assert first.images == 12  # every second one of 24
     weights, _ = first.start(jnp.asarray(0))
     assert np.any(np.asarray(weights["head"]["kernel"]))  # a fresh head is zero
+
+
+def test_the_command_resumes_the_newest_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    started = []
+
+    def twice(folder, setting):
+        started.append(folder.path)
+        if len(started) == 1:
+            raise KeyboardInterrupt
+        folder.claim("The second time it ended.", paper="-", ours="yes", holds=True)
+
+    monkeypatch.setattr(commands, "EXPERIMENTS", {"few": Experiment("few", "", twice)})
+    command = ("reproduce", "few", "--preset", "quick")
+    done = run_main(monkeypatch, *command, "--resume")
+    assert (done.returncode, "there is no run in runs/few-quick-*" in done.stderr) == (2, True)
+    done = run_main(monkeypatch, *command)
+    assert done.returncode == 130
+    assert "--resume --out" in " ".join(done.stderr.split())
+    (tmp_path / "runs" / "few-quick-00000000-000000").mkdir()  # an older one
+    assert run_main(monkeypatch, *command, "--resume").returncode == 0
+    assert started[0] == started[1]

@@ -19,9 +19,8 @@ from ...nn.tasks import CrossEntropy, Network, Windows
 from ...nn.train import train, weights_of
 from ...nn.weights import load_gpt2, save_gpt2
 from ..core.run import RunFolder
-from .pretrained import kept_weights
+from .pretrained import kept_weights, say_kept
 from .vision import warm_up_cosine
-from .vit_start import say_kept
 
 SEED = 0  # of the pretraining: every run starts from the same weights
 RATE = 3e-3

@@ -13,6 +13,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from ...data import cache_folder
 from ...files import write_text
+from ..core.run import RunFolder
 
 Model = TypeVar("Model")
 
@@ -57,6 +58,13 @@ def kept_weights(
     sha256 = _sum(path.read_bytes())
     write_text(beside, f"{sha256}\n")
     return Kept(load(path, sha256), path, sha256, False)
+
+
+def say_kept(folder: RunFolder, kept: Kept, what: str) -> None:
+    """Prints which pretrained weights a run starts from, and saves it as `pretrained.csv`."""
+    found = "found" if kept.was_found else "made"
+    folder.save_table("pretrained", [{"what": what, "file": str(kept.path), "sha256": kept.sha256, "was": found}])
+    folder.console.print(f"{what}: {found} as {kept.path}", highlight=False, soft_wrap=True)
 
 
 def _sum(content: bytes) -> str:

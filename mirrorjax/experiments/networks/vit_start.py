@@ -2,9 +2,9 @@
 
 import dataclasses
 import hashlib
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
@@ -15,7 +15,7 @@ from ...nn.train import weights_of
 from ...nn.vit import ViT
 from ...nn.weights import load_vit, save_vit
 from ..core.run import RunFolder
-from .pretrained import Kept, kept_weights
+from .pretrained import kept_weights, say_kept
 from .vision import Training, Vision, vision, warm_up_cosine
 
 SEED = 0  # of the pretraining: every run starts from the same weights
@@ -57,13 +57,6 @@ def halves(images: Images) -> tuple[Images, Images]:
     return first, second
 
 
-def say_kept(folder: RunFolder, kept: Kept, what: str) -> None:
-    """Prints which pretrained weights a run starts from, and saves it as `pretrained.csv`."""
-    found = "found" if kept.was_found else "made"
-    folder.save_table("pretrained", [{"what": what, "file": str(kept.path), "sha256": kept.sha256, "was": found}])
-    folder.console.print(f"{what}: {found} as {kept.path}", highlight=False, soft_wrap=True)
-
-
 def _pretrained(folder: RunFolder, images: Images, training: Training, rate: float) -> ViT:
     task = vision(images, training)
 
@@ -71,6 +64,6 @@ def _pretrained(folder: RunFolder, images: Images, training: Training, rate: flo
         return optax.adam(warm_up_cosine(rate, task.steps)), *task.start(seed)
 
     dataset = task.train(lane, {"seed": np.array([SEED])}, keep=True, **folder.checkpoints("pretraining"))
-    like: Any = jax.eval_shape(lambda: task.start(jax.numpy.asarray(SEED))[0])
+    like, _ = task.start(jnp.asarray(SEED))
     weights = weights_of(dataset, like, seed=SEED)
     return nnx.merge(task.network.graph, task.network.split.merge(weights))
