@@ -50,7 +50,7 @@ def test_a_tiny_run_writes_what_it_measured(tmp_path):
         for i, schedule in enumerate(lr_schedule.SCHEDULES):
             rows = table.loc[method.name, schedule]
             np.testing.assert_allclose(rows.ratio_mean, ends.isel(schedule=i).mean("seed"), rtol=1e-12)
-    claims = [claim for claim in folder.claims if claim.statement.startswith("after")]
+    claims = [claim for claim in folder.claims if claim.statement.startswith("After")]
     assert len(claims) == 6
     last = claims[-1]  # SGD, warm-up and cosine
     assert last.holds == bool(np.all(ends[2, 2] < ends[2, 0]))
