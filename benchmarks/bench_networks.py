@@ -17,18 +17,19 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from mirrorjax.experiments.networks import lora
-from mirrorjax.experiments.networks.lora import Parts, Size
+from mirrorjax.experiments.networks import adapters, lora
+from mirrorjax.experiments.networks.adapters import Adapter, Corpus, Parts
 from mirrorjax.nn.gpt2 import GPT2, GPT2Config
 from mirrorjax.nn.tasks import Decay, decay_grid
 from mirrorjax.nn.training import train
 
 LANES, STEPS = 8, 240
-RECORDS_EVERY = lora.SIZES["quick"].steps // lora.SIZES["quick"].records
+QUICK = dataclasses.replace(lora.SIZES["quick"].adapter, length=64)  # as in the records
+RECORDS_EVERY = QUICK.steps // QUICK.records
 MODELS = {
-    "quick": lora.SIZES["quick"],
+    "quick": QUICK,
     "tiny": dataclasses.replace(
-        lora.SIZES["quick"],
+        QUICK,
         model=GPT2Config(vocabulary=65, context=16, layers=1, width=16, heads=2),
         length=16,
         batch=2,
@@ -48,12 +49,12 @@ def parts(name: str) -> Parts:
     """The adaptation of a model that was not pretrained: what a step costs does not depend on it."""
     size = MODELS[name]
     graph, params = nnx.split(GPT2(size.model, rngs=nnx.Rngs(0)), nnx.Param)
-    return lora.assemble(size, corpus(size), graph, params)
+    return adapters.assemble(size, corpus(size), graph, params)
 
 
-def corpus(size: Size) -> lora.Corpus:
+def corpus(size: Adapter) -> Corpus:
     tokens = np.random.default_rng(0).integers(0, size.model.vocabulary, 200_000).astype(np.uint8)
-    return lora.Corpus(jnp.asarray(tokens[:0]), jnp.asarray(tokens), jnp.asarray(tokens))
+    return adapters.corpus(tokens, tokens)
 
 
 def run(name: str, lanes: range, chunk: int) -> None:

@@ -236,6 +236,11 @@ def gpt_nano_sort() -> Sorter:
     return Sorter(config, arrays, activations, str(path))
 
 
+def cache_folder() -> Path:
+    """The folder of the operating system's cache that holds downloads, and weights that experiments have trained."""
+    return Path(pooch.os_cache("mirrorjax"))
+
+
 def locate(source: Source) -> Path:
     """The path of a data set's file: in the folder `MIRRORJAX_DATA`, in the cache, or downloaded to the cache.
 
@@ -253,7 +258,7 @@ def locate(source: Source) -> Path:
             f"{source.name} is not in {folder} as {source.local}, and {source.url} has it in another form only; set "
             f"{FOLDER} to a folder that holds {source.local}"
         )
-    cache = Path(pooch.os_cache("mirrorjax"))
+    cache = cache_folder()
     known = None if source.sha256 is None else f"sha256:{source.sha256}"
     try:
         return Path(pooch.retrieve(source.url, known, fname=source.cached, path=cache))
@@ -287,7 +292,7 @@ def _kept_hash(path: Path, found: str) -> str:
     beside = path.with_name(f"{path.name}.sha256")
     if beside.is_file():
         return beside.read_text().strip()
-    if path.parent == Path(pooch.os_cache("mirrorjax")):
+    if path.parent == cache_folder():
         write_text(beside, found + "\n")
     return found
 

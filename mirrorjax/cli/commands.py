@@ -98,10 +98,14 @@ def reproduce(
         ),
     ] = None,
     float32: Annotated[bool, typer.Option("--float32", help="Single precision instead of double.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the interrupted run in --out [default: the newest in runs/].")
+    ] = False,
 ) -> None:
     """Reproduce an experiment of the paper: tables, figures, data and an HTML report in one folder.
 
-    Every number stands beside the paper's. Ctrl-C keeps what was finished. `all` runs every experiment that has the
+    Every number stands beside the paper's. Ctrl-C keeps what was finished, and --resume continues trainings of
+    networks from their checkpoints. `all` runs every experiment that has the
     preset, with one report of all; one that fails does not stop the others, and the exit status is 1 then.
     """
     from ..experiments import Setting, reproduce as reproduce_one, reproduce_all
@@ -111,20 +115,30 @@ def reproduce(
     chosen = _with_preset(list(EXPERIMENTS.values()) if name == ALL else [_find(name)], str(preset))
     _set_precision(float32)
     bits = 32 if float32 else 64
-    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    path = out if out is not None else Path("runs") / f"{name}-{preset}-{stamp}"
+    path = out if out is not None else _run_folder(f"{name}-{preset}", resume)
     terminal, failed = console(), []
-    with stopping(lambda: f"Interrupted. What was finished is in {path}" if exists(path) else "Interrupted."):
+    words = f"Interrupted. What was finished is in {path}; --resume --out {path} goes on with it"
+    with stopping(lambda: words if exists(path) else "Interrupted."):
         if name == ALL:
-            failed = reproduce_all(chosen, path, str(preset), seed, bits, terminal)
+            failed = reproduce_all(chosen, path, str(preset), seed, bits, terminal, resume=resume)
             print_summary(path, terminal)
         else:
             setting = Setting(str(preset), chosen[0].seed if seed is None else seed, bits)
-            reproduce_one(chosen[0], path, setting, terminal)
+            reproduce_one(chosen[0], path, setting, terminal, resume=resume)
     tell(f"Results are in {path}, to be read in {path / REPORT}")
     if failed:
         tell(f"{len(failed)} failed: {', '.join(failed)}", stderr=True, error=True)
         raise SystemExit(FAILED)
+
+
+def _run_folder(name: str, resume: bool) -> Path:
+    """A new folder for a run of this name, or the newest that there is; ends the command where there is none."""
+    if not resume:
+        return Path("runs") / f"{name}-{datetime.now().strftime('%Y%m%d-%H%M%S')}"
+    found = sorted(Path("runs").glob(f"{name}-*"))  # by the times in their names
+    if not found:
+        fail(f"there is no run in runs/{name}-* to go on with; name its folder with --out")
+    return found[-1]
 
 
 @app.command()

@@ -77,14 +77,25 @@ _TABLE = (
         presets=ON_A_GPU,
     ),
     Experiment(
+        "lora-tasks",
+        "Past the paper: on which texts decay of the LoRA factors pays; less data, more epochs, noise.",
+        f"{__package__}.networks.lora_tasks:run",
+    ),
+    Experiment(
         "vit",
-        "Figs. 4, 14, Tables 3, 4: W_K^T W_Q of a ViT under weight decay that is switched off.",
+        "Figs. 4, 14, Tables 3, 4: W_K^T W_Q of a pretrained ViT, fine-tuned at a constant rate.",
         f"{__package__}.networks.vit:run",
         presets=ON_A_GPU,
     ),
     Experiment(
+        "vit-scratch",
+        "Past the paper: the same on CIFAR-10 from scratch, under a cosine of the learning rate.",
+        f"{__package__}.networks.vit_scratch:run",
+        presets=ON_A_GPU,
+    ),
+    Experiment(
         "lr-schedule",
-        "Figs. 15, 16: the same under learning-rate schedules, with AdamW and SGD.",
+        "Figs. 15, 16: the fine-tuning under learning-rate schedules, with AdamW and SGD.",
         f"{__package__}.networks.lr_schedule:run",
         presets=ON_A_GPU,
     ),

@@ -12,10 +12,11 @@ from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
 
 # The modules that import flax: other tests do without them. Their annotations are checked, too.
 with install_import_hook("mirrorjax", "beartype.beartype"):
-    import mirrorjax.experiments.networks.lora
+    import mirrorjax.experiments.networks.lora_tasks
     import mirrorjax.experiments.networks.lr_schedule
     import mirrorjax.experiments.networks.pilot
-    import mirrorjax.experiments.networks.vit  # noqa: F401
+    import mirrorjax.experiments.networks.vit
+    import mirrorjax.experiments.networks.vit_scratch  # noqa: F401
 
 
 @pytest.fixture

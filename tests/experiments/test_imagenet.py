@@ -11,7 +11,7 @@ from flax import nnx
 from PIL import Image
 from vision_task import CONFIG, SEEDS, few_images, new_folder
 
-from mirrorjax.experiments.networks import vision, vit
+from mirrorjax.experiments.networks import switching, vision, vit
 from mirrorjax.experiments.networks.imagenet import DrawnFiles, Reader, find_imagenet, list_images
 from mirrorjax.nn.vit import ViT
 from mirrorjax.nn.weights import save_vit
@@ -89,7 +89,8 @@ def test_the_published_network_is_tuned_on_a_folder(folder, tmp_path, monkeypatc
     started, _ = task.start(jnp.asarray(0))
     assert task.steps_of_epoch == 2  # nine images, four at a time
     assert started["head"]["kernel"].shape == (CONFIG.width, 2)
-    vit.reproduce(run, vit.Size(training, 0.01, (0.0, 1.0), (1.0,)), task, 0, "ImageNet")
+    size = switching.Size(training, 0.01, vision.constant_rate, (0.0, 1.0), (1.0,))
+    switching.reproduce(run, size, task, 0, vit.ON_IMAGENET)
     assert (run.path / "imagenet_vit.nc").exists()
     assert {claim.statement[-10:] for claim in run.claims} == {"(ImageNet)"}
     assert len(json.loads((run.path / "config.json").read_text())["figures"]) == 2
@@ -119,4 +120,4 @@ def test_a_damaged_image_ends_training_with_its_path(folder, tmp_path):
     draw = DrawnFiles(jnp.asarray(images.train.labels), Reader(images.train.paths, SIDE), 4)
     task = dataclasses.replace(whole, batches=dataclasses.replace(whole.batches, draw=draw))
     with pytest.raises(ValueError, match=r"n01/\d.JPEG is not a whole image"):
-        vit.solve(vit.Size(training, 0.01, (0.0, 1.0), (1.0,)), task, [0])
+        switching.solve(switching.Size(training, 0.01, vision.constant_rate, (0.0, 1.0), (1.0,)), task, [0])

@@ -32,7 +32,7 @@ def test_the_schedules_are_what_their_names_say():
 
 def test_a_tiny_run_writes_what_it_measured(tmp_path):
     folder = new_folder(tmp_path, "lr-schedule")
-    adamw, sgd = lr_schedule.Method("AdamW", 0.01, 3.0), lr_schedule.Method("SGD", 0.05, 0.1)
+    adamw, sgd = lr_schedule.Method("AdamW", 0.01, (0.0, 3.0)), lr_schedule.Method("SGD", 0.05, (0.0, 0.1))
     size = lr_schedule.Size(small_training(2, layers=1), 1.0, (adamw, sgd))
     lr_schedule.reproduce(folder, size, small_task(size.training), seed=0)
     table = pd.read_csv(folder.path / "lr_schedule.csv").set_index(["optimizer", "schedule", "decay"])
@@ -50,17 +50,27 @@ def test_a_tiny_run_writes_what_it_measured(tmp_path):
         for i, schedule in enumerate(lr_schedule.SCHEDULES):
             rows = table.loc[method.name, schedule]
             np.testing.assert_allclose(rows.ratio_mean, ends.isel(schedule=i).mean("seed"), rtol=1e-12)
-    claims = [claim for claim in folder.claims if claim.statement.startswith("after")]
+    claims = [claim for claim in folder.claims if claim.statement.startswith("After")]
     assert len(claims) == 6
     last = claims[-1]  # SGD, warm-up and cosine
     assert last.holds == bool(np.all(ends[2, 2] < ends[2, 0]))
+    restarts, falling = folder.claims[-2:]
+    accuracy = dataset.isel(time=-1).accuracy.mean("seed")
+    assert restarts.holds == bool(np.all(accuracy[1, :2] > accuracy[0, :2]))
+    moved = [abs(lr_schedule.ratio_fall(dataset, schedule, 1)) for schedule in (2, 0)]
+    assert falling.holds == (moved[0] < moved[1] / 4)
     assert {path.name for path in folder.path.glob("*.png")} == {"fig15_adamw.png", "fig16_sgd.png"}
 
 
-def test_a_step_of_the_paper_s_preset_traces():
-    size = lr_schedule.SIZES["paper"]
+def test_the_movement_of_a_ratio_over_the_last_fifth():
+    ratio = xr.Dataset({"ratio": (("schedule", "decay", "seed", "time"), np.arange(6.0)[::-1].reshape(1, 1, 1, 6))})
+    assert lr_schedule.ratio_fall(ratio.assign_coords(time=np.arange(6.0)), 0, 0) == pytest.approx(1.0)
+
+
+def test_a_step_of_the_gpu_preset_traces():
+    size = lr_schedule.SIZES["gpu"]
     task = vision(few_images(400), size.training)
     method = size.methods[1]
-    optimizer = switch_off_sgd(method.rate, 0.9, weight_decay=method.strength, mask="*/kernel", off_at=10)
+    optimizer = switch_off_sgd(method.rate, 0.9, weight_decay=method.strengths[-1], mask="*/kernel", off_at=10)
     before, after, _ = shapes_of_a_step(task, optimizer)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)

@@ -11,7 +11,8 @@ import pytest
 import xarray as xr
 
 from mirrorjax.experiments import EXPERIMENTS
-from mirrorjax.experiments.core.statistics import OverSeeds, crossing, crossing_columns, mean_text
+from mirrorjax.experiments.core.statistics import OverSeeds, crossing, crossing_columns, interval_columns, mean_text
+from mirrorjax.experiments.networks import spectra
 from mirrorjax.nn.tasks import Decay, Rows, Windows, decay_grid
 
 TS = np.arange(6.0)
@@ -79,6 +80,31 @@ def test_statistics_are_over_seeds_with_one_degree_less():
     np.testing.assert_allclose(found.mean, values.mean(1))
     np.testing.assert_allclose(found.deviation, np.std(values, axis=1, ddof=1))
     assert found.columns("loss", (1, 2))["loss_mean"] == pytest.approx(values[1, :, 2].mean())
+
+
+def test_an_interval_is_student_s():
+    found = interval_columns("gain", np.array([1.0, 2.0, 3.0]))
+    # The 0.975 quantile for two degrees of freedom is 4.30265; the deviation of these is 1.
+    assert (found["gain_low"], found["gain_high"]) == pytest.approx(
+        (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), rel=1e-5
+    )
+    assert found["interval"] == "-0.48 to +4.5"
+    assert interval_columns("gain", np.array([1.0]))["interval"] == "-"
+
+
+def test_the_paper_s_ratio_divides_averages_and_ours_averages_ratios():
+    """Two layers whose products are 2 I and diag(1, 0), in two heads that share the columns."""
+    first = jnp.stack([2 * jnp.eye(2), jnp.diag(jnp.array([1.0, 0.0]))])
+    second = jnp.stack([jnp.eye(2)] * 2)
+    found = spectra.measures((first, second), (first[:, None], second[:, None]))
+    # Nuclear norms 4 and 1, Frobenius norms 2 sqrt 2 and 1.
+    assert found["ratio"] == pytest.approx(5 / (2 * 2**0.5 + 1), rel=1e-12)
+    assert found["mean_ratio"] == pytest.approx((2**0.5 + 1) / 2, rel=1e-12)
+    assert (found["head_ratio"], found["mean_head_ratio"]) == (found["ratio"], found["mean_ratio"])
+    np.testing.assert_allclose(found["layer_ratio"], [2**0.5, 1.0], rtol=1e-12)
+    # 2 |A B|_* / (|A|^2 + |B|^2): 8 / 10 and 2 / 3.
+    assert found["alignment"] == pytest.approx((8 / 10 + 2 / 3) / 2, rel=1e-12)
+    assert spectra.measures((0 * first, second), (0 * first, second))["ratio"] == 0
 
 
 def test_the_grid_of_decays_walks_in_step():

@@ -1,6 +1,7 @@
 """The folder of a run, whose files are whole as soon as they are there."""
 
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -23,6 +24,7 @@ from .machine import machine
 from .tables import Claim, as_text, write_rows
 
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
@@ -33,13 +35,27 @@ class RunFolder:
     not in the files: captions and descriptions of figures, titles and headings of tables.
 
     **Arguments:** `path`: a folder that does not exist yet; `experiment`: its name; `setting`: the user's choices;
-    `summary`: one line on what the experiment is.
+    `summary`: one line on what the experiment is; `resume`: go on with the run in a folder that exists. Its trainings
+    continue from their checkpoints, and its other files are written anew.
     **Raises:** `FileExistsError` when the folder exists: results are never overwritten; `OSError` where it cannot be
-    made.
+    made; with `resume`, `ValueError` for a folder that holds a finished run, another run, or none.
     """
 
-    def __init__(self, path: Path, experiment: str, setting: Setting, console: Console, summary: str = ""):
-        make_folder(path)
+    def __init__(
+        self,
+        path: Path,
+        experiment: str,
+        setting: Setting,
+        console: Console,
+        summary: str = "",
+        *,
+        resume: bool = False,
+    ):
+        if resume:
+            _require_unfinished(path, {"experiment": experiment, **asdict(setting)})
+        else:
+            make_folder(path)
+        self._resumes = resume
         self.path = path
         self.console = console
         self.claims: list[Claim] = []
@@ -58,8 +74,20 @@ class RunFolder:
         self.finish("running")
 
     def finish(self, state: str, **extra: Any) -> None:
-        """Record how far the run is, running, finished, interrupted or failed, and the seconds it took so far."""
+        """Record how far the run is, running, finished, interrupted or failed, and the seconds it took so far.
+
+        A finished run needs its checkpoints no more, and they are removed.
+        """
         self._record(state=state, seconds=round(time.monotonic() - self._begun, 1), **extra)
+        if state == "finished":
+            shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)  # a file that stays is only in the way
+
+    def checkpoints(self, name: str) -> dict[str, Any]:
+        """The arguments `store` and `resume` of `mirrorjax.nn.train` with which an interrupted run goes on.
+
+        **Arguments:** `name`: the training's own among those of the experiment.
+        """
+        return {"store": self.path / CHECKPOINTS / name, "resume": self._resumes}
 
     def save_dataset(self, name: str, dataset: Dataset) -> None:
         """Write `name`.nc (netCDF 4)."""
@@ -124,3 +152,29 @@ class RunFolder:
 
     def _write(self, name: str, write: Callable[[Path], Any]) -> None:
         write_whole(self.path / name, write)
+
+
+def is_finished(path: Path, experiment: str, setting: Setting) -> bool:
+    """True if the folder holds a finished run of this experiment with this setting."""
+    wanted = {"experiment": experiment, **asdict(setting), "state": "finished"}
+    return wanted.items() <= _read_state(path).items()
+
+
+def _require_unfinished(path: Path, wanted: Mapping[str, Any]) -> None:
+    """Raises `ValueError` unless the folder holds an unfinished run with these entries in its config."""
+    found = _read_state(path)
+    if not found:
+        raise ValueError(f"{path} holds no run to go on with: it has no readable {CONFIG}; start one without --resume")
+    if differences := [f"{name} is {found.get(name)!r} there" for name in wanted if found.get(name) != wanted[name]]:
+        raise ValueError(f"{path} holds another run: {', '.join(differences)}; resume with the options it began with")
+    if found.get("state") == "finished":
+        raise ValueError(f"{path} holds a finished run; start another without --resume")
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    """The config of a run folder; an empty mapping where there is none that can be read."""
+    try:
+        found = json.loads((path / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -4,6 +4,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 from jaxtyping import Float, Real
 
 from ...runs.dataset import Dataset
@@ -85,7 +86,7 @@ def first_crossing(off: Dataset, on: Dataset, since: int | float, measure: str) 
 
 def crossing_columns(off: Dataset, on: Dataset, since: int | float, measure: str) -> dict[str, Any]:
     """The entries of Table 3's rows: the number of seeds that cross (`seeds`, `crossed`), and over those seeds `at`,
-    `ratio`, `off`, `on` and `difference`, as `summary` gives them.
+    `ratio`, `off`, `on` and `difference`, as `summary` gives them, with the difference's `interval_columns`.
 
     **Arguments:** as in `first_crossing`, with the dimension `seed`.
     """
@@ -95,7 +96,20 @@ def crossing_columns(off: Dataset, on: Dataset, since: int | float, measure: str
     columns: dict[str, Any] = {"seeds": f"{len(crossed)} of {count}", "crossed": len(crossed)}
     for name in ("at", "ratio", "off", "on", "difference"):
         columns |= summary(name, np.asarray([getattr(each, name) for each in crossed]))
-    return columns
+    return columns | interval_columns("difference", np.asarray([each.difference for each in crossed]))
+
+
+def interval_columns(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:
+    """The entries `interval`, a text, and `NAME_low`, `NAME_high` of a table's row: the 95 % interval of a mean.
+
+    It is Student's, for values that are independent and about normal; missing for fewer than two.
+    """
+    low = high = math.nan
+    if values.size > 1:
+        half = scipy.stats.t.ppf(0.975, values.size - 1) * np.std(values, ddof=1) / math.sqrt(values.size)
+        low, high = float(np.mean(values) - half), float(np.mean(values) + half)
+    text = "-" if math.isnan(low) else f"{low:+.2g} to {high:+.2g}"
+    return {"interval": text, f"{name}_low": low, f"{name}_high": high}
 
 
 def summary(name: str, values: Float[np.ndarray, " n"]) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ... import data
-from ...extras import needs
 from ...nn import Factored, prune, reparameterize, sparsity
 from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
 from ...nn.training import train, weights_of
@@ -110,8 +109,8 @@ Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # images and cla
 
 def _digits(side: int) -> Arrays:
     """1,797 digits of 8 x 8 pixels, a fifth of them to test on: the same ones for every seed."""
-    with needs("nn", "pilot"):
-        from sklearn.datasets import load_digits
+    from sklearn.datasets import load_digits
+
     raw: Any = load_digits()
     order = np.random.default_rng(0).permutation(len(raw.target))
     x, y = _pooled(raw.images[order][..., None], side), raw.target[order]

@@ -1,4 +1,4 @@
-"""A ViT on CIFAR-10 from scratch, in lanes: the network, batches and records of `vit` and `lr-schedule`."""
+"""A ViT on images, in lanes: the network, its start, batches and records of `vit`, `vit-scratch` and `lr-schedule`."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +17,6 @@ from jaxtyping import Array, Float, Float32, Int, PRNGKeyArray, PyTree, UInt8
 from ...data import Images, cifar10
 from ...nn import reparameterize
 from ...nn.layers import attention_products
-from ...nn.spectral import product_spectrum
 from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
 from ...nn.training import train
 from ...nn.vit import ViT, ViTConfig, with_head
@@ -26,6 +25,7 @@ from ...runs.dataset import Dataset
 from ..core.run import RunFolder
 from ..core.statistics import OverSeeds
 from .imagenet import DrawnFiles, Reader, list_images
+from .spectra import RATIOS, measures
 
 SMALL = ViTConfig(image=32, patch=8, layers=2, width=32, heads=2, classes=10)
 TINY = dataclasses.replace(ViTConfig.named("cifar"), dtype=jnp.bfloat16)
@@ -94,11 +94,7 @@ def _moved(images: UInt8[Array, "n h w c"], padding: int, key: PRNGKeyArray) -> 
 
 
 class Recorder(eqx.Module):
-    """Records nuclear over Frobenius norm of W_K^T W_Q, in the mean and of each layer, and the accuracy.
-
-    `ratio` is the mean over heads and layers, `layer_ratio` that over the heads of each layer, `frobenius` the mean
-    norm, and `accuracy` that on the validation set.
-    """
+    """Records the `measures` of W_K^T W_Q, and the `accuracy` on the validation set."""
 
     network: Network
     images: Float32[Array, "n h w c"]
@@ -106,14 +102,8 @@ class Recorder(eqx.Module):
     heads: int = eqx.field(static=True)  # static: a shape
 
     def __call__(self, weights: PyTree) -> dict[str, Array]:
-        spectrum = product_spectrum(*attention_products(weights, self.heads))
-        layers = jnp.mean(spectrum.ratio, axis=-1)
-        return {
-            "ratio": jnp.mean(layers),
-            "layer_ratio": layers,
-            "frobenius": jnp.mean(spectrum.frobenius),
-            "accuracy": self._accuracy(weights),
-        }
+        key, query = (factor[:, 0] for factor in attention_products(weights, 1))
+        return measures((key, query), attention_products(weights, self.heads)) | {"accuracy": self._accuracy(weights)}
 
     def _accuracy(self, weights: PyTree) -> Float[Array, ""]:
         def of_one(example: tuple[Array, Array]) -> Float[Array, ""]:
@@ -150,8 +140,10 @@ class Vision(eqx.Module):
             return self.pretrained, of_batches
         return nnx.state(ViT(self.training.config, rngs=nnx.Rngs(of_weights)), nnx.Param), of_batches
 
-    def train(self, lane: Lane, grid: Mapping[str, Any]) -> Dataset:
+    def train(self, lane: Lane, grid: Mapping[str, Any], *, keep: bool = False, **store: Any) -> Dataset:
         """`mirrorjax.nn.train` of these lanes; time is counted in epochs.
+
+        **Arguments:** `keep`: store the trained weights; `store`: the arguments that `RunFolder.checkpoints` gives.
 
         **Raises:** `ValueError` for an image that cannot be read.
         """
@@ -165,6 +157,8 @@ class Vision(eqx.Module):
                 every=self.steps_of_epoch // self.training.records,
                 metrics=self.recorder,
                 chunk=self.training.chunk,
+                keep=keep,
+                **store,
             )
         except jax.errors.JaxRuntimeError:  # in whose message the one below is a line among many
             draw = self.batches.draw
@@ -216,8 +210,8 @@ def _say(folder: RunFolder, train: int, test: int, origin: str) -> None:
     folder.console.print(f"{train} + {test} images from {origin}", highlight=False, soft_wrap=True)
 
 
-def vision(images: Images, training: Training) -> Vision:
-    """The network of a preset, on these images."""
+def vision(images: Images, training: Training, pretrained: PyTree | None = None) -> Vision:
+    """The network of a preset, on these images; from new weights, or from pretrained ones."""
     config = training.config
     network = eqx.filter_eval_shape(_network, config)  # there are no tensors in it
     rows = Rows((jnp.asarray(images.x_train), _labels(images.y_train)), training.batch)
@@ -225,7 +219,7 @@ def vision(images: Images, training: Training) -> Vision:
         network,
         Augmented(rows, OF_CIFAR10, training.padding),
         Recorder(network, OF_CIFAR10(jnp.asarray(images.x_test)), _labels(images.y_test), config.heads),
-        None,
+        pretrained,
         training,
         len(images.y_train),
     )
@@ -240,6 +234,11 @@ def _labels(classes: UInt8[np.ndarray, " n"]) -> Int[Array, " n"]:
     return jnp.asarray(classes, jnp.int32)
 
 
+def constant_rate(rate: float, steps: int) -> optax.Schedule:
+    """The same rate in all steps."""
+    return optax.constant_schedule(rate)
+
+
 def warm_up_cosine(rate: float, steps: int) -> optax.Schedule:
     """Up to the rate in a tenth of the steps, and from there to 0 by half a cosine."""
     return optax.warmup_cosine_decay_schedule(0.0, rate, max(steps // 10, 1), steps)
@@ -250,14 +249,17 @@ def seeds_from(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
+END_COLUMNS = {"decay": "decay"} | RATIOS | {"alignment": "alignment", "accuracy": "accuracy", "loss": "loss"}
+
+
 def end_columns(one: Dataset) -> dict[str, Any]:
-    """The entries of a table's row for one decay at the end, over seeds: `ratio`, `accuracy`, `loss`, and `failed`.
+    """The entries of a table's row for one decay at the end, over seeds: those of `END_COLUMNS`, and `failed`.
 
     **Arguments:** `one`: a dataset with the dimensions seed and time.
     """
     last = one.isel(time=-1)
     columns: dict[str, Any] = {}
-    for name in ("ratio", "accuracy", "loss"):
+    for name in (*RATIOS, "alignment", "accuracy", "loss"):
         columns |= OverSeeds(last, name).columns(name, ())
     return columns | {"failed": int(np.sum(one.status.values != "successful"))}
 
@@ -268,12 +270,36 @@ def falls_with_decay(folder: RunFolder, constant: Dataset, strengths: Sequence[f
     **Arguments:** `constant`: a dataset with the dimensions decay, in the order of the increasing strengths, seed and
     time; `where`: what else was fixed, for the sentence.
     """
-    ends = constant.ratio.isel(time=-1).transpose("decay", "seed").values
-    means, falling = ends.mean(axis=1), np.all(np.diff(ends, axis=0) < 0, axis=0)
-    pairs = (f"{mean:.3f} at {strength:g}" for mean, strength in zip(means, strengths, strict=True))
+    means, rising = _ends(constant, "ratio")
+    falling = np.all(rising < 0, axis=0)
     folder.claim(
-        f"the ratio at the end falls with weight decay, in the mean over seeds{where}",
+        f"The ratio at the end falls with weight decay, in the mean over seeds{where}",
         paper="falls",
-        ours=f"{', '.join(pairs)}; on {int(falling.sum())} of {falling.size} seeds alone",
+        ours=f"{_listed(means, strengths)}; on {int(falling.sum())} of {falling.size} seeds alone",
         holds=bool(np.all(np.diff(means) < 0)),
     )
+
+
+def aligned_by_decay(folder: RunFolder, constant: Dataset, strengths: Sequence[float], where: str = "") -> None:
+    """Records the claim that keys and queries are the better aligned, the stronger the decay.
+
+    **Arguments:** as in `falls_with_decay`.
+    """
+    means, rising = _ends(constant, "alignment")
+    rising = np.all(rising > 0, axis=0)
+    folder.claim(
+        f"The alignment of keys and queries at the end rises with weight decay, in the mean over seeds{where}",
+        paper="Table 6: decay aligns them",
+        ours=f"{_listed(means, strengths)}; on {int(rising.sum())} of {rising.size} seeds alone",
+        holds=bool(np.all(np.diff(means) > 0)),
+    )
+
+
+def _ends(constant: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """A measure at the end: its mean over seeds for each strength, and its differences from one to the next."""
+    ends = constant[name].isel(time=-1).transpose("decay", "seed").values
+    return ends.mean(axis=1), np.diff(ends, axis=0)
+
+
+def _listed(means: np.ndarray, strengths: Sequence[float]) -> str:
+    return ", ".join(f"{mean:.3f} at {strength:g}" for mean, strength in zip(means, strengths, strict=True))
