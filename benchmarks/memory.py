@@ -23,7 +23,7 @@ import psutil
 import mirrorjax as mj
 from mirrorjax.runs import engine, memory
 
-SCALAR_CHUNK = 4096
+SCALAR_CHUNK = 1024
 
 
 def rise(call, at) -> tuple[int, Any]:

@@ -83,7 +83,7 @@ class _Settings(NamedTuple):
     @classmethod
     def here(cls) -> "_Settings":
         context = tuple((name, getattr(jax.config, f"jax_{name}")) for name in IN_CONTEXT)
-        equal = tuple((name, getattr(jax.config, name)) for name in EQUAL)
+        equal = tuple((name, jax.config.values[name]) for name in EQUAL)
         return cls(context, (*equal, *versions().items()))
 
 

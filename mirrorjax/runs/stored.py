@@ -30,18 +30,17 @@ class Stored:
         return LazilyIndexedArray(_Gathered(self, shape))
 
     def take(self, lanes: Int[np.ndarray, "..."], rest: tuple[Any, ...]) -> np.ndarray:
-        """Returns the entries `rest` of the results of these lanes, an array (*lanes, ...)."""
-        wanted, inverse = np.unique(lanes, return_inverse=True)
-        shape = np.empty(self.like.shape, np.bool_)[rest].shape
+        """Returns the entries `rest` of the results of these lanes, all different, as an array (*lanes, ...)."""
+        wanted, order = lanes.ravel(), np.argsort(lanes, axis=None)
+        shape = np.broadcast_to(False, self.like.shape)[rest].shape
         found = np.full((wanted.size, *shape), self.missing, self.like.dtype)
         for number, path in self.files.items():
             group = self.groups[number]
-            into = np.searchsorted(wanted, group)
-            rows = np.flatnonzero(wanted[np.minimum(into, wanted.size - 1)] == group)
+            rows = np.flatnonzero(np.isin(group, wanted, assume_unique=True))
             if rows.size:
                 mapped = map_array(path, self.name, Shape(self.like.dtype, (group.size, *self.like.shape)))
-                found[into[rows]] = mapped[(rows, *rest)]
-        return found[inverse.reshape(lanes.shape)]
+                found[order[np.searchsorted(wanted, group[rows], sorter=order)]] = mapped[(rows, *rest)]
+        return found.reshape((*lanes.shape, *shape))
 
 
 class _Gathered(BackendArray):
