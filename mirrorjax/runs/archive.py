@@ -6,8 +6,9 @@ compressed. So no file makes the program allocate more than the run itself would
 
 import hashlib
 import io
+import struct
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,6 +23,9 @@ LONGEST = 32
 # Bytes of an archive beside its numbers, for each array: the header of the array and two of the archive.
 OVERHEAD = 4096
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+# Bytes of the header of a member of a zip file before its name, the last four of which are the lengths of the name and
+# of what follows the name.
+LOCAL_HEADER = 30
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ def write_archive(path: Path, arrays: Arrays) -> str:
             stream: Any = _Hashing(file)
             with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
                 for name, array in arrays.items():
-                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                    # Without a time of day the same arrays are the same bytes, whoever writes them.
+                    with archive.open(zipfile.ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                         np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
             digest = stream.sha256.hexdigest()
 
@@ -89,10 +94,13 @@ def write_archive(path: Path, arrays: Arrays) -> str:
     return digest
 
 
-def read_archive(path: Path, sha256: str, layout: Layout, *, shorter: bool = False) -> dict[str, np.ndarray] | None:
+def read_archive(
+    path: Path, sha256: str, layout: Layout, *, shorter: bool = False, only: Collection[str] | None = None
+) -> dict[str, np.ndarray] | None:
     """Reads arrays; None unless the file is whole and its arrays have the names, dtypes and shapes of the layout.
 
-    **Arguments:** `shorter`: an array may also be shorter along its first axis, as the batches of a checkpoint are.
+    **Arguments:** `shorter`: an array may also be shorter along its first axis, as the batches of a checkpoint are;
+    `only`: the names of the arrays to return, by default all; the others are checked too, and take no memory.
     """
     largest = sum(shape.nbytes + OVERHEAD for shape in layout.values()) + OVERHEAD
     if not is_plain(path):
@@ -107,7 +115,7 @@ def read_archive(path: Path, sha256: str, layout: Layout, *, shorter: bool = Fal
             with zipfile.ZipFile(file) as archive:
                 if not _is_expected(archive, layout, shorter):
                     return None
-                return {name: _array(archive, name) for name in layout}
+                return {name: _array(archive, name) for name in (layout if only is None else only)}
     except (OSError, ValueError, KeyError, EOFError, NotImplementedError, RuntimeError, zipfile.BadZipFile):
         return None
 
@@ -137,3 +145,19 @@ def _header(archive: zipfile.ZipFile, name: str) -> Shape:
 def _array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(f"{name}.npy") as member:
         return np.lib.format.read_array(member, allow_pickle=False)
+
+
+def map_array(path: Path, name: str, like: Shape) -> np.ndarray:
+    """Maps one array of an archive read-only, so that its entries are read when they are used.
+
+    The archive must have passed `read_archive`, which finds that nothing in it is compressed.
+
+    **Arguments:** `like`: the dtype and the shape of the array.
+    """
+    with path.open("rb") as file, zipfile.ZipFile(file) as archive:
+        start = archive.getinfo(f"{name}.npy").header_offset
+        file.seek(start + LOCAL_HEADER - 4)
+        file.seek(start + LOCAL_HEADER + sum(struct.unpack("<HH", file.read(4))))
+        _, is_fortran, _ = HEADERS[np.lib.format.read_magic(file)](file)
+        order = "F" if is_fortran else "C"
+        return np.memmap(file, like.dtype, "r", file.tell(), like.shape, order)

@@ -32,7 +32,6 @@ def configuration(
         "program": _program(traced),
         "slots": slots,
         "devices": f"{len(devices)} x {devices[0].device_kind}",
-        "processes": jax.process_count(),
         "versions": versions(),
     }
 

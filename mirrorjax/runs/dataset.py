@@ -3,8 +3,7 @@
 import importlib.metadata
 import json
 import re
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -13,11 +12,11 @@ import numpy as np
 import xarray as xr
 from jaxtyping import Int, PyTree
 
-from ..files import advised
 from ..paths import named_leaves, variable_name
 from ..results import RESULTS, member_names
-from .archive import Arrays, Layout, Shape, shape_of
+from .archive import TEXT, Arrays, Layout, Shape, shape_of
 from .grid import Labels
+from .stored import Stored
 
 Dataset = xr.Dataset  # this file alone imports xarray: rooms that pass datasets on take the name from here
 PACKAGES = ("mirrorjax", "jax", "jaxlib", "diffrax", "equinox", "optax")
@@ -25,11 +24,11 @@ PACKAGES = ("mirrorjax", "jax", "jaxlib", "diffrax", "equinox", "optax")
 # the slots of the batch executed. No result has a name that begins with a dot.
 LANES, USEFUL, EXECUTED = ".lanes", ".useful", ".executed"
 MISSING = "missing"  # the status of a lane that was not solved yet
-STATUSES = frozenset(member_names(RESULTS))
+STATUSES = member_names(RESULTS)
+# A status is its place among the names in memory and in files, where names would take 128 bytes a lane.
+CODE = np.dtype(np.int8)
 # Names that files of netCDF hold: a letter, a digit or _ first, no slash and no control character.
 NAME = re.compile(r"\w[^/\x00-\x1f\x7f]*(?<! )")
-# Larger arrays are kept in files, whose entries are read when they are used.
-LARGE = 2**30
 
 
 def versions() -> dict[str, str]:
@@ -62,19 +61,45 @@ class About(NamedTuple):
     """Describes the variables of a dataset.
 
     `results`: dtype and shape of the results of one lane, by name; `ts`: save times; `over_time`: the results whose
-    first axis is time; `texts`: long name and units by variable.
+    first axis is time; `texts`: long name and units by variable; `statuses`: the names of statuses, by code. Results of
+    the dtype `TEXT` are statuses.
     """
 
     results: Layout
     ts: np.ndarray | None = None
     over_time: tuple[str, ...] = ()
     texts: Mapping[str, tuple[str, str]] = MappingProxyType({})
+    statuses: tuple[str, ...] = STATUSES
+
+    def lanes(self, count: int) -> dict[str, Shape]:
+        """Returns dtype and shape of the results of so many lanes, with statuses as codes."""
+        return {
+            name: Shape(CODE if shape.dtype == TEXT else shape.dtype, (count, *shape.shape))
+            for name, shape in self.results.items()
+        }
 
     def group(self, count: int) -> dict[str, Shape]:
         """Returns the layout of a stored group of so many lanes."""
-        lanes = {name: Shape(shape.dtype, (count, *shape.shape)) for name, shape in self.results.items()}
         number = np.dtype(np.int64)
-        return lanes | {LANES: Shape(number, (count,)), USEFUL: Shape(number), EXECUTED: Shape(number)}
+        return self.lanes(count) | {LANES: Shape(number, (count,)), USEFUL: Shape(number), EXECUTED: Shape(number)}
+
+    def is_status(self, name: str) -> bool:
+        """Returns True for a result that is a status."""
+        return name in self.results and self.results[name].dtype == TEXT
+
+    def coded(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces the names of statuses by their codes."""
+        order = np.argsort(self.statuses)
+        names = np.asarray(self.statuses)[order]
+        return {
+            name: order[np.searchsorted(names, array)].astype(CODE) if self.is_status(name) else array
+            for name, array in results.items()
+        }
+
+    def named(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces the codes of statuses by their names, an array of references to few texts: 8 bytes a lane."""
+        names = np.asarray([*self.statuses, MISSING], object)  # the code of a missing lane is -1
+        return {name: names[array] if self.is_status(name) else array for name, array in results.items()}
 
 
 def results_like(outputs: Mapping[str, Any]) -> dict[str, Shape]:
@@ -118,60 +143,66 @@ def _dimensions(name: str, about: About) -> list[str]:
     return [f"{name}_{axis}" for axis in range(len(about.results[name].shape) - (name in about.over_time))]
 
 
-def assemble(
-    groups: Iterable[Arrays], about: About, count: int, folder: Path | None = None
-) -> tuple[dict[str, np.ndarray], dict[str, float]]:
-    """Joins groups of lanes, in any order, into one array (lane, ...) a variable, and sums the counts of their steps.
+class Results:
+    """The results of all lanes, one array (lane, ...) a variable, filled group by group in any order.
 
     Lanes that are in no group have missing values.
 
-    **Arguments:** `count`: the number of lanes; `folder`: the place of arrays that are too large for memory.
+    **Arguments:** `about`: describes the results; `count`: the number of lanes; `only`: the names of the results to
+    keep, by default all.
     """
-    whole = {name: _empty(name, shape, count, folder) for name, shape in about.results.items()}
-    totals = {USEFUL: 0.0, EXECUTED: 0.0}
-    for group in groups:
-        for name in totals:
-            totals[name] += float(group[name])
-        for name, array in whole.items():
+
+    def __init__(self, about: About, count: int, only: Collection[str] | None = None):
+        self.about = about
+        self.arrays: dict[str, Any] = {
+            name: np.full(shape.shape, missing_value(shape.dtype), shape.dtype)
+            for name, shape in about.lanes(count).items()
+            if only is None or name in only
+        }
+        self.totals = {USEFUL: 0.0, EXECUTED: 0.0}
+
+    def add(self, group: Arrays) -> None:
+        """Fills in the results of a stored group, and adds the counts of its steps."""
+        for name in self.totals:
+            self.totals[name] += float(group[name])
+        for name, array in self.arrays.items():
             array[group[LANES]] = group[name]
-    return whole, totals
+
+    def leave(self, groups: list[Int[np.ndarray, " lanes"]], files: Mapping[int, Path]) -> None:
+        """Leaves the results that are not kept in memory in the archives of their groups, given by number."""
+        for name, shape in self.about.results.items():
+            if name not in self.arrays:
+                self.arrays[name] = Stored(name, shape, files, groups, missing_value(shape.dtype))
 
 
-def _empty(name: str, like: Shape, count: int, folder: Path | None) -> np.ndarray:
-    shape, missing = (count, *like.shape), _missing(like.dtype)
-    if folder is None or like.dtype.itemsize * np.prod(shape, dtype=float) < LARGE:
-        return np.full(shape, missing, like.dtype)
-    with advised(folder, "large results are mapped from files there; copy the run to a place that can be written"):
-        folder.mkdir(exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=f"{name}-", suffix=".npy", delete=False) as file:
-            array = np.lib.format.open_memmap(file.name, mode="w+", dtype=like.dtype, shape=shape)
-    array[...] = missing
-    return array
-
-
-def _missing(dtype: np.dtype) -> Any:
-    known = {"f": np.nan, "c": np.nan, "b": False, "U": MISSING, "i": -1}
+def missing_value(dtype: np.dtype) -> Any:
+    """Returns the value of results of this dtype for lanes that have none."""
+    known = {"f": np.nan, "c": np.nan, "b": False, "i": -1}
     return known[dtype.kind] if dtype.kind in known else np.iinfo(dtype).max
 
 
-def is_whole(group: Arrays, lanes: Int[np.ndarray, " lanes"]) -> bool:
-    """True if a stored group is of these lanes, and each status in it is the name of one."""
-    texts = [array for array in group.values() if array.dtype.kind == "U"]
-    return np.array_equal(group[LANES], lanes) and all(STATUSES.issuperset(np.unique(text)) for text in texts)
+def is_whole(group: Arrays, lanes: Int[np.ndarray, " lanes"], about: About) -> bool:
+    """True if a stored group is of these lanes, and each status in it is the code of one."""
+    codes = [array for name, array in group.items() if about.is_status(name)]
+    return np.array_equal(group[LANES], lanes) and all(
+        np.all((code >= 0) & (code < len(about.statuses))) for code in codes
+    )
 
 
-def to_dataset(labels: Labels, lanes: Arrays, about: About, settings: Mapping[str, Any]) -> Dataset:
+def to_dataset(labels: Labels, lanes: Mapping[str, Any], about: About, settings: Mapping[str, Any]) -> Dataset:
     """Builds a dataset with the dimensions of the grid, and with `time` for the results that have it.
 
-    **Arguments:** `lanes`: arrays with a leading lane axis; `settings`: the attributes.
+    **Arguments:** `lanes`: arrays with a leading lane axis, and `Stored` ones; `settings`: the attributes.
     """
     dims, shape = tuple(labels.shape), tuple(labels.shape.values())
 
-    def variable(name: str, array: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    def variable(name: str, array: Any) -> tuple[tuple[str, ...], Any]:
         time = ("time",) if name in about.over_time else ()
-        return (*dims, *time, *_dimensions(name, about)), array.reshape(shape + array.shape[1:])
+        data = array.labelled(shape) if isinstance(array, Stored) else array.reshape(shape + array.shape[1:])
+        return (*dims, *time, *_dimensions(name, about)), data
 
-    data = {name: variable(name, array) for name, array in lanes.items()}
+    named = about.named(lanes)
+    data = {name: variable(name, named[name]) for name in about.results}
     coordinates = labels.coordinates() | ({} if about.ts is None else {"time": ("time", np.asarray(about.ts))})
     dataset = Dataset(data, coords=coordinates, attrs={key: as_attribute(value) for key, value in settings.items()})
     for name in set(about.texts) & set(dataset.variables):

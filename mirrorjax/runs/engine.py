@@ -2,15 +2,17 @@
 
 A fixed permutation mixes the lanes, so that every group is a fair sample of the whole run: all groups and all processes
 take about equally long, and the time left can be estimated. Results are stored, and after damage computed again, by
-groups.
+groups. The division into groups does not depend on who computes them: this process, several, or the workers of an
+executor.
 """
 
 import abc
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,23 +28,25 @@ from .dataset import (
     USEFUL,
     About,
     Dataset,
-    assemble,
+    Results,
     is_whole,
     require_names,
     stored_array,
     to_dataset,
     versions,
 )
+from .executors import Workers
 from .grid import Grid, Labels
-from .memory import check_room
+from .memory import check_disk, check_memory
 from .progress import Callback, Reporter
-from .record import RECORD, Record, from_record, groups_of, to_arrays, to_record
+from .record import RECORD, from_record, groups_of, to_arrays, to_record
 from .store import (
     ABOUT,
     CHECKPOINT,
     AbstractStore,
+    Entry,
     Folder,
-    Memory,
+    Nowhere,
     as_folder,
     fingerprint,
     manifest,
@@ -50,9 +54,14 @@ from .store import (
     processes_in,
     read_configuration,
     read_entry,
+    recorded,
+    stored_names,
 )
 
 Lanes = Int[np.ndarray, " lanes"]
+Manifests = list[tuple[Path, dict[str, Entry]]]
+# Bytes of results that `open_sweep` reads into memory; entries of larger ones are read when they are used.
+LARGE = 2**30
 
 
 class Checkpoint:
@@ -149,43 +158,58 @@ def run(
     checkpoint_every: float | None,
     progress: bool | None,
     callback: Callback | None,
+    workers: Workers | None = None,
 ) -> Dataset:
     """Does a job for all lanes of this process, stores the results, and labels those of all processes.
 
     **Arguments:** `about`: the results, texts and times of the dataset; `configure`: returns everything the numbers
-    depend on, called only if there is a store; `checkpoint_every`: seconds between two checkpoints, None for none; the
-    others as in `map_grid`.
+    depend on, called only if there is a store; `checkpoint_every`: seconds between two checkpoints, None for none;
+    `workers`: who computes the groups, by default this process; the others as in `map_grid`.
     **Raises:** `ValueError` for names of results that a dataset cannot hold, arguments of another kind, results that
     fit neither memory nor disk, `resume` without a store, or a store that holds another run; `OSError` if the store
-    cannot be written.
+    cannot be written; `RuntimeError` if workers were lost too often.
     """
     _require_switches(resume, checkpoint_every, progress, callback)
     require_names(grid.labels, about)
     folder = None if store is None else as_folder(store)
-    check_room(job.lane_bytes, len(grid), folder)
-    if folder is None:
-        if resume:
-            raise ValueError("resume=True needs the store that the results were kept in, e.g. store='runs/first'")
-        with stoppable():
-            solved = _solve(job, grid, about, Memory(), None, progress, callback)
-            return _label(grid.labels, about, solved, {})
-    with stoppable():
-        settings = {**configure(), RECORD: to_record(grid.labels, about, job.group_size)}
+    if folder is None and resume:
+        raise ValueError("resume=True needs the store that the results were kept in, e.g. store='runs/first'")
+    groups = groups_of(len(grid), _group_size(job, len(grid), folder if resume else None))
+    plan = _Plan(job, groups, about, None if folder is None else checkpoint_every, workers)
+    with stoppable(), contextlib.nullcontext() if workers is None else contextlib.closing(workers):
+        if folder is None:
+            check_memory(about, len(grid))
+            whole = Results(about, len(grid))
+            _solve(plan, Nowhere(), progress, callback, whole.add)
+            return _label(grid.labels, about, whole, {})
+        settings = {**configure(), RECORD: to_record(grid.labels, about, len(groups[0]))}
         raise_if_stopped()
+        check_disk(about, _missing_lanes(groups, folder, fingerprint(settings)), folder)
         kept = Folder(folder, settings, process=jax.process_index(), resume=resume)
         try:
             record = from_record(settings)
             found = kept.read(ABOUT, record.layout)
             if found is None or record.read(found) is None:
                 kept.write(ABOUT, to_arrays(grid.labels, about))
-            for _ in _solve(job, grid, about, kept, checkpoint_every, progress, callback):
-                pass
+            _solve(plan, kept, progress, callback, lambda group: None)
         except Exception:
             kept.abandon()
             raise
         finally:
             kept.close()
     return open_sweep(folder)
+
+
+def _group_size(job: AbstractJob, lanes: int, folder: Path | None) -> int:
+    """Returns the number of lanes in a group: that of the run in the folder, or else such that no process idles."""
+    found = None if folder is None else recorded(folder, RECORD, "group_size")
+    return min(job.group_size, found or -(-lanes // jax.process_count()))
+
+
+def _missing_lanes(groups: list[Lanes], folder: Path, mark: str) -> int:
+    """Counts the lanes of the groups that no process has stored in a folder."""
+    there = stored_names(folder, mark)
+    return sum(len(lanes) for number, lanes in enumerate(groups) if _group_name(number) not in there)
 
 
 def _require_switches(resume: Any, every: Any, progress: Any, callback: Any) -> None:
@@ -201,32 +225,66 @@ def _require_switches(resume: Any, every: Any, progress: Any, callback: Any) -> 
         raise ValueError(f"checkpoint_every must be a number of seconds >= 0, got {every!r}")
 
 
+class _Plan(NamedTuple):
+    """The groups of a run and who computes them; `every`: seconds between two checkpoints."""
+
+    job: AbstractJob
+    groups: list[Lanes]
+    about: About
+    every: float | None
+    workers: Workers | None
+
+    def mine(self) -> dict[int, Lanes]:
+        """Returns the groups of this process, by their numbers, which are the same for any number of processes."""
+        mine = range(jax.process_index(), len(self.groups), jax.process_count())
+        return {number: self.groups[number] for number in mine}
+
+
 def _solve(
-    job: AbstractJob,
-    grid: Grid,
-    about: About,
+    plan: _Plan,
     store: AbstractStore,
-    every: float | None,
     progress: bool | None,
     callback: Callback | None,
-) -> Iterator[Arrays]:
-    """Yields the results of one group after the other, read from the store or computed."""
-    groups = groups_of(len(grid), job.group_size, jax.process_index(), jax.process_count())
-    with Reporter(sum(len(group) for group in groups), progress, callback) as reporter:
-        for number, group in enumerate(groups):
+    keep: Callable[[Arrays], None],
+) -> None:
+    """Reads the groups of this process from the store or computes them, and hands the results of each to `keep`."""
+    mine, about = plan.mine(), plan.about
+    with Reporter(sum(map(len, mine.values())), progress, callback) as reporter:
+        missing = {}
+        for number, group in mine.items():
             raise_if_stopped()
-            name = _group_name(number)
-            found = store.read(name, about.group(len(group)))
-            if found is not None and is_whole(found, group):
-                reporter.found(len(group), failures(found))
-                yield found
+            found = store.read(_group_name(number), about.group(len(group)))
+            if found is None or not is_whole(found, group, about):
+                missing[number] = group
                 continue
-            checkpoint = None if every is None else Checkpoint(store, name, every)
-            results = _stored(_solve_group(job, group, checkpoint, reporter), group, about)
-            store.write(name, results)
-            if every is not None:
+            reporter.found(len(group), failures(about.named(found)))
+            keep(found)
+
+        def finish(number: int, results: Arrays) -> None:
+            store.write(_group_name(number), results)
+            keep(results)
+
+        if plan.workers is not None:
+            plan.workers.solve(partial(_solve_alone, plan.job, about), missing, finish, partial(_tell, reporter, about))
+            return
+        for number, group in missing.items():
+            raise_if_stopped()
+            checkpoint = None if plan.every is None else Checkpoint(store, _group_name(number), plan.every)
+            finish(number, _stored(_solve_group(plan.job, group, checkpoint, reporter), group, about))
+            if checkpoint is not None:
                 store.drop(CHECKPOINT)
-            yield results
+
+
+def _solve_alone(job: AbstractJob, about: About, group: Lanes) -> Arrays:
+    """Computes the results of a group as they are stored, on a worker: without checkpoints and reports."""
+    return _stored(job.solve(group, None, Reporter(len(group), False, None)), group, about)
+
+
+def _tell(reporter: Reporter, about: About, results: Arrays) -> None:
+    """Reports a group that a worker has computed."""
+    latest = about.named({name: array for name, array in results.items() if name in about.results})
+    steps = int(results[USEFUL]), int(results[EXECUTED])
+    reporter.moved(latest | {"lanes": results[LANES]}, failures(latest), 0.0, *steps)
 
 
 def _solve_group(job: AbstractJob, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
@@ -244,7 +302,7 @@ def _stored(results: Arrays, group: Lanes, about: About) -> dict[str, np.ndarray
     """Returns the results of a group as they are stored. Raises `ValueError` if they are not those announced."""
     counts = {name: np.asarray(results.get(name, 0), np.int64) for name in (USEFUL, EXECUTED)}
     named = {name: stored_array(array) for name, array in results.items() if name not in counts}
-    stored = {**named, LANES: np.asarray(group, np.int64), **counts}
+    stored = {**about.coded(named), LANES: np.asarray(group, np.int64), **counts}
     wanted = about.group(len(group))
     found = {name: shape_of(array) for name, array in stored.items()}
     if found.keys() != wanted.keys() or not all(shape.admits(found[name]) for name, shape in wanted.items()):
@@ -264,10 +322,10 @@ def failures(results: Arrays) -> int:
 
 
 def open_sweep(path: str | Path) -> Dataset:
-    """Reads the dataset of a run folder, finished or not, of one process or of many.
+    """Reads the dataset of a run folder, finished or not, of one process or of many; nothing in the folder is written.
 
     Damaged files are skipped, and so are those of another run. Lanes without results have the status `"missing"` and
-    missing values. Arrays of more than a gigabyte stay on disk; entries are read when they are used.
+    missing values. Results of more than a gigabyte stay on disk; entries are read when they are used.
 
     **Arguments:** `path`: the `store` of a `sweep`, a `map_grid` or a training.
     **Raises:** `ValueError` if there is no run.
@@ -279,40 +337,43 @@ def open_sweep(path: str | Path) -> Dataset:
     except ValueError as error:
         raise ValueError(f"{folder} is not the folder of a run: {error}") from None
     mark = fingerprint(settings)
-    processes = [process for process in processes_in(folder) if process < record.processes]
-    found = next(filter(None, (_read_about(folder, record, mark, process) for process in processes)), None)
+    manifests = [(path, manifest(path, mark)) for path in (process_folder(folder, p) for p in processes_in(folder))]
+    described = (read_entry(path, files.get(ABOUT), record.layout) for path, files in manifests)
+    found = next(filter(None, (record.read(arrays) for arrays in described if arrays is not None)), None)
     if found is None:
         raise ValueError(f"the run in {folder} has not begun, or is damaged: go on with it by resume=True")
     labels, about = found
-    groups = (group for process in processes for group in _read_groups(folder, labels, about, record, mark, process))
-    attributes = {key: value for key, value in settings.items() if key != RECORD}
-    return _label(labels, about, groups, attributes, folder / "arrays")
+    groups = groups_of(labels.count, record.group_size)
+    whole = Results(about, labels.count, _in_memory(about, labels.count))
+    files = {number: file for number in range(len(groups)) if (file := _read_group(number, groups, whole, manifests))}
+    whole.leave(groups, files)
+    return _label(labels, about, whole, {key: value for key, value in settings.items() if key != RECORD})
 
 
-def _read_about(folder: Path, record: Record, mark: str, process: int) -> tuple[Labels, About] | None:
-    path = process_folder(folder, process)
-    arrays = read_entry(path, manifest(path, mark).get(ABOUT), record.layout)
-    return None if arrays is None else record.read(arrays)
+def _in_memory(about: About, count: int) -> list[str]:
+    """Returns the names of the results that are read into memory: the small ones, in all up to a gigabyte."""
+    sizes = {name: shape.nbytes for name, shape in about.lanes(count).items()}
+    ordered = sorted(sizes, key=lambda name: (not about.is_status(name), sizes[name]))
+    totals = np.cumsum([sizes[name] for name in ordered])
+    return [name for name, total in zip(ordered, totals, strict=True) if total <= LARGE or about.is_status(name)]
 
 
-def _read_groups(
-    folder: Path, labels: Labels, about: About, record: Record, mark: str, process: int
-) -> Iterator[Arrays]:
-    """Yields every whole group of one process."""
-    path = process_folder(folder, process)
-    files = manifest(path, mark)
-    for number, lanes in enumerate(groups_of(labels.count, record.group_size, process, record.processes)):
-        group = read_entry(path, files.get(_group_name(number)), about.group(len(lanes)))
-        if group is not None and is_whole(group, lanes):
-            yield group
+def _read_group(number: int, groups: list[Lanes], whole: Results, manifests: Manifests) -> Path | None:
+    """Adds a group to the results and returns its file: the first one, of any process, that is whole."""
+    lanes, about = groups[number], whole.about
+    only = [*whole.arrays, LANES, USEFUL, EXECUTED]
+    for path, files in manifests:
+        entry = files.get(_group_name(number))
+        group = read_entry(path, entry, about.group(len(lanes)), only=only)
+        if entry is not None and group is not None and is_whole(group, lanes, about):
+            whole.add(group)
+            return path / entry.file
+    return None
 
 
-def _label(
-    labels: Labels, about: About, groups: Iterable[Arrays], settings: Mapping[str, Any], folder: Path | None = None
-) -> Dataset:
-    """Builds the dataset of the results of groups, with the settings as attributes."""
-    lanes, totals = assemble(groups, about, labels.count, folder)
+def _label(labels: Labels, about: About, whole: Results, settings: Mapping[str, Any]) -> Dataset:
+    """Builds the dataset of the results of all lanes, with the settings as attributes."""
     attributes: dict[str, Any] = {"versions": versions(), **settings}
-    if executed := totals[EXECUTED]:
-        attributes |= {"work": int(totals[USEFUL]), "efficiency": float(totals[USEFUL] / executed)}
-    return to_dataset(labels, lanes, about, attributes)
+    if executed := whole.totals[EXECUTED]:
+        attributes |= {"work": int(whole.totals[USEFUL]), "efficiency": float(whole.totals[USEFUL] / executed)}
+    return to_dataset(labels, whole.arrays, about, attributes)

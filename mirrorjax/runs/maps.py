@@ -16,8 +16,9 @@ from ..signals import stoppable
 from .archive import TEXT, Arrays, Shape, shape_of
 from .configuration import configuration, trace_pure
 from .dataset import About, Dataset, flatten, results_like
-from .devices import Device, Devices, choose_devices, on_devices, spread
+from .devices import Device, Devices, on_devices, spread
 from .engine import AbstractJob, Checkpoint, Lanes, failures, run
+from .executors import Executors, choose_place
 from .grid import Grid, OneLane, Values, Zip
 from .memory import choose_slots, size_of
 from .progress import Callback, Reporter
@@ -34,6 +35,7 @@ def map_grid(
     *,
     chunk: int | None = None,
     devices: Sequence[Device] | None = None,
+    executor: Executors | None = None,
     store: str | Path | None = None,
     resume: bool = False,
     progress: bool | None = None,
@@ -50,7 +52,8 @@ def map_grid(
       `equinox.Module` keeps large data as leaves. A `RESULTS` in the output becomes the names of statuses.
     - `grid`: parameter name -> values; or a `Zip`.
     - `chunk`: how many lanes are computed at a time; chosen by memory if None.
-    - `devices`: the devices to use, by default all of this process.
+    - `devices`: the devices to use, by default all of this process; `executor`: workers that compute the chunks, as in
+      `mirrorjax.sweep`.
     - `store`: a folder in which finished chunks are kept; `resume`: continue the run that it holds.
     - `progress`: show a bar, by default on a terminal; `callback`: gets a `SweepReport` after every chunk.
 
@@ -63,12 +66,14 @@ def map_grid(
     cannot be written.
     """
     refuse_traced((fn, grid), "map_grid")
-    lanes, chosen = Grid(grid), choose_devices(devices)
+    lanes = Grid(grid)
     require_parameters(fn, lanes.labels.parameters(), "the function")
+    chosen, workers = choose_place(devices, executor)
     one = lanes.first()
     traced, outputs = _trace(fn, one)
     results = _shapes(outputs)
-    slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen)
+    room = {"result_bytes": size_of(outputs), "stored": store is not None}
+    slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen, **room)
     size = spread(min(slots, len(lanes)), chosen)
     return run(
         _Job(fn=fn, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
@@ -80,6 +85,7 @@ def map_grid(
         checkpoint_every=None,
         progress=progress,
         callback=callback,
+        workers=workers,
     )
 
 

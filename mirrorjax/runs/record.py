@@ -12,7 +12,7 @@ from jaxtyping import Int
 
 from .archive import TEXT, Arrays, Layout, Shape, shape_of
 from .configuration import describe_grid
-from .dataset import About, require_names
+from .dataset import CODE, About, require_names
 from .grid import Labels
 
 RECORD, TIMES = "record", ".ts"  # the names of the record in a configuration, and of the save times in its archive
@@ -22,14 +22,13 @@ class Record(NamedTuple):
     """The shapes and checksums by which the files of a run are read.
 
     `dimensions`: the shapes of the labels, by dimension and parameter; `about`: without times; `times`: their number,
-    None for none; `group_size`: lanes in a group; `processes`: how many solve them; `grid`: checksums of the labels.
+    None for none; `group_size`: lanes in a group; `grid`: checksums of the labels.
     """
 
     dimensions: Mapping[str, Layout]
     about: About
     times: int | None
     group_size: int
-    processes: int
     grid: Any
 
     @property
@@ -56,6 +55,7 @@ def to_record(labels: Labels, about: About, group_size: int) -> dict[str, Any]:
         "over_time": list(about.over_time),
         "texts": {name: list(text) for name, text in about.texts.items()},
         "group_size": group_size,
+        "statuses": list(about.statuses),
     }
 
 
@@ -73,8 +73,8 @@ def from_record(configuration: Mapping[str, Any]) -> Record:
         texts = {str(name): (str(text), str(units)) for name, (text, units) in record["texts"].items()}
         dimensions = {str(axis): _layout(values) for axis, values in record["dimensions"].items()}
         times = record["times"] if record["times"] is None else _count(record["times"], 0)
-        group_size, processes = _count(record["group_size"]), _count(configuration["processes"])
-        about = About(results, None if times is None else np.zeros(times), over_time, texts)
+        statuses, group_size = _names(record["statuses"]), _count(record["group_size"])
+        about = About(results, None if times is None else np.zeros(times), over_time, texts, statuses)
         lengths = [{shape.shape[0] for shape in values.values()} for values in dimensions.values()]
         if not lengths or any(len(length) != 1 for length in lengths):
             raise ValueError("the values of a dimension have several lengths")
@@ -85,18 +85,13 @@ def from_record(configuration: Mapping[str, Any]) -> Record:
         )
     except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"its record of what the files hold is damaged, or of another version: {error!r}") from error
-    return Record(dimensions, about, times, group_size, processes, configuration["grid"])
+    return Record(dimensions, about, times, group_size, configuration["grid"])
 
 
-def groups_of(count: int, size: int, process: int, processes: int) -> list[Int[np.ndarray, " lanes"]]:
-    """Returns the groups of lanes of one process. Every lane is in one group of one process, by a fixed permutation."""
-    mine = np.random.default_rng(0).permutation(count)[process::processes]
-    return [mine[start : start + size] for start in range(0, len(mine), size)]
-
-
-def _empty_labels(dimensions: Mapping[str, Layout]) -> Labels:
-    """Returns labels of these dimensions without their numbers, for the checks of names."""
-    return Labels({axis: {name: np.zeros(0) for name in values} for axis, values in dimensions.items()})
+def groups_of(count: int, size: int) -> list[Int[np.ndarray, " lanes"]]:
+    """Returns the groups of lanes. Every lane is in one group, by a fixed permutation, whoever computes the group."""
+    mixed = np.random.default_rng(0).permutation(count)
+    return [mixed[start : start + size] for start in range(0, count, size)]
 
 
 def _to_json(shape: Shape) -> list[Any]:
@@ -112,6 +107,14 @@ def _from_json(dtype: str, *shape: Any) -> Shape:
     if kind.kind not in "biufc" and kind != TEXT:
         raise ValueError(f"results have no dtype {dtype!r}")
     return Shape(kind, tuple(_count(size, 0) for size in shape))
+
+
+def _names(values: Any) -> tuple[str, ...]:
+    if not (isinstance(values, list) and all(isinstance(name, str) and name.isidentifier() for name in values)):
+        raise ValueError(f"{values!r} are no names of statuses")
+    if not 0 < len(set(values)) == len(values) <= np.iinfo(CODE).max:
+        raise ValueError(f"{values!r} are too many names of statuses, none, or some of them twice")
+    return tuple(values)
 
 
 def _count(value: Any, least: int = 1) -> int:

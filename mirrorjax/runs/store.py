@@ -1,9 +1,12 @@
-"""Keeps the results of groups of lanes in memory, or in a folder that survives being killed at any moment.
+"""Keeps the results of groups of lanes in a folder that survives being killed at any moment.
 
 A folder holds `config.json`, written once, and for every process its own `process-000/` with one file a finished group,
 at most one checkpoint, and `manifest.json`. A file counts if the manifest names it with its SHA-256, and the manifest
 is replaced in one rename, so at every moment the folder is either before a write or after it. A truncated or corrupted
 file is found by its checksum, and its group alone is computed again.
+
+A group has one number whichever process computes it, and counts in the folder of any process. So a run that was begun
+by several processes can be finished by fewer, or by more.
 
 A folder may come from anywhere. Only names that this file writes itself are read or removed, so nothing outside the
 folder is touched; a manifest counts for the configuration that it names.
@@ -16,7 +19,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,7 +34,7 @@ ABOUT, CHECKPOINT = "about", "checkpoint"
 NAME = re.compile(rf"{ABOUT}|{CHECKPOINT}|group-\d{{5,12}}")
 PROCESS = re.compile(r"process-(\d{3,9})")
 # Files of a run besides those of its processes; hidden files belong to the system.
-OURS = re.compile(rf"{re.escape(CONFIG)}|recipe\.json|arrays|{PROCESS.pattern}|\..*")
+OURS = re.compile(rf"{re.escape(CONFIG)}|recipe\.json|{PROCESS.pattern}|\..*")
 # A manifest has about 130 bytes a group, so this is more than any run writes.
 LARGEST_JSON = 2**28
 GO_ON = "What was finished is safe; make room or give permission, and go on with resume=True"
@@ -56,20 +59,17 @@ class AbstractStore(abc.ABC):
         """Removes the arrays of this name, if there are any."""
 
 
-class Memory(AbstractStore):
-    """A store that ends with the process, for runs that fit into memory."""
-
-    def __init__(self):
-        self._groups: dict[str, Arrays] = {}
+class Nowhere(AbstractStore):
+    """Keeps nothing, for runs whose results go into the dataset as they come."""
 
     def read(self, name: str, layout: Layout, *, shorter: bool = False) -> Arrays | None:
-        return self._groups.get(name)
+        return None
 
     def write(self, name: str, arrays: Arrays) -> None:
-        self._groups[name] = arrays
+        pass
 
     def drop(self, name: str) -> None:
-        self._groups.pop(name, None)
+        pass
 
 
 class Entry(NamedTuple):
@@ -119,6 +119,8 @@ class Folder(AbstractStore):
                 self.abandon()
                 raise
         self._files = manifest(self.path, self._mark)
+        others = (process_folder(root, other) for other in processes_in(root) if other != process)
+        self._others = [(other, manifest(other, self._mark)) for other in others]
 
     def close(self) -> None:
         self._lock.release()
@@ -141,7 +143,12 @@ class Folder(AbstractStore):
                     path.rmdir()
 
     def read(self, name: str, layout: Layout, *, shorter: bool = False) -> Arrays | None:
-        return read_entry(self.path, self._files.get(name), layout, shorter=shorter)
+        """Reads the file of this process, or else what other processes had written when this one began."""
+        for path, files in ((self.path, self._files), *self._others):
+            found = read_entry(path, files.get(name), layout, shorter=shorter)
+            if found is not None:
+                return found
+        return None
 
     def write(self, name: str, arrays: Arrays) -> None:
         """Writes the file, then the manifest that names it, and removes the file that it replaces."""
@@ -217,9 +224,21 @@ def recorded_slots(chunk: int | None, store: str | Path | None, resume: bool) ->
     """
     if chunk is not None:
         return as_count(chunk, "chunk")
-    found = None if store is None or not resume else _configuration(as_folder(store))
-    slots = None if found is None else found.get("slots")
-    return slots if type(slots) is int and slots > 0 else None
+    return None if store is None or not resume else recorded(as_folder(store), "slots")
+
+
+def recorded(folder: Path, *names: str) -> int | None:
+    """Returns a positive whole number of the configuration in a folder, by its names; None if there is none."""
+    found: Any = _configuration(folder)
+    for name in names:
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if type(found) is int and found > 0 else None
+
+
+def stored_names(folder: Path, mark: str) -> set[str]:
+    """Returns the names in the manifests of all processes whose files are there; damage in them is found when read."""
+    paths = (process_folder(folder, process) for process in processes_in(folder))
+    return {name for path in paths for name, entry in manifest(path, mark).items() if is_plain(path / entry.file)}
 
 
 def manifest(path: Path, mark: str) -> dict[str, Entry]:
@@ -239,9 +258,16 @@ def manifest(path: Path, mark: str) -> dict[str, Entry]:
     return {name: entry for name, entry in entries.items() if NAME.fullmatch(name) and entry.file in _files_of(name)}
 
 
-def read_entry(path: Path, entry: Entry | None, layout: Layout, *, shorter: bool = False) -> Arrays | None:
-    """Reads one file of a manifest; None if it is missing, truncated, corrupted or not of this layout."""
-    return None if entry is None else read_archive(path / entry.file, entry.sha256, layout, shorter=shorter)
+def read_entry(
+    path: Path, entry: Entry | None, layout: Layout, *, shorter: bool = False, only: Collection[str] | None = None
+) -> Arrays | None:
+    """Reads one file of a manifest; None if it is missing, truncated, corrupted or not of this layout.
+
+    **Arguments:** as in `read_archive`.
+    """
+    if entry is None:
+        return None
+    return read_archive(path / entry.file, entry.sha256, layout, shorter=shorter, only=only)
 
 
 def _files_of(name: str) -> tuple[str, str]:

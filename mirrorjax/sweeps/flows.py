@@ -24,8 +24,9 @@ from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace, trace_pure
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
-from ..runs.devices import Device, choose_devices
+from ..runs.devices import Device
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.executors import Executors, choose_place
 from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
@@ -65,6 +66,7 @@ def sweep(
     steady: Number | None = None,
     chunk: int | None = None,
     devices: Sequence[Device] | None = None,
+    executor: Executors | None = None,
     store: str | Path | None = None,
     resume: bool = False,
     checkpoint_every: float = 10.0,
@@ -91,6 +93,9 @@ def sweep(
     - `chunk`: lanes solved together on all devices; chosen from the memory that is free when `None`.
     - `devices`: where; all local ones of the first platform when `None`. Several hosts, after
       `jax.distributed.initialize()`, share the lanes; give them one `store`, and `open_sweep` it at the end.
+    - `executor`: workers that compute the groups of `8 * chunk` lanes, with the same bits: any
+      `concurrent.futures.Executor`, such as `client.get_executor()` of `dask.distributed`, or a function that makes
+      one. A group whose worker dies goes to another.
     - `store`: a new folder that keeps results as they come, so that the sweep survives being killed. Needed where they
       do not fit into memory. `resume`: go on with the one that is there (or begin it).
     - `checkpoint_every`: seconds between two checkpoints of lanes under way.
@@ -110,7 +115,7 @@ def sweep(
     """
     refuse_unknown(how, "sweep")
     refuse_traced((lane, grid, t1, steady, how), "sweep")
-    lanes, chosen, t1 = Grid(grid), choose_devices(devices), as_time_scalar(t1, "t1")
+    lanes, (chosen, workers), t1 = Grid(grid), choose_place(devices, executor), as_time_scalar(t1, "t1")
     require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
     start = Start(lane, choose_flow(how).without_dual(), t1)
     one = lanes.first()
@@ -126,7 +131,8 @@ def sweep(
         like = carried, outcome = shapes(program, one)
     traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
     named = _named(outcome)
-    slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen)
+    room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None}
+    slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen, **room)
     shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
@@ -148,6 +154,7 @@ def sweep(
         checkpoint_every=checkpoint_every,
         progress=progress,
         callback=callback,
+        workers=workers,
     )
 
 

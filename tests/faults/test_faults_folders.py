@@ -72,6 +72,11 @@ FOLDERS = [
         "its record of what the files hold is damaged",
     ),
     Refusal(
+        "a record without names of statuses",
+        lambda: altered(lambda there: there["record"].update(statuses=[])),
+        "its record of what the files hold is damaged",
+    ),
+    Refusal(
         "groups without lanes",
         lambda: altered(lambda there: there["record"].update(group_size=0)),
         "its record of what the files hold is damaged",

@@ -3,18 +3,23 @@
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import psutil
 import pytest
 import xarray as xr
+from small_runs import A, finished, triple
 from sweep_problems import lane, norm
 
 import mirrorjax as mj
-from mirrorjax.runs import dataset as dataset_module
+from mirrorjax.runs import engine
+from mirrorjax.runs.memory import choose_slots
 from mirrorjax.runs.store import Folder
 
 GRID = {"alpha": np.geomspace(1e-3, 20.0, 10), "t_off": np.geomspace(0.5, 50.0, 4)}
@@ -208,12 +213,65 @@ def test_opening_what_is_no_run(tmp_path):
         mj.open_sweep(tmp_path)
 
 
-def test_large_arrays_stay_on_disk(whole, tmp_path, monkeypatch):
-    monkeypatch.setattr(dataset_module, "LARGE", 1000)
+def test_large_results_stay_on_disk_and_nothing_is_written(whole, tmp_path, monkeypatch):
+    monkeypatch.setattr(engine, "LARGE", 1000)  # bytes; the losses of 40 lanes at 7 times are more
     path = copy(whole, tmp_path)
-    dataset = mj.open_sweep(path)
-    assert isinstance(dataset.x.variable._data, np.memmap) or list((path / "arrays").glob("x-*.npy"))
-    xr.testing.assert_identical(dataset.load(), whole[1])
+    next(path.glob("process-000/group-00001-*.npz")).write_bytes(b"damaged")
+    before = sorted((file, file.stat().st_mtime_ns) for file in path.rglob("*"))
+    dataset, partial = mj.open_sweep(path), None
+    assert not isinstance(dataset.loss.variable._data, np.ndarray)
+    assert isinstance(dataset.steps.variable._data, np.ndarray)
+    missing = dataset.status == "missing"
+    assert int(missing.sum()) == 16
+    for where in ({"alpha": 3}, {"alpha": [7, 1, 1], "time": -1}, {"t_off": slice(None, None, -2)}):
+        partial = dataset[["loss", "x", "status"]].isel(where)
+        expected = whole[1][["loss", "x", "status"]].isel(where)
+        xr.testing.assert_identical(partial.load(), expected.where(~missing.isel(where)).assign(status=partial.status))
+    assert sorted((file, file.stat().st_mtime_ns) for file in path.rglob("*")) == before
+
+
+def test_one_process_finishes_the_lanes_of_a_lost_one(tmp_path, monkeypatch):
+    whole = mj.map_grid(triple, A, chunk=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        half = mj.map_grid(triple, A, chunk=2, store=tmp_path / "run")
+    assert int((half.how == "missing").sum()) == 2  # two of the three groups are of the first process
+    (tmp_path / "run" / "process-000").rename(tmp_path / "run" / "process-001")
+    reports = []
+    again = mj.map_grid(triple, A, chunk=2, store=tmp_path / "run", resume=True, callback=reports.append)
+    assert [len(report.latest["lanes"]) for report in reports] == [2]
+    xr.testing.assert_equal(again, whole)
+
+
+class Machine:
+    """Stands for the memory and the disk of another machine."""
+
+    def __init__(self, free):
+        self.free = self.available = free
+
+
+def test_a_resumed_run_asks_room_for_what_is_missing_alone(tmp_path, monkeypatch):
+    path = tmp_path / "run"
+    finished(path)
+    next(path.glob("process-000/group-00000-*.npz")).unlink()
+    # Five lanes take 34 bytes each and 16 for a group, 186 in all; two take 84. Nine tenths of 130 are 117.
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: Machine(130))
+    with pytest.raises(ValueError, match=r"the results of 5 lanes take .* free at"):
+        mj.map_grid(triple, A, chunk=2, store=tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+    assert set(mj.map_grid(triple, A, chunk=2, store=path, resume=True).how.values) == {"successful"}
+
+
+def test_a_batch_takes_what_the_results_leave(monkeypatch):
+    """1000 lanes of 1e6 numbers: 8 GB of results, and 24 MB of state a lane."""
+    how = {"result_bytes": 8 * 10**6, "batches": 8}
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Machine(14 * 10**9))
+    chosen = choose_slots(24 * 10**6, 1000, tuple(jax.devices()), stored=False, **how)
+    assert 1 <= chosen < choose_slots(24 * 10**6, 1000, tuple(jax.devices()), stored=True, **how)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: Machine(8 * 10**9))
+    words = r"one lane needs .* beside the results of 1000 lanes, 7\.451 GiB; pass store="
+    with pytest.raises(ValueError, match=words):
+        choose_slots(24 * 10**6, 1000, tuple(jax.devices()), stored=False, **how)
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path):

@@ -1,0 +1,140 @@
+"""Measures what `sweep(.., executor=..)` costs on this machine, with one and with two workers, and extrapolates.
+
+    python benchmarks/executors.py            # one minute on two idle cores
+
+A run of G groups on W workers takes about
+
+    start + compile + max(G / W * group, G * caller)
+
+seconds: workers start and compile side by side, a group is computed by one worker, and the caller hands groups out and
+stores them one after the other. The four numbers are measured; the table for more workers is arithmetic with them.
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import subprocess
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+# One thread a worker: the workers share the cores.
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1")
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import mirrorjax as mj
+from mirrorjax.runs import executors
+
+N, D, CHUNK = 40, 100, 8  # the diagonal network of the other sweeps; a group is 8 * CHUNK lanes
+
+
+def ready(number: int) -> int:
+    """Imports what a worker needs; the process it returns tells workers apart."""
+    jnp.zeros(1).block_until_ready()
+    time.sleep(0.5)  # so that each worker gets one
+    return os.getpid()
+
+
+def problem() -> mj.LeastSquares:
+    rng = np.random.default_rng(0)
+    z, x = rng.normal(size=(N, D)), np.zeros(D)
+    x[:3] = 1.0
+    return mj.LeastSquares(jnp.asarray(z / N**0.5), jnp.asarray(z @ x / N**0.5))
+
+
+def lanes(count: int) -> dict[str, np.ndarray]:
+    return {"alpha": np.geomspace(1e-3, 1.0, count)}
+
+
+def measure(workers: int, groups: int, folder: Path) -> dict[str, float]:
+    """Runs sweeps of one group for each worker, which compiles, and then of several, warm."""
+    objective = problem()
+
+    def lane(alpha):
+        schedule = mj.SwitchOff(alpha, 5.5 / alpha)
+        return mj.Problem(mj.Hadamard(), mj.WeightDecay(), schedule, objective), (0.1 * jnp.ones(D), jnp.zeros(D))
+
+    def run(executor, count, name):
+        begun, used = time.perf_counter(), time.process_time()
+        ds = mj.sweep(lane, lanes(8 * CHUNK * count), t1=100.0, chunk=CHUNK, executor=executor, store=folder / name)
+        return time.perf_counter() - begun, time.process_time() - used, ds
+
+    payloads, pickled = [], executors._pickled
+
+    def keep(compute):
+        payloads.append(pickled(compute))
+        return payloads[-1]
+
+    executors._pickled = keep
+    begun = time.perf_counter()
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        assert len(set(pool.map(ready, range(workers)))) == workers
+        start = time.perf_counter() - begun
+        cold, plan, _ = run(pool, workers, f"cold {workers}")
+        warm, caller, ds = run(pool, groups, f"warm {workers}")
+    executors._pickled = pickled
+    assert set(ds.status.values) == {"successful"}
+    written = sum(file.stat().st_size for file in (folder / f"warm {workers}").rglob("group-*"))
+    return {
+        "workers": workers,
+        "start": start,
+        "cold": cold,
+        "plan": plan,
+        "warm": warm,
+        "caller": caller,
+        "groups": groups,
+        "payload": len(payloads[-1]),
+        "result": written / groups,
+    }
+
+
+def extrapolated(cost: dict[str, float], groups: int, workers: int) -> float:
+    """Returns the seconds of a run by the model above."""
+    rounds = -(-groups // workers)
+    return cost["start"] + cost["compile"] + max(rounds * cost["group"], groups * cost["caller"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--groups", type=int, default=8, help="groups of the warm runs")
+    groups = parser.parse_args().groups
+    jax.config.update("jax_enable_x64", True)
+    with tempfile.TemporaryDirectory() as place:
+        one, two = (measure(workers, groups, Path(place)) for workers in (1, 2))
+    few, many = one["plan"], one["caller"]
+    group = one["warm"] - many
+    cost = {
+        "start": one["start"],
+        "compile": one["cold"] - group / groups,
+        "group": group / groups,
+        "caller": max((many - few) / (groups - 1), 1e-4),
+    }
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}, commit {commit}")
+    sent, back = (one[name] / 1e3 for name in ("payload", "result"))
+    print(f"a group: {8 * CHUNK} lanes of {N} x {D}; sent {sent:.0f} kB, back {back:.0f} kB")
+    print("\n| workers | start s | first groups s | warm s | of the caller s | warm, times one worker |")
+    print("|---|---|---|---|---|---|")
+    for row in (one, two):
+        ratio = one["warm"] / row["warm"]
+        print(
+            f"| {row['workers']} | {row['start']:.1f} | {row['cold']:.1f} | {row['warm']:.2f} | {row['caller']:.2f} | "
+            f"{ratio:.2f} |"
+        )
+    print("\nthe four numbers: " + ", ".join(f"{name} {seconds:.3g} s" for name, seconds in cost.items()))
+    print(f"workers beyond which the caller is the slower side: {cost['group'] / cost['caller']:.0f}")
+    print("\n| workers | s for 10,000 groups, on paper | efficiency |\n|---|---|---|")
+    for workers in (1, 2, 10, 100, 1000):
+        seconds = extrapolated(cost, 10_000, workers)
+        print(f"| {workers} | {seconds:,.0f} | {10_000 * cost['group'] / workers / seconds:.2f} |")
+    print(json.dumps({"one": one, "two": two, "cost": cost}))
+
+
+if __name__ == "__main__":
+    main()
