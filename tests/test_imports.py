@@ -14,7 +14,19 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls", "signals", "places"}
+BASE = {
+    "checks",
+    "results",
+    "paths",
+    "files",
+    "extras",
+    "reprs",
+    "calls",
+    "signals",
+    "places",
+    "programs",
+    "compilation",
+}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -30,6 +42,8 @@ BELOW = {
     "reprs": set(),
     "signals": set(),
     "places": set(),
+    "programs": {"checks"},
+    "compilation": set(),
     "problem": BASE,
     "geometry": BASE | {"problem"},
     "dynamics": BASE | {"problem", "geometry"},
@@ -57,7 +71,7 @@ DOORS = {
     "h5netcdf": {"runs/dataset.py"},
     "filelock": {"runs/store.py"},
     "psutil": {"runs/memory.py"},
-    "pooch": {"data.py"},
+    "pooch": {"data.py", "compilation.py"},
     "wadler_lindig": {"reprs.py"},
     "sklearn": {"experiments/theory/dictionary.py", "experiments/theory/lasso_path.py"},
     "jinja2": {"experiments/core/report.py"},

@@ -296,6 +296,15 @@ def _with_preset(experiments: list[Experiment], preset: str) -> list[Experiment]
 
 
 def _set_precision(float32: bool) -> None:
+    """Sets up jax for a command: its precision, and the cache of compiled programs where it is wanted."""
     import jax
 
+    from ..compilation import is_wanted, open_cache
+
     jax.config.update("jax_enable_x64", not float32)
+    if not is_wanted():
+        return
+    try:
+        open_cache(None)
+    except OSError as error:
+        tell(f"Compiled programs are not kept: {error}", stderr=True)

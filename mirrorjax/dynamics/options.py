@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..calls import misfit_of
+from ..calls import calling, misfit_of
 from ..checks import (
     Number,
     Numbers,
@@ -27,6 +27,7 @@ from ..checks import (
     require_kind,
     require_positive,
 )
+from ..programs import as_program
 from ..results import RESULTS
 from .adjoints import DIFFERENTIATES_STEPS, require_adjoint
 from .flows.primal import PrimalFlow
@@ -174,6 +175,21 @@ def require_metrics(metrics: Any) -> Metrics | None:
     if misfit := misfit_of(metrics, "t", "x", "w"):
         raise ValueError(f"metrics must be a function of (t, x, w), got one of {misfit[0]}")
     return metrics
+
+
+def with_metrics_traced(how: Integration, motion: AbstractMotion, like: PyTree) -> Integration:
+    """The keywords with the metrics as their program, see `as_program`, so that equal metrics are compiled once.
+
+    **Arguments:** `motion`, or its shapes; `like`: a state of it, or its shapes.
+    **Raises:** `ValueError` unless the metrics are `None` or a function that can be called with (t, x, w).
+    """
+    metrics = require_metrics(how.get("metrics"))
+    if metrics is None or any(leaf is not metrics for leaf in jax.tree.leaves(metrics)):
+        return how  # a module, whose numbers are leaves already
+    t = jax.ShapeDtypeStruct((), float)
+    point = eqx.filter_eval_shape(lambda motion, t, state: motion.read(t, state), motion, t, like)
+    with calling("metrics"):
+        return {**how, "metrics": as_program(metrics, t, point.x, point.w)}
 
 
 def _require_adaptive(solver: Any) -> None:

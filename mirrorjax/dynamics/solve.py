@@ -17,7 +17,14 @@ from .adjoints import choose_adjoint
 from .at_infinity import after_switch_off, solve_at_infinity
 from .integrate import integrate
 from .motion import state_dtype
-from .options import Integration, choose_flow, make_options, refuse_unknown, with_integration
+from .options import (
+    Integration,
+    choose_flow,
+    make_options,
+    refuse_unknown,
+    with_integration,
+    with_metrics_traced,
+)
 from .solution import Solution
 
 
@@ -88,7 +95,8 @@ def solve(
     if endless:
         solution = solve_at_infinity(problem, motion, flow, adjoint, how)
         return require_success(solution, solution.result) if throw else solution
-    dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
+    like = eqx.filter_eval_shape(lambda motion: motion.initial(), motion)
+    dtype, how = state_dtype(like), with_metrics_traced(how, motion, like)
     adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
     options = make_options(flow, motion, dtype, t1, how, adjoint)
     with calling("the problem"):

@@ -1,0 +1,76 @@
+"""JAX's persistent cache of compiled programs, in the cache folder of the user.
+
+Nearly all of the time to a first answer is compilation. A program that this machine has compiled before is read from
+the cache instead, in a tenth of the time.
+"""
+
+import hashlib
+import os
+import platform
+import tempfile
+import warnings
+from pathlib import Path
+
+import jax
+import pooch
+from jax.experimental.compilation_cache import compilation_cache
+
+SWITCH = "MIRRORJAX_COMPILATION_CACHE"
+# Reading a program from a file takes a few milliseconds: one that compiles in less is not worth a file.
+SECONDS = 0.1
+# Programs that were not used for the longest time are dropped beyond it.
+MOST_BYTES = 2**30
+
+
+def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
+    """Keeps compiled programs in a folder, so that the second start of a notebook compiles next to nothing.
+
+    Call it once, before the first computation. It switches on JAX's persistent compilation cache, for all programs of
+    the process, and limits it to a gigabyte. A folder that cannot be written gives a warning of one line, and programs
+    are compiled as before. The folder must belong to users you trust: JAX runs what it finds there.
+
+    **Arguments:** `folder`: `None` for the one that JAX is configured to use, by `JAX_COMPILATION_CACHE_DIR` for
+    example, or else `jit` in mirrorjax's folder in the cache of the operating system (`~/.cache/mirrorjax` on Linux).
+    In a folder that JAX does not know yet each kind of processor has one of its own: code for one may fail on another.
+
+    **Returns:** the folder used, `None` where it cannot be written.
+
+    Example: `mj.use_compilation_cache()`.
+    """
+    try:
+        return open_cache(folder)
+    except OSError as error:
+        warnings.warn(f"compiled programs are not kept: {error}", stacklevel=2)
+        return None
+
+
+def open_cache(folder: str | Path | None) -> Path:
+    """`use_compilation_cache`, which raises `OSError` for a folder that cannot be written."""
+    configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+    if folder is None and configured:
+        path = Path(configured)
+    else:
+        path = Path(pooch.os_cache("mirrorjax") / "jit" if folder is None else folder).expanduser() / _processor()
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.NamedTemporaryFile(dir=path):  # a folder that exists may still be read-only
+        pass
+    jax.config.update("jax_compilation_cache_dir", str(path))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", SECONDS)
+    jax.config.update("jax_compilation_cache_max_size", MOST_BYTES)
+    compilation_cache.reset_cache()  # JAX looks at the folder once, when it first compiles
+    return path
+
+
+def is_wanted() -> bool:
+    """False if the environment variable MIRRORJAX_COMPILATION_CACHE says 0, off, no or false."""
+    return os.environ.get(SWITCH, "").strip().lower() not in ("0", "off", "no", "false")
+
+
+def _processor() -> str:
+    """A name for the kind of processor, by which compiled programs differ: its architecture and its instructions."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    flags = next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
+    return f"{platform.machine()}-{hashlib.sha256(flags.encode()).hexdigest()[:8]}"
