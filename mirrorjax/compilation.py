@@ -1,19 +1,22 @@
-"""JAX's persistent cache of compiled programs, in the cache folder of the user.
+"""Compilation, nearly all of the time to a first answer: JAX's persistent cache, and options by which XLA is quicker.
 
-Nearly all of the time to a first answer is compilation. A program that this machine has compiled before is read from
-the cache instead, in a tenth of the time.
+A program that this machine has compiled before is read from the cache, in a tenth of the time.
 """
 
+import functools
 import hashlib
 import os
 import platform
 import tempfile
 import warnings
 from pathlib import Path
+from typing import Any
 
 import jax
-import pooch
+import jax.numpy as jnp
 from jax.experimental.compilation_cache import compilation_cache
+
+from .checks import is_concrete
 
 SWITCH = "MIRRORJAX_COMPILATION_CACHE"
 # Reading a program from a file takes a few milliseconds: one that compiles in less is not worth a file.
@@ -46,6 +49,8 @@ def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
 
 def open_cache(folder: str | Path | None) -> Path:
     """`use_compilation_cache`, which raises `OSError` for a folder that cannot be written."""
+    import pooch  # takes as long to import as a small program to compile
+
     configured = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
     if folder is None and configured:
         path = Path(configured)
@@ -64,6 +69,31 @@ def open_cache(folder: str | Path | None) -> Path:
 def is_wanted() -> bool:
     """False if the environment variable MIRRORJAX_COMPILATION_CACHE says 0, off, no or false."""
     return os.environ.get(SWITCH, "").strip().lower() not in ("0", "off", "no", "false")
+
+
+def jit_options(*inputs: Any) -> dict[str, Any]:
+    """Options for a `jax.jit` of a large program: on a CPU it compiles in 0.6 of the time, to code of the same speed.
+
+    XLA has two ways to write the code of a kernel, and takes the newer and slower one unless told otherwise. Inside
+    other transformations there are no such options, because JAX takes them for the outermost program only.
+
+    **Arguments:** `inputs`: the arguments of the program, which are known numbers outside of any transformation.
+    """
+    is_outermost = is_concrete(*inputs, jnp.zeros(()))
+    return _known_options() if is_outermost else {}
+
+
+@functools.cache
+def _known_options() -> dict[str, Any]:
+    """Those that the installed XLA knows; they are no part of its interface."""
+    options = {"xla_cpu_use_fusion_emitters": False}
+    if jax.default_backend() != "cpu":
+        return {}
+    try:
+        jax.jit(lambda x: x, compiler_options=options).lower(jnp.zeros(())).compile()
+    except Exception:  # whatever a version of XLA says to an option that it does not know
+        return {}
+    return {"compiler_options": options}
 
 
 def _processor() -> str:

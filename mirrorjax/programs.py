@@ -57,7 +57,7 @@ class Computed(eqx.Module):
                 f"{self.program.name} was traced for arguments of other shapes or dtypes than it is called with, "
                 f"{jax.tree.map(jnp.shape, args)} instead of {[shape for shape, _ in wanted]}"
             )
-        arrays = iter(jax.core.eval_jaxpr(self.program.jaxpr, self.constants, *leaves))
+        arrays = map(_as_array, jax.core.eval_jaxpr(self.program.jaxpr, self.constants, *leaves))
         results = [next(arrays) if leaf is _ARRAY else leaf for leaf in self.program.rest]
         return jax.tree.unflatten(self.program.results, results)
 
@@ -98,13 +98,18 @@ def as_program(fn: Callable, *args: PyTree) -> Callable:
     like = [jax.ShapeDtypeStruct(*_form(leaf)) for leaf in leaves]
     closed = jax.make_jaxpr(lambda *leaves: arrays_of(*jax.tree.unflatten(structure, leaves)))(*like)
     program = Program(_name(fn), closed.jaxpr, structure, *rest)
-    constants = [each if isinstance(each, jax.Array) else jnp.asarray(np.asarray(each)) for each in closed.consts]
+    constants = [_as_array(constant) for constant in closed.consts]
     try:
         program = _known.setdefault(_program_key(program), program)
     except _Incomparable:
         if is_concrete(constants):
             return fn
     return Computed(constants, program)
+
+
+def _as_array(value: Any) -> Array:
+    # JAX keeps constants of NumPy in a class of its own, which is no `jax.Array`.
+    return value if isinstance(value, jax.Array) else jnp.asarray(np.asarray(value))
 
 
 def _is_array(leaf: Any) -> bool:

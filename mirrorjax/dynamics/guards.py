@@ -80,8 +80,9 @@ class Field(eqx.Module):
 
     @staticmethod
     def packed(motion: AbstractMotion, state: PyTree) -> "Field":
-        """The field of a motion for packed states. Descents, whose solver knows their states, are not packed."""
-        if motion.clock.fixed_step(state_dtype(state)) is not None:
+        """The field of a motion for packed states. States of one leaf need none, and those of descents are left as
+        they are, because their solver knows them."""
+        if len(jax.tree.leaves(state)) == 1 or motion.clock.fixed_step(state_dtype(state)) is not None:
             return Field(motion, state)
         layout = Layout(state)
         return Field(motion, layout.pack(state), None, layout)
@@ -112,8 +113,6 @@ class Field(eqx.Module):
         return read_out(self.motion, metrics, self.motion.clock.time(tick), self.unpack(y))
 
 
-# Both are compiled functions, so that they are traced once: a solve calls them in a dozen places.
-@eqx.filter_jit
 def read_out(motion: AbstractMotion, metrics: Metrics | None, t: Tick, y: PyTree) -> tuple[PyTree, Float[Array, ""]]:
     """The metrics of a state at time t, or the whole point, and the loss; derivative 0 where they are not finite."""
     arrays, static = eqx.partition((motion, t, y), eqx.is_array)
@@ -122,6 +121,7 @@ def read_out(motion: AbstractMotion, metrics: Metrics | None, t: Tick, y: PyTree
     return (point if metrics is None else as_numbers(metrics, t, point)), point.loss
 
 
+# A compiled function, so that it is traced once: a solve calls it in a dozen places.
 @eqx.filter_jit
 def _velocity(tick: Tick, y: PyTree, field: Field) -> PyTree:
     return _guarded_velocity(tick, y, field)

@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..checks import freeze
 from ..results import RESULTS, first_of
-from .guards import Field, never_reached, read_out, vector_field
+from .guards import Field, never_reached, vector_field
 from .motion import AbstractMotion, state_dtype
 from .options import Options
 from .pieces import OnPieces
@@ -36,19 +36,19 @@ def integrate(motion: AbstractMotion, options: Options) -> Solution:
     # TF32 products on a GPU cost an adaptive solver ten times the steps.
     with jax.default_matmul_precision("highest"):
         state, clock = motion.initial(), motion.clock
-        valid = options.input_status(motion, state)
+        valid = options.number_status(motion, state)
         ok, dtype = valid == RESULTS.successful, state_dtype(state)
         usable = options.usable_where(ok)
-        # A lane with bad input is not integrated: its solve ends at the smallest positive tick.
+        # A lane with bad numbers is not integrated: its solve ends at the smallest positive tick.
         end = jnp.where(ok, clock.ticks(usable.t1, dtype), jnp.finfo(dtype).tiny)
         ts = jnp.minimum(clock.ticks(usable.ts, dtype), end)
         step, control = first_step(motion, usable, state, end)
         span = {"start": jnp.zeros_like(end), "end": end, "ts": ts, "max_steps": usable.max_steps}
         save = save_state if usable.metrics is None else save_metrics
-        saved, last, raw = run(motion, usable, state, save, step=jnp.where(ok, step, end), control=control, **span)
-        if usable.metrics is None:
-            saved = jax.vmap(Field.packed(motion, state).unpack)(saved)
-        return eqx.tree_at(lambda sol: sol.ts, _solution(motion, usable, saved, last, raw, valid), options.ts)
+        # A velocity that is not finite at the start, of which the status is found in the end, may give no first step.
+        step = jnp.where(ok & (step > 0), step, end)
+        raw = run(motion, usable, state, save, step=step, control=control, **span)
+        return eqx.tree_at(lambda sol: sol.ts, _solution(motion, usable, state, raw, valid), options.ts)
 
 
 Save = Callable[[Options, Float[Array, ""], PyTree, Field], PyTree]
@@ -77,19 +77,19 @@ def run(
     control: PyTree,
     max_steps: int,
     carried: Carried | None = None,
-) -> tuple[PyTree, PyTree, diffrax.Solution]:
+) -> diffrax.Solution:
     """Integrates from tick `start` to tick `end`, or `max_steps` steps, the first of size `step`.
 
     **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at `start`; `carried`:
     left by a solve that ran out of steps, for this one to go on with the very same steps.
-    **Returns:** what was saved, the state at the end, and the diffrax solution. With `carried`, its `solver_state`,
+    **Returns:** a diffrax solution, whose `ys` is `(saved, packed state)`. With `carried`, `solver_state`,
     `controller_state` and `made_jump` are those to hand on.
     """
     field = Field.packed(motion, state)
     controller = motion.controller(options.rtol, options.atol, end.dtype)
     is_adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
     ending = (Ending if is_adaptive else EndingFixed)(controller, end, jnp.minimum(start + step, end), control)
-    raw = diffrax.diffeqsolve(
+    return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),
         t0=start,
@@ -113,8 +113,6 @@ def run(
         max_steps=max_steps,
         throw=False,
     )
-    saved, final = cast(tuple, raw.ys)
-    return saved, field.unpack(jax.tree.map(lambda leaf: leaf[0], final)), raw
 
 
 def first_step(
@@ -134,29 +132,61 @@ def first_step(
 
 
 def _solution(
-    motion: AbstractMotion, options: Options, saved: PyTree, state: PyTree, raw: diffrax.Solution, valid: RESULTS
+    motion: AbstractMotion, options: Options, state: PyTree, raw: diffrax.Solution, valid: RESULTS
 ) -> Solution:
-    """The solution of what was saved, the state at the end and the diffrax solution; `valid`: of the input."""
-    tick = cast(tuple, raw.ts)[1][0]
+    """The solution of a diffrax solve from `state`; `valid`: the status of the numbers it was given."""
+    saved, final = cast(tuple, raw.ys)
+    field, tick = Field.packed(motion, state), cast(tuple, raw.ts)[1][0]
     ticks = motion.clock.ticks(jnp.append(options.ts, options.t1), tick.dtype)
     t_end = jnp.where(tick == ticks[-1], options.t1, motion.clock.time(tick))
-    t_end = jnp.where(valid == RESULTS.successful, t_end, 0.0)
-    reached = (ticks[:-1] <= tick) & (valid == RESULTS.successful)
+    reached = ticks[:-1] <= tick
+    # The states that are read: the first one, those that were saved, and the last one, which also stands for those that
+    # were not reached.
+    times, states = t_end[None], final
     if options.metrics is None:
-        point, last = _read(motion, jnp.append(jnp.where(reached, options.ts, t_end), t_end), saved, state, reached)
-        kept, loss = (point.x, point.w, point.mu), point.loss
-        of_interest = point.x, point.w, loss
+        saved = jax.tree.map(lambda leaf, now: _where_reached(reached, leaf, now), saved, final)
+        times = jnp.append(jnp.where(reached, options.ts, t_end), times)
+        states = jax.tree.map(lambda leaf, now: jnp.concatenate([leaf, now]), saved, final)
+    times = jnp.append(jnp.zeros_like(t_end), times)
+    states = jax.tree.map(lambda start, leaf: jnp.concatenate([start[None], leaf]), field.anchor, states)
+    points = _read(field, times, states, options.adjoint)
+    finite = finite_rows((points.x, points.w, points.loss), times.size)
+    ends = jax.tree.map(lambda start, leaf: jnp.concatenate([start[None], leaf]), field.anchor, final)
+    moving = _is_moving(field, jnp.stack([jnp.zeros_like(t_end), t_end]), ends)
+    usable = RESULTS.where(finite[0] & moving[0], RESULTS.successful, RESULTS.invalid_weights)
+    valid = first_of(valid, usable)
+    ok = valid == RESULTS.successful
+    reached, t_end = reached & ok, jnp.where(ok, t_end, 0.0)
+    last = jax.tree.map(lambda leaf: leaf[jnp.where(ok, -1, 0)], points)
+    if options.metrics is None:
+        kept, on_the_way = jax.tree.map(lambda leaf: leaf[1:-1], points), finite[1:-1]
     else:
-        kept, loss = of_interest = saved
-        last = motion.read(t_end, state)
-    finite = finite_rows(of_interest, reached.size)
-    on_the_way = RESULTS.where(jnp.all(finite | jnp.logical_not(reached)), RESULTS.successful, RESULTS.diverged)
-    result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, state))
-    result = first_of(result, on_the_way, end_status(motion, t_end, state, last))
+        kept, on_the_way = saved, finite_rows(saved, reached.size)
+    end_state = field.unpack(jax.tree.map(lambda leaf: leaf[0], final))
+    result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, end_state))
+    went_well = jnp.all(on_the_way | jnp.logical_not(reached)) & finite[-1] & moving[-1]
+    result = first_of(result, RESULTS.where(went_well, RESULTS.successful, RESULTS.diverged))
+    return _masked(motion, options, kept, last, reached, t_end, raw, result)
+
+
+def _masked(
+    motion: AbstractMotion,
+    options: Options,
+    kept: PyTree,
+    last: Point,
+    reached: Bool[Array, " time"],
+    t_end: Float[Array, ""],
+    raw: diffrax.Solution,
+    result: RESULTS,
+) -> Solution:
+    """The solution, with NaN at the save times that were not reached."""
     absent = never_reached((motion, options))
-    kept, loss = jax.tree.map(lambda leaf: _where_reached(reached, leaf, absent), (kept, loss))
-    final_point = jax.tree.map(lambda leaf: leaf[None], (last.x, last.w, last.mu))
-    x, w, mu = kept if options.metrics is None else final_point
+    kept = jax.tree.map(lambda leaf: _where_reached(reached, leaf, absent), kept)
+    if options.metrics is None:
+        (x, w, mu), metrics, loss = (kept.x, kept.w, kept.mu), None, kept.loss
+    else:
+        metrics, loss = kept
+        x, w, mu = jax.tree.map(lambda leaf: leaf[None], (last.x, last.w, last.mu))
     stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
     return Solution(
         ts=options.ts,
@@ -165,7 +195,7 @@ def _solution(
         mu=mu,
         a=jax.vmap(motion.problem.accumulated)(options.ts),
         loss=loss,
-        metrics=None if options.metrics is None else kept,
+        metrics=metrics,
         last=last,
         t_end=t_end,
         stats=stats,
@@ -173,21 +203,33 @@ def _solution(
     )
 
 
-def _read(
-    motion: AbstractMotion, times: Float[Array, " times"], saved: PyTree, state: PyTree, reached: Bool[Array, " saved"]
-) -> tuple[Point, Point]:
-    """The points of the saved states and of the last one, which also stands for the states that were not reached."""
-    now = jax.tree.map(lambda leaf: leaf[None], state)
-    saved = jax.tree.map(lambda leaf, now: _where_reached(reached, leaf, now), saved, now)
-    states = jax.tree.map(lambda leaf, now: jnp.concatenate([leaf, now]), saved, now)
-    points, _ = jax.vmap(lambda t, state: read_out(motion, None, t, state))(times, states)
-    return jax.tree.map(lambda leaf: leaf[:-1], points), jax.tree.map(lambda leaf: leaf[-1], points)
+def _read(field: Field, times: Float[Array, " times"], states: PyTree, adjoint: diffrax.AbstractAdjoint) -> Point:
+    """The points of packed states, one after the other: a batch of read-outs takes four times as long to compile."""
+
+    def read(each: tuple[Float[Array, ""], PyTree]) -> Point:
+        t, y = each
+        if isinstance(adjoint, diffrax.ForwardMode):
+            return field.motion.read(t, field.unpack(y))
+        # In reverse mode the derivative of a discarded number is multiplied by 0, and 0 * NaN would spoil the others:
+        # a point that is not finite has derivative 0.
+        frozen = freeze(field)
+        value: Point = frozen.motion.read(*freeze((t, frozen.unpack(y))))
+        ok = value.is_finite()
+        inside = jax.tree.map(lambda leaf, anchor: jnp.where(ok, leaf, anchor), y, field.anchor)
+        point = field.motion.read(t, field.unpack(inside))
+        return jax.tree.map(lambda leaf, as_it_is: jnp.where(ok, leaf, as_it_is), point, value)
+
+    return jax.lax.map(read, (times, states))
 
 
-def end_status(motion: AbstractMotion, t: Float[Array, ""], state: PyTree, point: Point) -> RESULTS:
-    """`AbstractMotion.end_status`, which is a yes or no and needs no derivative."""
-    motion, t, state, point = freeze((motion, t, state, point))
-    return motion.end_status(t, state, point)
+def _is_moving(field: Field, times: Float[Array, " times"], states: PyTree) -> Bool[Array, " times"]:
+    """True for the packed states at which the velocity is finite; a yes or no, which needs no derivative."""
+    field, times, states = freeze((field, times, states))
+
+    def velocity(each: tuple[Float[Array, ""], PyTree]) -> PyTree:
+        return field.pack(field.motion.velocity(each[0], field.unpack(each[1])))
+
+    return finite_rows(jax.lax.map(velocity, (times, states)), times.size)
 
 
 def solver_status(raw: diffrax.RESULTS) -> RESULTS:

@@ -92,14 +92,18 @@ class AbstractMotion(eqx.Module):
         """`successful` if the numbers that this motion has beside the problem and its weights can be used."""
         return RESULTS.successful
 
-    def input_status(self, state: PyTree, t1: Time) -> RESULTS:
-        """`successful` if the numbers of this motion can be integrated from the initial state to t1."""
-        start = jnp.zeros_like(t1)
-        usable = self.end_status(start, state, self.read(start, state)) == RESULTS.successful
-        status = RESULTS.where(usable, RESULTS.successful, RESULTS.invalid_weights)
+    def number_status(self, state: PyTree, t1: Time) -> RESULTS:
+        """`successful` if the numbers of this motion and its initial state can be used up to t1."""
+        status = RESULTS.where(is_finite(state), RESULTS.successful, RESULTS.invalid_weights)
         status = first_of(status, self.own_status())
         status = RESULTS.where(self.clock.admits(t1), status, RESULTS.partial_step)
         return RESULTS.where(self.problem.schedule.valid(t1), status, RESULTS.invalid_schedule)
+
+    def start_status(self, state: PyTree) -> RESULTS:
+        """`successful` if the motion is defined at its initial state: its point and its velocity there are finite."""
+        start = jnp.zeros(())
+        usable = self.end_status(start, state, self.read(start, state)) == RESULTS.successful
+        return RESULTS.where(usable, RESULTS.successful, RESULTS.invalid_weights)
 
 
 class AbstractFlow(eqx.Module):

@@ -28,7 +28,7 @@ from ..checks import (
     require_positive,
 )
 from ..programs import as_program
-from ..results import RESULTS
+from ..results import RESULTS, first_of
 from .adjoints import DIFFERENTIATES_STEPS, require_adjoint
 from .flows.primal import PrimalFlow
 from .guards import Metrics
@@ -78,7 +78,11 @@ class Options(eqx.Module):
     max_steps: int = eqx.field(static=True)  # static: diffrax sizes its checkpoints by it
 
     def input_status(self, motion: AbstractMotion, state: PyTree) -> RESULTS:
-        """`successful` if the motion can be integrated from the initial state with these numbers, else why not.
+        """`successful` if the motion can be integrated from the initial state with these numbers, else why not."""
+        return first_of(self.number_status(motion, state), freeze(motion).start_status(freeze(state)))
+
+    def number_status(self, motion: AbstractMotion, state: PyTree) -> RESULTS:
+        """`input_status`, as far as it is known without a velocity.
 
         The one place that judges numbers that may be traced: those known when the solve is called were refused then.
         """
@@ -86,7 +90,7 @@ class Options(eqx.Module):
         increasing = jnp.all(jnp.diff(options.ts) > 0)
         times = positive(options.t1) & increasing & (options.ts[0] >= 0) & (options.ts[-1] <= options.t1)
         numbers = positive(options.rtol) & positive(options.atol) & motion.clock.valid()
-        status = RESULTS.where(numbers, motion.input_status(state, options.t1), RESULTS.invalid_options)
+        status = RESULTS.where(numbers, motion.number_status(state, options.t1), RESULTS.invalid_options)
         return RESULTS.where(times, status, RESULTS.invalid_times)
 
     def usable_where(self, valid: Bool[Array, ""]) -> "Options":

@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from ..calls import calling
 from ..checks import Number, as_time_scalar, is_concrete, require_kind, require_positive
+from ..compilation import jit_options
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
@@ -100,5 +101,5 @@ def solve(
     adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
     options = make_options(flow, motion, dtype, t1, how, adjoint)
     with calling("the problem"):
-        solution = eqx.filter_jit(integrate)(motion, options)
+        solution = eqx.filter_jit(integrate, **jit_options(motion, options))(motion, options)
     return require_success(solution, solution.result) if throw else solution

@@ -61,12 +61,12 @@ def _segment(motion: AbstractMotion, options: Options, lane: Lane, steps: int) -
     step = Resumable.planned(carried.controller_state) if step is None else step
     control = carried.controller_state
     span = {"control": control, "start": start, "end": end, "ts": ts, "step": step, "max_steps": steps}
-    return _record(options, lane, *run(motion, options, lane.state, save_metrics, carried=carried, **span))
+    return _record(motion, options, lane, run(motion, options, lane.state, save_metrics, carried=carried, **span))
 
 
-def _record(options: Options, lane: Lane, saved: PyTree, state: PyTree, raw: diffrax.Solution) -> Lane:
+def _record(motion: AbstractMotion, options: Options, lane: Lane, raw: diffrax.Solution) -> Lane:
     """The lane with the values that the segment saved and the point where it stopped."""
-    metrics, loss = saved
+    (metrics, loss), final = cast(tuple, raw.ys)
     times, last = cast(tuple, raw.ts)
     count = jnp.sum(jnp.isfinite(times))
     size = options.ts.size
@@ -80,7 +80,7 @@ def _record(options: Options, lane: Lane, saved: PyTree, state: PyTree, raw: dif
     carried = Carried(raw.solver_state, raw.controller_state, jnp.asarray(raw.made_jump))
     return Lane(
         tick=last[0],
-        state=state,
+        state=Field.packed(motion, lane.state).unpack(jax.tree.map(lambda leaf: leaf[0], final)),
         carried=Pause(carried, solver_status(raw.result), paused),
         saved=lane.saved + count,
         metrics=jax.tree.map(write, lane.metrics, metrics),
