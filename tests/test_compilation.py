@@ -115,9 +115,9 @@ def test_optimizers_made_alike_are_one():
 # What a cell of a notebook does when it runs again.
 
 
-def sweep_again(data, factor=1.0, optimizer=None):
+def sweep_again(data, optimizer=None):
     def lane(alpha):
-        objective = mj.CustomObjective(lambda x: factor * jnp.sum((x - data) ** 2))
+        objective = mj.CustomObjective(lambda x: jnp.sum((x - data) ** 2))
         return mj.Problem(mj.Custom(lambda w: w[0] * w[1]), mj.WeightDecay(), alpha, objective), (X, X)
 
     flow = None if optimizer is None else mj.Descent(optimizer, 0.25)
@@ -135,7 +135,6 @@ def test_a_sweep_of_a_lane_that_is_defined_again_does_not_compile(compiled):
     changed = sweep_again(jnp.array([3.0, 2.0]))
     assert not compiled(), "an array is an argument"
     assert np.all(np.abs(changed - first) > 0.01)
-    assert np.all(np.abs(sweep_again(jnp.array([1.0, 2.0]), factor=2.0) - first) > 0.01)
 
 
 def test_a_descent_by_an_optimizer_that_is_made_again_does_not_compile(compiled):

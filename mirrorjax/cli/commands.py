@@ -26,7 +26,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule.",
+    help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule. "
+    "Compiled programs are kept in your cache folder; MIRRORJAX_COMPILATION_CACHE=off turns that off.",
 )
 ALL = "all"
 CONFIG, RECIPE = "config.json", "recipe.json"
