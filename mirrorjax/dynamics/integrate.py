@@ -235,8 +235,9 @@ def _is_moving(field: Field, times: Float[Array, " times"], states: PyTree) -> B
 def solver_status(raw: diffrax.RESULTS) -> RESULTS:
     """Translates the result of a diffrax solver into a status."""
     R, D = RESULTS, diffrax.RESULTS
-    # A solve is over when its controller says so, see `Ending`.
-    status = R.where(raw == D.event_occurred, R.successful, R.step_size_underflow)
+    # A whole solve is over when its controller says so, see `Ending`.
+    is_fine = (raw == D.successful) | (raw == D.event_occurred)
+    status = R.where(is_fine, R.successful, R.step_size_underflow)
     return R.where(raw == D.max_steps_reached, R.max_steps_reached, status)
 
 
