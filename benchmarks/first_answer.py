@@ -5,7 +5,9 @@
 Every number comes from a process of its own, and is CPU time, user and system: nearly all of it is spent on tracing and
 compiling, and seconds on the clock of a shared machine say little. The equation is the gradient flow of least squares
 under x = u v with decay that is switched off (20 x 40, eleven save times); plain diffrax integrates it by Tsit5 with
-the same tolerances, save times and breakpoint inside `jax.jit`. Prints a table, writes `first-answer-cpu.json`.
+the same tolerances, save times and breakpoint inside `jax.jit`. It is favoured: it integrates u and v alone and returns
+u v, while this package follows weights that decay by e^-25, integrates the dual variable along, checks its input, and
+returns weights, dual variable, losses and statuses too. Prints a table, writes `first-answer-cpu.json`.
 """
 
 import argparse

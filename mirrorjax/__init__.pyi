@@ -16,6 +16,7 @@ from . import (
     runs as runs,
     sweeps as sweeps,
 )
+from .compilation import use_compilation_cache as use_compilation_cache
 from .dynamics import (
     RKC as RKC,
     AbstractFlow as AbstractFlow,

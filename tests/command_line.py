@@ -25,6 +25,7 @@ def run_main(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Done:
     status = 0
     with redirect_stdout(out), redirect_stderr(err), monkeypatch.context() as patch:
         patch.setenv("COLUMNS", "100")
+        patch.setenv("MIRRORJAX_COMPILATION_CACHE", "off")  # it would be that of this process from here on
         patch.setattr(sys, "argv", ["mirrorjax", *arguments])
         patch.setattr(ending, "end_process", sys.exit)
         try:

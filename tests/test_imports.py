@@ -14,7 +14,19 @@ import mirrorjax
 
 ROOT = Path(__file__).parent.parent / "mirrorjax"
 FILES = sorted(ROOT.rglob("*.py"))
-BASE = {"checks", "results", "paths", "files", "extras", "reprs", "calls", "signals", "places"}
+BASE = {
+    "checks",
+    "results",
+    "paths",
+    "files",
+    "extras",
+    "reprs",
+    "calls",
+    "signals",
+    "places",
+    "programs",
+    "compilation",
+}
 EVERY = BASE | {
     *("problem", "geometry", "dynamics", "runs", "sweeps", "optim", "nn"),
     *("data", "plot", "experiments"),
@@ -30,6 +42,8 @@ BELOW = {
     "reprs": set(),
     "signals": set(),
     "places": set(),
+    "programs": {"checks"},
+    "compilation": {"checks"},
     "problem": BASE,
     "geometry": BASE | {"problem"},
     "dynamics": BASE | {"problem", "geometry"},
@@ -61,8 +75,8 @@ DOORS = {
     "dask": set(),  # tests only: a sweep knows the executors of concurrent.futures alone
     "distributed": set(),
     "psutil": {"runs/memory.py"},
-    "pooch": {"data.py"},
-    "wadler_lindig": {"reprs.py"},
+    "pooch": {"data.py", "compilation.py"},
+    "wadler_lindig": {"reprs.py", "programs.py"},
     "sklearn": {
         "experiments/theory/dictionary.py",
         "experiments/theory/lasso_path.py",

@@ -28,7 +28,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # as markup the square brackets of a help text would vanish
-    help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule.",
+    help="How explicit regularization shapes implicit bias: simulate it, reproduce the paper, explain a schedule. "
+    "Compiled programs are kept in your cache folder; MIRRORJAX_COMPILATION_CACHE=off turns that off.",
 )
 ALL = "all"
 CONFIG, RECIPE = "config.json", "recipe.json"
@@ -393,6 +394,15 @@ def _with_preset(experiments: list[Experiment], preset: str) -> list[Experiment]
 
 
 def _set_precision(float32: bool) -> None:
+    """Sets up jax for a command: its precision, and the cache of compiled programs where it is wanted."""
     import jax
 
+    from ..compilation import is_wanted, open_cache
+
     jax.config.update("jax_enable_x64", not float32)
+    if not is_wanted():
+        return
+    try:
+        open_cache(None)
+    except OSError as error:
+        tell(f"Compiled programs are not kept: {error}", stderr=True)

@@ -3,6 +3,8 @@
 No checks on values and no exceptions, a status instead.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, cast
 
 import diffrax
@@ -17,7 +19,8 @@ from .guards import Field, never_reached, vector_field
 from .motion import AbstractMotion, state_dtype
 from .options import Options
 from .pieces import OnPieces
-from .solution import Point, Solution, is_finite
+from .solution import Point, Solution, finite_rows
+from .solvers.controller import Ending, EndingFixed
 
 
 class Carried(NamedTuple):
@@ -33,57 +36,78 @@ def integrate(motion: AbstractMotion, options: Options) -> Solution:
     # TF32 products on a GPU cost an adaptive solver ten times the steps.
     with jax.default_matmul_precision("highest"):
         state, clock = motion.initial(), motion.clock
-        valid = options.input_status(motion, state)
+        valid = options.number_status(motion, state)
         ok, dtype = valid == RESULTS.successful, state_dtype(state)
         usable = options.usable_where(ok)
-        # A lane with bad input is not integrated: its solve ends at the smallest positive tick.
+        # A lane with bad numbers is not integrated: its solve ends at the smallest positive tick.
         end = jnp.where(ok, clock.ticks(usable.t1, dtype), jnp.finfo(dtype).tiny)
         ts = jnp.minimum(clock.ticks(usable.ts, dtype), end)
-        step, _ = first_step(motion, usable, state, end)
+        step, control = first_step(motion, usable, state, end)
         span = {"start": jnp.zeros_like(end), "end": end, "ts": ts, "max_steps": usable.max_steps}
-        raw = run(motion, usable, state, step=jnp.where(ok, step, end), **span)
-        return eqx.tree_at(lambda sol: sol.ts, _solution(motion, usable, raw, valid), options.ts)
+        save = save_state if usable.metrics is None else save_metrics
+        # A velocity that is not finite at the start, of which the status is found in the end, may give no first step.
+        step = jnp.where(ok & (step > 0), step, end)
+        raw = run(motion, usable, state, save, step=step, control=control, **span)
+        return eqx.tree_at(lambda sol: sol.ts, _solution(motion, usable, state, raw, valid), options.ts)
+
+
+Save = Callable[[Options, Float[Array, ""], PyTree, Field], PyTree]
+
+
+def save_metrics(options: Options, tick: Float[Array, ""], y: PyTree, field: Field) -> PyTree:
+    """The metrics, or the whole point, and the loss."""
+    return field.save(options.metrics, tick, y)
+
+
+def save_state(options: Options, tick: Float[Array, ""], y: PyTree, field: Field) -> PyTree:
+    """The state as it is, packed: whoever keeps whole points reads them at all save times together, compiled once."""
+    return y
 
 
 def run(
     motion: AbstractMotion,
     options: Options,
     state: PyTree,
+    save: Save,
     *,
     start: Float[Array, ""],
     end: Float[Array, ""],
     ts: Float[Array, " time"],
     step: Float[Array, ""],
+    control: PyTree,
     max_steps: int,
     carried: Carried | None = None,
 ) -> diffrax.Solution:
     """Integrates from tick `start` to tick `end`, or `max_steps` steps, the first of size `step`.
 
-    **Arguments:** `carried`: left by a solve that ran out of steps, for this one to go on with the very same steps.
-    **Returns:** a diffrax solution, whose `ys` is `((saved, loss), state)`. With `carried`, `solver_state`,
+    **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at `start`; `carried`:
+    left by a solve that ran out of steps, for this one to go on with the very same steps.
+    **Returns:** a diffrax solution, whose `ys` is `(saved, packed state)`. With `carried`, `solver_state`,
     `controller_state` and `made_jump` are those to hand on.
     """
-
-    def save(tick: Float[Array, ""], y: PyTree, args: Field) -> PyTree:
-        return args.save(options.metrics, tick, y)
-
+    field = Field.packed(motion, state)
+    controller = motion.controller(options.rtol, options.atol, end.dtype)
+    is_adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
+    ending = (Ending if is_adaptive else EndingFixed)(controller, end, jnp.minimum(start + step, end), control)
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),
         t0=start,
-        t1=end,
-        dt0=step,
-        y0=state,
-        args=Field(motion, state),
+        t1=jnp.finfo(end.dtype).max,  # never reached: see `Ending`
+        dt0=None,
+        y0=field.anchor,
+        args=field,
         saveat=diffrax.SaveAt(
-            subs=[diffrax.SubSaveAt(ts=ts, fn=save), diffrax.SubSaveAt(t1=True)],
+            subs=[
+                diffrax.SubSaveAt(ts=ts, fn=partial(save, options)),
+                diffrax.SubSaveAt(t1=True, fn=partial(save_state, options)),
+            ],
             solver_state=carried is not None,
             controller_state=carried is not None,
             made_jump=carried is not None,
         ),
-        stepsize_controller=motion.controller(options.rtol, options.atol, end.dtype),
+        stepsize_controller=ending,
         solver_state=None if carried is None else carried.solver_state,
-        controller_state=None if carried is None else carried.controller_state,
         made_jump=None if carried is None else carried.made_jump,
         adjoint=options.adjoint,
         max_steps=max_steps,
@@ -102,37 +126,76 @@ def first_step(
     """
     start, terms, solver = jnp.zeros_like(end), diffrax.ODETerm(vector_field), options.solver
     controller = motion.controller(options.rtol, options.atol, end.dtype)
-    fixed, args, order = motion.clock.fixed_step(end.dtype), Field(motion, state), solver.error_order(terms)
-    tick, controller_state = controller.init(terms, start, end, state, fixed, args, solver.func, order)
+    fixed, args, order = motion.clock.fixed_step(end.dtype), Field.packed(motion, state), solver.error_order(terms)
+    tick, controller_state = controller.init(terms, start, end, args.anchor, fixed, args, solver.func, order)
     return jnp.minimum(tick, end), controller_state
 
 
-def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, valid: RESULTS) -> Solution:
+def _solution(
+    motion: AbstractMotion, options: Options, state: PyTree, raw: diffrax.Solution, valid: RESULTS
+) -> Solution:
+    """The solution of a diffrax solve from `state`; `valid`: the status of the numbers it was given."""
     saved, final = cast(tuple, raw.ys)
-    kept, loss = saved
-    state = jax.tree.map(lambda leaf: leaf[0], final)
-    tick = cast(tuple, raw.ts)[1][0]
+    field, tick = Field.packed(motion, state), cast(tuple, raw.ts)[1][0]
     ticks = motion.clock.ticks(jnp.append(options.ts, options.t1), tick.dtype)
     t_end = jnp.where(tick == ticks[-1], options.t1, motion.clock.time(tick))
-    t_end = jnp.where(valid == RESULTS.successful, t_end, 0.0)
-    last = motion.read(t_end, state)
-    reached = (ticks[:-1] <= tick) & (valid == RESULTS.successful)
-    saved = loss if options.metrics is not None else (kept.x, kept.w, loss)
-    on_the_way = RESULTS.where(_is_finite_where(reached, saved), RESULTS.successful, RESULTS.diverged)
-    result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, state))
-    result = first_of(result, on_the_way, end_status(motion, t_end, state))
+    reached = ticks[:-1] <= tick
+    # The states that are read: the first one, those that were saved, and the last one, which also stands for those that
+    # were not reached.
+    times, states = t_end[None], final
+    if options.metrics is None:
+        saved = jax.tree.map(lambda leaf, now: _where_reached(reached, leaf, now), saved, final)
+        times = jnp.append(jnp.where(reached, options.ts, t_end), times)
+        states = jax.tree.map(lambda leaf, now: jnp.concatenate([leaf, now]), saved, final)
+    times = jnp.append(jnp.zeros_like(t_end), times)
+    states = jax.tree.map(lambda start, leaf: jnp.concatenate([start[None], leaf]), field.anchor, states)
+    points = _read(field, times, states, options.adjoint)
+    finite = finite_rows((points.x, points.w, points.loss), times.size)
+    ends = jax.tree.map(lambda start, leaf: jnp.concatenate([start[None], leaf]), field.anchor, final)
+    moving = _is_moving(field, jnp.stack([jnp.zeros_like(t_end), t_end]), ends)
+    usable = RESULTS.where(finite[0] & moving[0], RESULTS.successful, RESULTS.invalid_weights)
+    valid = first_of(valid, usable)
+    ok = valid == RESULTS.successful
+    reached, t_end = reached & ok, jnp.where(ok, t_end, 0.0)
+    last = jax.tree.map(lambda leaf: leaf[jnp.where(ok, -1, 0)], points)
+    if options.metrics is None:
+        kept, on_the_way = jax.tree.map(lambda leaf: leaf[1:-1], points), finite[1:-1]
+    else:
+        kept, on_the_way = saved, finite_rows(saved, reached.size)
+    end_state = field.unpack(jax.tree.map(lambda leaf: leaf[0], final))
+    result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, end_state))
+    went_well = jnp.all(on_the_way | jnp.logical_not(reached)) & finite[-1] & moving[-1]
+    result = first_of(result, RESULTS.where(went_well, RESULTS.successful, RESULTS.diverged))
+    return _masked(motion, options, kept, last, reached, t_end, raw, result)
+
+
+def _masked(
+    motion: AbstractMotion,
+    options: Options,
+    kept: PyTree,
+    last: Point,
+    reached: Bool[Array, " time"],
+    t_end: Float[Array, ""],
+    raw: diffrax.Solution,
+    result: RESULTS,
+) -> Solution:
+    """The solution, with NaN at the save times that were not reached."""
     absent = never_reached((motion, options))
-    kept, loss = jax.tree.map(lambda leaf: _where_reached(reached, leaf, absent), (kept, loss))
-    point: Point = kept if options.metrics is None else jax.tree.map(lambda leaf: leaf[None], last)
+    kept = jax.tree.map(lambda leaf: _where_reached(reached, leaf, absent), kept)
+    if options.metrics is None:
+        (x, w, mu), metrics, loss = (kept.x, kept.w, kept.mu), None, kept.loss
+    else:
+        metrics, loss = kept
+        x, w, mu = jax.tree.map(lambda leaf: leaf[None], (last.x, last.w, last.mu))
     stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
     return Solution(
         ts=options.ts,
-        x=point.x,
-        w=point.w,
-        mu=point.mu,
+        x=x,
+        w=w,
+        mu=mu,
         a=jax.vmap(motion.problem.accumulated)(options.ts),
         loss=loss,
-        metrics=None if options.metrics is None else kept,
+        metrics=metrics,
         last=last,
         t_end=t_end,
         stats=stats,
@@ -140,16 +203,41 @@ def _solution(motion: AbstractMotion, options: Options, raw: diffrax.Solution, v
     )
 
 
-def end_status(motion: AbstractMotion, t: Float[Array, ""], state: PyTree) -> RESULTS:
-    """`AbstractMotion.end_status`, which is a yes or no and needs no derivative."""
-    motion, t, state = freeze((motion, t, state))
-    return motion.end_status(t, state)
+def _read(field: Field, times: Float[Array, " times"], states: PyTree, adjoint: diffrax.AbstractAdjoint) -> Point:
+    """The points of packed states, one after the other: a batch of read-outs takes four times as long to compile."""
+
+    def read(each: tuple[Float[Array, ""], PyTree]) -> Point:
+        t, y = each
+        if isinstance(adjoint, diffrax.ForwardMode):
+            return field.motion.read(t, field.unpack(y))
+        # In reverse mode the derivative of a discarded number is multiplied by 0, and 0 * NaN would spoil the others:
+        # a point that is not finite has derivative 0.
+        frozen = freeze(field)
+        value: Point = frozen.motion.read(*freeze((t, frozen.unpack(y))))
+        ok = value.is_finite()
+        inside = jax.tree.map(lambda leaf, anchor: jnp.where(ok, leaf, anchor), y, field.anchor)
+        point = field.motion.read(t, field.unpack(inside))
+        return jax.tree.map(lambda leaf, as_it_is: jnp.where(ok, leaf, as_it_is), point, value)
+
+    return jax.lax.map(read, (times, states))
+
+
+def _is_moving(field: Field, times: Float[Array, " times"], states: PyTree) -> Bool[Array, " times"]:
+    """True for the packed states at which the velocity is finite; a yes or no, which needs no derivative."""
+    field, times, states = freeze((field, times, states))
+
+    def velocity(each: tuple[Float[Array, ""], PyTree]) -> PyTree:
+        return field.pack(field.motion.velocity(each[0], field.unpack(each[1])))
+
+    return finite_rows(jax.lax.map(velocity, (times, states)), times.size)
 
 
 def solver_status(raw: diffrax.RESULTS) -> RESULTS:
     """Translates the result of a diffrax solver into a status."""
     R, D = RESULTS, diffrax.RESULTS
-    status = R.where(raw == D.successful, R.successful, R.step_size_underflow)
+    # A whole solve is over when its controller says so, see `Ending`.
+    is_fine = (raw == D.successful) | (raw == D.event_occurred)
+    status = R.where(is_fine, R.successful, R.step_size_underflow)
     return R.where(raw == D.max_steps_reached, R.max_steps_reached, status)
 
 
@@ -161,8 +249,3 @@ def combine(valid: RESULTS, solver: RESULTS, flow_status: RESULTS) -> RESULTS:
 def _where_reached(reached: Bool[Array, " time"], leaf: Array, otherwise: Array) -> Array:
     """Replaces the values at save times that were never reached."""
     return jnp.where(reached.reshape(-1, *[1] * (leaf.ndim - 1)), leaf, otherwise.astype(leaf.dtype))
-
-
-def _is_finite_where(reached: Bool[Array, " time"], saved: PyTree) -> Bool[Array, ""]:
-    """True if the values at all save times that were reached are finite."""
-    return is_finite(jax.tree.map(lambda leaf: _where_reached(reached, leaf, jnp.zeros(())), saved))

@@ -102,7 +102,7 @@ def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:
         end = motion.clock.ticks(options.t1, lane.tick.dtype)
         point = motion.read(t, lane.state)
         kept, loss = Field(motion, lane.state).save(options.metrics, lane.tick, lane.state)
-        result = first_of(lane.result, motion.end_status(t, lane.state))
+        result = first_of(lane.result, motion.end_status(t, lane.state, point))
         okay = result == RESULTS.successful
         finite = jnp.sum(jnp.cumprod(jnp.isfinite(lane.loss)))
         ahead = okay & (jnp.arange(options.ts.size) >= lane.saved)

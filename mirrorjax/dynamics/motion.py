@@ -69,13 +69,13 @@ class AbstractMotion(eqx.Module):
         """Error control that steps exactly to every breakpoint of the schedule."""
         return error_control(self.problem.schedule.breakpoints.astype(dtype), rtol.astype(dtype), atol.astype(dtype))
 
-    def end_status(self, t: Time, state: PyTree) -> RESULTS:
-        """`diverged` if x, w or the loss read from a state, or its velocity, is not finite, else `successful`.
+    def end_status(self, t: Time, state: PyTree, point: Point) -> RESULTS:
+        """`diverged` if x, w or the loss of a state, its `point`, or its velocity is not finite, else `successful`.
 
         The state alone does not tell: weights that overflow have finite logarithms, and a velocity that overflows is
         replaced by a huge one, see `Field.velocity`, which no error estimate sees where it is the same at all points.
         """
-        finite = self.read(t, state).is_finite() & is_finite(self.velocity(t, state))
+        finite = point.is_finite() & is_finite(self.velocity(t, state))
         return RESULTS.where(finite, RESULTS.successful, RESULTS.diverged)
 
     def limit_legendre(self) -> AbstractLegendre:
@@ -92,13 +92,18 @@ class AbstractMotion(eqx.Module):
         """`successful` if the numbers that this motion has beside the problem and its weights can be used."""
         return RESULTS.successful
 
-    def input_status(self, state: PyTree, t1: Time) -> RESULTS:
-        """`successful` if the numbers of this motion can be integrated from the initial state to t1."""
-        usable = self.end_status(jnp.zeros_like(t1), state) == RESULTS.successful
-        status = RESULTS.where(usable, RESULTS.successful, RESULTS.invalid_weights)
+    def number_status(self, state: PyTree, t1: Time) -> RESULTS:
+        """`successful` if the numbers of this motion and its initial state can be used up to t1."""
+        status = RESULTS.where(is_finite(state), RESULTS.successful, RESULTS.invalid_weights)
         status = first_of(status, self.own_status())
         status = RESULTS.where(self.clock.admits(t1), status, RESULTS.partial_step)
         return RESULTS.where(self.problem.schedule.valid(t1), status, RESULTS.invalid_schedule)
+
+    def start_status(self, state: PyTree) -> RESULTS:
+        """`successful` if the motion is defined at its initial state: its point and its velocity there are finite."""
+        start = jnp.zeros(())
+        usable = self.end_status(start, state, self.read(start, state)) == RESULTS.successful
+        return RESULTS.where(usable, RESULTS.successful, RESULTS.invalid_weights)
 
 
 class AbstractFlow(eqx.Module):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..calls import misfit_of
+from ..calls import calling, misfit_of
 from ..checks import (
     Number,
     Numbers,
@@ -27,7 +27,8 @@ from ..checks import (
     require_kind,
     require_positive,
 )
-from ..results import RESULTS
+from ..programs import as_program
+from ..results import RESULTS, first_of
 from .adjoints import DIFFERENTIATES_STEPS, require_adjoint
 from .flows.primal import PrimalFlow
 from .guards import Metrics
@@ -77,7 +78,11 @@ class Options(eqx.Module):
     max_steps: int = eqx.field(static=True)  # static: diffrax sizes its checkpoints by it
 
     def input_status(self, motion: AbstractMotion, state: PyTree) -> RESULTS:
-        """`successful` if the motion can be integrated from the initial state with these numbers, else why not.
+        """`successful` if the motion can be integrated from the initial state with these numbers, else why not."""
+        return first_of(self.number_status(motion, state), freeze(motion).start_status(freeze(state)))
+
+    def number_status(self, motion: AbstractMotion, state: PyTree) -> RESULTS:
+        """`input_status`, as far as it is known without a velocity.
 
         The one place that judges numbers that may be traced: those known when the solve is called were refused then.
         """
@@ -85,7 +90,7 @@ class Options(eqx.Module):
         increasing = jnp.all(jnp.diff(options.ts) > 0)
         times = positive(options.t1) & increasing & (options.ts[0] >= 0) & (options.ts[-1] <= options.t1)
         numbers = positive(options.rtol) & positive(options.atol) & motion.clock.valid()
-        status = RESULTS.where(numbers, motion.input_status(state, options.t1), RESULTS.invalid_options)
+        status = RESULTS.where(numbers, motion.number_status(state, options.t1), RESULTS.invalid_options)
         return RESULTS.where(times, status, RESULTS.invalid_times)
 
     def usable_where(self, valid: Bool[Array, ""]) -> "Options":
@@ -174,6 +179,21 @@ def require_metrics(metrics: Any) -> Metrics | None:
     if misfit := misfit_of(metrics, "t", "x", "w"):
         raise ValueError(f"metrics must be a function of (t, x, w), got one of {misfit[0]}")
     return metrics
+
+
+def with_metrics_traced(how: Integration, motion: AbstractMotion, like: PyTree) -> Integration:
+    """The keywords with the metrics as their program, see `as_program`, so that equal metrics are compiled once.
+
+    **Arguments:** `motion`, or its shapes; `like`: a state of it, or its shapes.
+    **Raises:** `ValueError` unless the metrics are `None` or a function that can be called with (t, x, w).
+    """
+    metrics = require_metrics(how.get("metrics"))
+    if metrics is None or any(leaf is not metrics for leaf in jax.tree.leaves(metrics)):
+        return how  # a module, whose numbers are leaves already
+    t = jax.ShapeDtypeStruct((), float)
+    point = eqx.filter_eval_shape(lambda motion, t, state: motion.read(t, state), motion, t, like)
+    with calling("metrics"):
+        return {**how, "metrics": as_program(metrics, t, point.x, point.w)}
 
 
 def _require_adaptive(solver: Any) -> None:

@@ -109,4 +109,10 @@ class OnPieces(diffrax.AbstractWrappedSolver):
     def step(
         self, terms: PyTree, t0: Any, t1: Any, y0: PyTree, args: Any, solver_state: PyTree, made_jump: Any
     ) -> tuple[Any, ...]:
-        return self.solver.step(terms, t0, t1, y0, args.during(t0, t1), solver_state, made_jump)
+        return _step(self.solver, terms, t0, t1, y0, args.during(t0, t1), solver_state, made_jump)
+
+
+@eqx.filter_jit
+def _step(solver: diffrax.AbstractSolver, *args: Any) -> tuple[Any, ...]:
+    """`solver.step(*args)`, traced once: diffrax traces the body of its loop three times, and its derivatives again."""
+    return solver.step(*args)

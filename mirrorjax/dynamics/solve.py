@@ -10,6 +10,7 @@ from jaxtyping import PyTree
 
 from ..calls import calling
 from ..checks import Number, as_time_scalar, is_concrete, require_kind, require_positive
+from ..compilation import jit_options
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
@@ -17,7 +18,14 @@ from .adjoints import choose_adjoint
 from .at_infinity import after_switch_off, solve_at_infinity
 from .integrate import integrate
 from .motion import state_dtype
-from .options import Integration, choose_flow, make_options, refuse_unknown, with_integration
+from .options import (
+    Integration,
+    choose_flow,
+    make_options,
+    refuse_unknown,
+    with_integration,
+    with_metrics_traced,
+)
 from .solution import Solution
 
 
@@ -48,8 +56,8 @@ def solve(
       is refused where no limit is known: alpha that is not switched off, objectives without interpolation such as
       `Logistic`, other flows than gradient flow, pairs without R_a.
     - `adjoint`: how the steps are differentiated: `diffrax.RecursiveCheckpointAdjoint()` in reverse mode,
-      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, `diffrax.DirectAdjoint()` for both together, as in
-      `jax.hessian`. Chosen by the transformations around the call, as far as they show: outside a `jax.jit` around it
+      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, and outside of all transformations, since it compiles
+      fastest, `diffrax.DirectAdjoint()` for both together, as in `jax.hessian`. Chosen by the transformations around the call, as far as they show: outside a `jax.jit` around it
       they do not, so that `jax.jacfwd(jax.jit(f))` needs the second one named, or `jax.jit(jax.jacfwd(f))`. Where a
       solve fails, the first derivatives of the values that it did not reach are NaN like the values; second ones may
       be 0.
@@ -88,9 +96,10 @@ def solve(
     if endless:
         solution = solve_at_infinity(problem, motion, flow, adjoint, how)
         return require_success(solution, solution.result) if throw else solution
-    dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
+    like = eqx.filter_eval_shape(lambda motion: motion.initial(), motion)
+    dtype, how = state_dtype(like), with_metrics_traced(how, motion, like)
     adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
     options = make_options(flow, motion, dtype, t1, how, adjoint)
     with calling("the problem"):
-        solution = eqx.filter_jit(integrate)(motion, options)
+        solution = eqx.filter_jit(integrate, **jit_options(motion, options))(motion, options)
     return require_success(solution, solution.result) if throw else solution

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
-from ..calls import refuse_traced, require_parameters
+from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Numbers, as_count, require_kind
 from ..optim import ClockState, warn_of_collapse
 from ..paths import leaf_names, named_leaves, variable_name
+from ..programs import as_program
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace
 from ..runs.dataset import About, Dataset, flatten, joined, results_like
@@ -108,13 +109,17 @@ def train(
     task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
     one = lanes.first()
     carry, measured = eqx.filter_eval_shape(look, task, one)
+    programs = _programs(task, one, carry)
+    refuse_traced(programs, "train")  # functions may have closed over a number of an outer transformation
     records = 1 + steps // every
     lane_bytes = records * (size_of(measured) + 8) + (size_of(carry[0]) if keep else 0)
     slots = recorded_slots(chunk, store, resume) or choose_slots(lane_bytes + size_of(carry), len(lanes), chosen)
     size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
     return run(
         _Job(
-            task=task,
+            programs=programs,
+            every=every,
+            shares=shares,
             grid=lanes,
             steps=steps,
             keep=keep,
@@ -126,7 +131,7 @@ def train(
         about=_about(measured, carry[0] if keep else {}, np.arange(records) * every),
         configure=lambda: configuration(
             lanes,
-            trace(lambda values: _once(task, values), one),
+            trace(lambda values: _once(programs, values), one),
             slots,
             chosen,
             {"steps": steps, "every": every, "keep": keep},
@@ -200,29 +205,51 @@ def _kept(name: str) -> str:
     return KEPT + variable_name(name)
 
 
-def _begin(task: Task, values: Values) -> Carry:
-    return jax.vmap(lambda values: start(task, values))(values)
+class Programs(eqx.Module):
+    """The computations of one lane, each as its program, so that functions that are defined again are compiled once.
+
+    `start`: values -> weights and the optimizer's state; `advance`: (values, carry, count) -> the carry after the next
+    steps, and their mean loss; `measure`: weights -> metrics.
+    """
+
+    start: Callable
+    advance: Callable
+    measure: Callable
 
 
-def _advance(shared: tuple[Task, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
-    """Takes `every` steps of each lane from the count `first`; returns weights, states and mean losses."""
-    task, first = shared
+def _programs(task: Task, one: OneLane, carry: Carry) -> Programs:
+    with calling("the lane, loss, batch or metrics"):
+        return Programs(
+            start=as_program(eqx.Partial(start, task), one),
+            advance=as_program(eqx.Partial(_steps, task), one, carry, jnp.zeros((), int)),
+            measure=as_program(eqx.Partial(measured_by, task), carry[0]),
+        )
 
-    def lane(values: OneLane, carry: Carry) -> tuple[Carry, Float[Array, ""]]:
-        optimizer, _, key = call_lane(task, values)
 
-        def step(carry: Carry, count: Array) -> tuple[Carry, Float[Array, ""]]:
-            weights, state = carry
-            keys = jax.random.split(jax.random.fold_in(key, count), task.accumulate)
-            value, gradient = _gradient(task, weights, keys)
-            value_fn = partial(_mean_loss, task, keys)  # computed only by optimizers that call it
-            updates, state = update(optimizer, gradient, state, weights, value, value_fn)
-            return (optax.apply_updates(weights, updates), state), value
+def _begin(programs: Programs, values: Values) -> Carry:
+    return jax.vmap(programs.start)(values)
 
-        carry, losses = jax.lax.scan(step, carry, first + jnp.arange(task.every))
-        return carry, jnp.mean(losses)
 
-    return jax.vmap(lane)(*lanes)
+def _advance(shared: tuple[Programs, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
+    """Takes the next steps of each lane from the count `first`; returns weights, states and mean losses."""
+    programs, first = shared
+    return jax.vmap(lambda values, carry: programs.advance(values, carry, first))(*lanes)
+
+
+def _steps(task: Task, values: OneLane, carry: Carry, first: Int[Array, ""]) -> tuple[Carry, Float[Array, ""]]:
+    """Takes `every` steps of a lane from the count `first`; returns weights, state and mean loss."""
+    optimizer, _, key = call_lane(task, values)
+
+    def step(carry: Carry, count: Array) -> tuple[Carry, Float[Array, ""]]:
+        weights, state = carry
+        keys = jax.random.split(jax.random.fold_in(key, count), task.accumulate)
+        value, gradient = _gradient(task, weights, keys)
+        value_fn = partial(_mean_loss, task, keys)  # computed only by optimizers that call it
+        updates, state = update(optimizer, gradient, state, weights, value, value_fn)
+        return (optax.apply_updates(weights, updates), state), value
+
+    carry, losses = jax.lax.scan(step, carry, first + jnp.arange(task.every))
+    return carry, jnp.mean(losses)
 
 
 def _gradient(task: Task, weights: PyTree, keys: Shaped[Array, "batches *key"]) -> tuple[Float[Array, ""], PyTree]:
@@ -254,8 +281,8 @@ def _divide(batch: PyTree, devices: Devices) -> PyTree:
     )
 
 
-def _measure(task: Task, weights: PyTree) -> PyTree:
-    return jax.vmap(lambda weights: measured_by(task, weights))(weights)
+def _measure(programs: Programs, weights: PyTree) -> PyTree:
+    return jax.vmap(programs.measure)(weights)
 
 
 def _warn_of_pending(carry: Carry, lanes: int, steps: int) -> None:
@@ -272,17 +299,19 @@ def _warn_of_pending(carry: Carry, lanes: int, steps: int) -> None:
             )
 
 
-def _once(task: Task, values: OneLane) -> PyTree:
+def _once(programs: Programs, values: OneLane) -> PyTree:
     """Computes one lane up to its first record; the checksum of this program identifies a stored run."""
     lanes = jax.tree.map(lambda value: value[None], values)
-    carry, losses = _advance((task, jnp.zeros((), int)), (lanes, _begin(task, lanes)))
-    return carry, losses, _measure(task, carry[0])
+    carry, losses = _advance((programs, jnp.zeros((), int)), (lanes, _begin(programs, lanes)))
+    return carry, losses, _measure(programs, carry[0])
 
 
 class _Job(AbstractJob):
     """Trains the lanes of a grid; a group is one batch of lanes."""
 
-    task: Task
+    programs: Programs
+    every: int
+    shares: Devices
     grid: Grid
     steps: int
     keep: bool
@@ -292,7 +321,7 @@ class _Job(AbstractJob):
 
     def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
         values = self.grid.take(np.pad(group, (0, self.group_size - len(group)), mode="edge"))
-        carry = self._call(_begin, self.task, values)
+        carry = self._call(_begin, self.programs, values)
         fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
         found: Any = None if checkpoint is None else checkpoint.find(fresh, self._is_possible)
         state: State = fresh if found is None else found
@@ -310,26 +339,26 @@ class _Job(AbstractJob):
 
     def _is_possible(self, state: State) -> bool:
         count = int(state[-1])
-        return 0 <= count <= self.steps and count % self.task.every == 0
+        return 0 <= count <= self.steps and count % self.every == 0
 
     def _step(self, values: Values, state: State) -> State:
         """Trains up to the next record and returns the new state."""
         carry, history, count = state
-        carry, loss = self._call(_advance, (self.task, jnp.asarray(int(count))), (values, carry))
-        count = count + self.task.every
-        return carry, self._record(history, int(count) // self.task.every, loss, carry), np.asarray(count)
+        carry, loss = self._call(_advance, (self.programs, jnp.asarray(int(count))), (values, carry))
+        count = count + self.every
+        return carry, self._record(history, int(count) // self.every, loss, carry), np.asarray(count)
 
     def _call(self, fn: Callable, shared: PyTree, lanes: PyTree) -> Any:
-        results = eqx.filter_jit(fn)(shared, lanes) if self.task.shares else on_devices(fn, shared, lanes, self.devices)
+        results = eqx.filter_jit(fn)(shared, lanes) if self.shares else on_devices(fn, shared, lanes, self.devices)
         refuse_traced(results, "train")  # functions may have closed over a number of an outer transformation
         return results
 
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
         """Returns the history with one more record; an empty history becomes one with the first record."""
-        measured = flatten(self._call(_measure, self.task, carry[0]), "metric")
+        measured = flatten(self._call(_measure, self.programs, carry[0]), "metric")
         now = {name: np.asarray(value, float) for name, value in measured.items()}
         now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
-        length = 1 + self.steps // self.task.every
+        length = 1 + self.steps // self.every
         changed = {}
         for name, value in now.items():
             fresh = np.full((value.shape[0], length, *value.shape[1:]), np.nan)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from ..calls import calling, misfit_of
-from ..checks import is_concrete
+from ..programs import as_program
 
 
 def require_function(fn: Any, owner: str, argument: str) -> None:
@@ -59,15 +59,14 @@ def check_strength(fn: Callable, owner: str) -> None:
 
 
 def capture(fn: Callable, owner: str, argument: PyTree) -> Callable:
-    """Returns `fn`, with the traced numbers that it closes over as leaves, where it closes over any.
+    """Returns `fn` as its program, with the arrays that it closes over as leaves, see `as_program`.
 
-    A jitted solve takes functions as constants, and a tracer is none: JAX would stop with "No constant handler". A
-    function without such numbers is returned as it is, so that a compiled program is found again by its identity.
+    A jitted solve takes functions as constants, and a tracer is none: JAX would stop with "No constant handler". And a
+    function that is defined again finds what was compiled for an equal one.
 
     **Arguments:** `argument`: an example of what the function is called with; its shapes and dtypes are kept.
     """
     if any(leaf is not fn for leaf in jax.tree.leaves(fn)):
         return fn  # a module, whose numbers are leaves already
     with calling(f"the function of {owner}"):
-        converted = eqx.filter_closure_convert(fn, argument)
-    return fn if is_concrete(converted) else converted
+        return as_program(fn, argument)

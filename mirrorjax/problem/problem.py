@@ -5,7 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Bool, Float, PyTree
 
 from ..checks import as_array, as_time_scalar, refuted, require_kind
 from ..reprs import readable
@@ -69,7 +69,7 @@ class Problem(eqx.Module):
         self.objective.check(jax.eval_shape(self.g, w0))
         self.schedule.check(t1)
         t1 = as_time_scalar(t1, "t1")
-        if refuted(lambda: jnp.isfinite(self.accumulated(t1)), eqx.filter(self.schedule, eqx.is_array), t1):
+        if refuted(lambda: _is_spent_finite(self.schedule, t1), eqx.filter(self.schedule, eqx.is_array), t1):
             raise ValueError(
                 f"alpha is too strong: int_0^t1 alpha is {-self.accumulated(t1)} for t1 = {t1}; weaken it, or end it "
                 "earlier"
@@ -94,6 +94,11 @@ class Problem(eqx.Module):
     def loss(self, w: Weights) -> Float[Array, ""]:
         """`f(g(w))`, without the regularizer."""
         return self.objective(self.g(w))
+
+
+@eqx.filter_jit  # one program, where each operation would be one
+def _is_spent_finite(schedule: AbstractSchedule, t1: Float[Array, ""]) -> Bool[Array, ""]:
+    return jnp.isfinite(schedule.integral(jnp.asarray(t1, float)))
 
 
 def _as_schedule(alpha: Any) -> AbstractSchedule:

@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
 from ..calls import calling, refuse_traced
+from ..programs import is_same
 from ..signals import raise_if_stopped
 from .dataset import versions
 from .devices import Devices
@@ -75,12 +76,28 @@ def trace_pure(fn: Callable[[OneLane], PyTree], values: OneLane, name: str = "th
     """
     first, second = (trace(fn, values, name) for _ in range(2))
     if _program(first) != _program(second):
-        raise ValueError(
-            f"{name} is not pure: two traces of it give different programs or constants, as with random numbers of "
-            "NumPy, the time of day or a counter. Compute everything from its arguments; for randomness make a seed a "
-            "parameter of the grid"
-        )
+        raise ValueError(_IMPURE.format(name))
     return first
+
+
+def program_of(make: Callable[[], PyTree], name: str) -> PyTree:
+    """Traces functions of a user to their programs by `make()`, twice.
+
+    **Raises:** as `trace_pure`.
+    """
+    with calling(name):
+        first, second = make(), make()
+    raise_if_stopped()
+    refuse_traced((first, second), name)
+    if not is_same(first, second):
+        raise ValueError(_IMPURE.format(name))
+    return first
+
+
+_IMPURE = (
+    "{} is not pure: two traces of it give different programs or constants, as with random numbers of NumPy, the time "
+    "of day or a counter. Compute everything from its arguments; for randomness make a seed a parameter of the grid"
+)
 
 
 def _program(traced: jax.stages.Traced) -> str:

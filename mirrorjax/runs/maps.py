@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from jaxtyping import PyTree
 
-from ..calls import refuse_traced, require_parameters
+from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Numbers
+from ..programs import as_program
 from ..results import RESULTS, status_name
 from ..signals import stoppable
 from .archive import TEXT, Arrays, Shape, shape_of
@@ -70,13 +71,15 @@ def map_grid(
     require_parameters(fn, lanes.labels.parameters(), "the function")
     chosen, workers = choose_place(devices, executor)
     one = lanes.first()
+    with calling("the function"):
+        program = as_program(_ByName(fn), one)
     traced, outputs = _trace(fn, one)
     results = _shapes(outputs)
     room = {"result_bytes": size_of(outputs), "stored": store is not None}
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen, **room)
     size = spread(min(slots, len(lanes)), chosen)
     return run(
-        _Job(fn=fn, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
+        _Job(fn=program, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
         lanes,
         about=About(results),
         configure=lambda: configuration(lanes, traced, slots, chosen, {}),
@@ -123,7 +126,7 @@ def _is_key(leaf: Any) -> bool:
 class _Job(AbstractJob):
     """Evaluates a function on the lanes of a grid; a group is one batch."""
 
-    fn: Function
+    fn: Callable[[OneLane], PyTree]
     grid: Grid
     group_size: int
     devices: Devices
@@ -147,5 +150,14 @@ def _plain(outputs: PyTree) -> PyTree:
     )
 
 
-def _map(fn: Function, values: Values) -> Any:
-    return jax.vmap(lambda values: fn(**values))(values)
+class _ByName(eqx.Module):
+    """A function of the values of a lane, by name. A class, so that the same function is found compiled."""
+
+    fn: Function
+
+    def __call__(self, values: OneLane) -> PyTree:
+        return self.fn(**values)
+
+
+def _map(fn: Callable[[OneLane], PyTree], values: Values) -> Any:
+    return jax.vmap(fn)(values)

@@ -17,12 +17,19 @@ from ..checks import Number, Numbers, as_time_scalar, require_positive
 from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
 from ..dynamics.motion import AbstractMotion, state_dtype
-from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
+from ..dynamics.options import (
+    Integration,
+    choose_flow,
+    make_options,
+    refuse_unknown,
+    with_integration,
+    with_metrics_traced,
+)
 from ..dynamics.steppers import over_lanes
 from ..dynamics.stiffness import STIFF_FROM, stiffness
 from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
-from ..runs.configuration import configuration, trace, trace_pure
+from ..runs.configuration import configuration, program_of, trace, trace_pure
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
@@ -32,7 +39,7 @@ from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
-from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation, shapes
+from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, Started, computation, shapes
 
 # Long names and units of the variables.
 TEXTS = {
@@ -72,7 +79,7 @@ def sweep(
     checkpoint_every: float = 10.0,
     progress: bool | None = None,
     callback: Callback | None = None,
-    **how: Unpack[Integration],
+    **given: Unpack[Integration],
 ) -> Dataset:
     """Solves `lane(**parameters)` for every point of a grid, vmapped, and returns one labelled dataset.
 
@@ -113,19 +120,21 @@ def sweep(
     parameter, or keeps one. `OSError` where the store cannot be written; what was finished is safe. Bad *values* of a
     lane do not raise: they are its status.
     """
-    refuse_unknown(how, "sweep")
-    refuse_traced((lane, grid, t1, steady, how), "sweep")
+    refuse_unknown(given, "sweep")
+    refuse_traced((lane, grid, t1, steady, given), "sweep")
     lanes, (chosen, workers), t1 = Grid(grid), choose_place(devices, executor), as_time_scalar(t1, "t1")
     require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
-    start = Start(lane, choose_flow(how).without_dual(), t1)
+    start_of = Start(lane, choose_flow(given).without_dual(), t1)
     one = lanes.first()
+    start = program_of(lambda: start_of.traced(one), "the lane")
     with calling("the lane"):
         motion, state = _shapes_of_motion(start, one)
+    how = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
     is_stiff = partial(_is_stiff, start, lanes)
     options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, is_stiff)
-    refuse_traced((one, options), "sweep")
+    refuse_traced((one, start, options), "sweep")
     program = Program(start, options, _tolerance(steady))
     with calling("the lane or metrics"):
         like = carried, outcome = shapes(program, one)
@@ -158,7 +167,7 @@ def sweep(
     )
 
 
-def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, PyTree]:
+def _shapes_of_motion(start: Start | Started, values: OneLane) -> tuple[AbstractMotion, PyTree]:
     """The motion and the initial state of one lane, as shapes. Raises `ValueError` for a lane that is not pure."""
     structure = []
 
@@ -171,7 +180,7 @@ def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, Py
     return eqx.combine(trace(one, values).out_info, structure[0])
 
 
-def _is_stiff(start: Start, lanes: Grid) -> bool:
+def _is_stiff(start: Start | Started, lanes: Grid) -> bool:
     """True if all of a few lanes, spread over the grid, are stiff, so that RKC loses accuracy for none of them."""
     chosen = np.unique(np.linspace(0, len(lanes) - 1, MEASURED).astype(int))
     measured = np.asarray(_stiffness(start, lanes.take(chosen)))
@@ -180,7 +189,7 @@ def _is_stiff(start: Start, lanes: Grid) -> bool:
 
 
 @eqx.filter_jit
-def _stiffness(start: Start, values: Values) -> Float[Array, " lanes"]:
+def _stiffness(start: Start | Started, values: Values) -> Float[Array, " lanes"]:
     return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
 
 

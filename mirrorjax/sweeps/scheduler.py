@@ -25,6 +25,7 @@ from ..dynamics.steppers import Lane, over_lanes
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
+from ..programs import as_program
 from ..runs.devices import Devices, on_devices, spread
 from ..runs.grid import Grid, OneLane, Values
 
@@ -54,13 +55,29 @@ class Start(eqx.Module):
             raise ValueError(f"the lane must return (Problem, w0), got {made!r}")
         problem, w0 = made[0], as_weights(made[1])
         problem.check(w0, self.t1)
-        return self.flow.prepare(problem, w0)
+        return self.flow.prepare(problem.capture(w0), w0)
+
+    def traced(self, one: OneLane) -> "Start | Started":
+        """The same as a program, so that a lane that is defined again finds what was compiled; see `as_program`."""
+        program = as_program(self, one)
+        return program if isinstance(program, Start) else Started(program, self.flow, self.t1)
+
+
+class Started(eqx.Module):
+    """A `Start` whose Python has run: `prepare` is the program by which it makes a motion of grid values."""
+
+    prepare: Callable[[OneLane], AbstractMotion]
+    flow: AbstractFlow
+    t1: Float[Array, ""]
+
+    def __call__(self, values: OneLane) -> AbstractMotion:
+        return self.prepare(values)
 
 
 class Program(eqx.Module):
     """All that the lanes of a sweep share. Arrays in it are leaves, so other numbers do not compile anew."""
 
-    start: Start
+    start: Start | Started
     options: Options
     steady: Float[Array, ""] | None
 

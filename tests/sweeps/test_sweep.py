@@ -116,11 +116,10 @@ def test_one_trace_whatever_the_values():
 
     mj.sweep(counted, {"alpha": ALPHAS, "t_off": T_OFFS}, t1=8.0, chunk=4)
     first = len(traces)
-    # Two for the structure, and two for the operations, which show that it is pure; compiled are the start, the steps,
-    # how they end, the read-out.
-    assert first == 8
+    # It is traced to its program, and once more to see that it is pure; everything else uses the program.
+    assert first == 2
     mj.sweep(counted, {"alpha": ALPHAS * 2, "t_off": T_OFFS + 0.3}, t1=7.0, rtol=1e-5, chunk=4)
-    assert len(traces) == first + 4  # nothing was compiled again, though there are two chunks
+    assert len(traces) == first + 2
 
 
 def test_lane_may_be_a_module_whose_data_are_leaves():

@@ -20,6 +20,7 @@ from ...calls import calling
 from ...checks import Number, require_kind
 from ...problem import Problem
 from ...problem.reparam import Weights
+from ...programs import interned
 from ...results import RESULTS
 from ..clock import StepClock
 from ..guards import Field
@@ -53,7 +54,7 @@ class Descent(AbstractFlow):
     decay: Decay = eqx.field(static=True)  # static: two algorithms
 
     def __init__(self, optimizer: optax.GradientTransformation, step_size: Number, decay: Decay = "coupled"):
-        self.optimizer, self.steps, self.decay = optimizer, StepClock(step_size), decay
+        self.optimizer, self.steps, self.decay = interned(optimizer), StepClock(step_size), decay
         if decay not in get_args(Decay):
             raise ValueError(f'decay must be "coupled" or "decoupled", got {decay!r}')
         wanted = "an optax transformation such as optax.sgd(1.0)"

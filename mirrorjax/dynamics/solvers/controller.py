@@ -1,4 +1,4 @@
-"""Step-size controllers: one gives up where a flow blows up, one remembers its next step, both around another one.
+"""Step-size controllers around another one: one gives up where a flow blows up, one remembers its next step, one ends.
 
 diffrax's own `dtmin` is one absolute number, which either lies above a first step cut short by an early switch-off (a
 false alarm) or below the spacing of floats at a late blow-up (never reached). Here the bound follows t.
@@ -119,3 +119,66 @@ class Resumable(_Around):
             t0, t1, y0, y1_candidate, args, y_error, error_order, state
         )
         return keep, next_t0, next_t1, jumped, (state, next_t1 - next_t0), result
+
+
+class Ending(_Around):
+    """Wraps a controller and ends a solve at the tick `end`, so that diffrax need not know where it ends.
+
+    diffrax rounds the last step onto its own end by a hundred operations in a row. They are folded where that end is a
+    constant, and take a second to compile where it is a number of the program. A solve with this controller has an end
+    that is never reached, and is over when the controller says so: by `event_occurred`.
+
+    **Arguments:** `controller`: any adaptive diffrax controller; `end`: the last tick; `first`: the tick at which the
+    first step ends; `state`: the state of `controller` at the first tick.
+    """
+
+    controller: diffrax.AbstractAdaptiveStepSizeController
+    end: Array
+    first: Array
+    state: PyTree
+
+    def wrap(self, direction: Any) -> "Ending":
+        wrapped = cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction))
+        return Ending(wrapped, self.end, self.first, self.state)
+
+    def init(self, *args: Any) -> tuple[Any, PyTree]:
+        return self.first, self.state
+
+    def adapt_step_size(self, *args: Any) -> tuple[Any, ...]:
+        return _adapt_until(self.end, self.controller, args)
+
+
+class EndingFixed(diffrax.AbstractStepSizeController):
+    """`Ending` for a controller of fixed steps, which has no tolerances.
+
+    **Arguments:** as for `Ending`.
+    """
+
+    controller: diffrax.AbstractStepSizeController
+    end: Array
+    first: Array
+    state: PyTree
+
+    def wrap(self, direction: Any) -> "EndingFixed":
+        return EndingFixed(self.controller.wrap(direction), self.end, self.first, self.state)
+
+    def init(self, *args: Any) -> tuple[Any, PyTree]:
+        return self.first, self.state
+
+    def adapt_step_size(self, *args: Any) -> tuple[Any, ...]:
+        return _adapt_until(self.end, self.controller, args)
+
+
+@eqx.filter_jit
+def _adapt_until(end: Array, controller: diffrax.AbstractStepSizeController, args: tuple) -> tuple[Any, ...]:
+    """`controller.adapt_step_size(*args)`, traced once; diffrax traces the body of its loop three times."""
+    keep, next_t0, next_t1, jumped, state, result = controller.adapt_step_size(*args)
+    # As diffrax does it: a step that ends within a hundred roundings of the end is stretched onto it, and a step that
+    # was rejected shall not be tried again with the same length.
+    near = next_t1 > end * (1 - 100 * jnp.finfo(jnp.result_type(end)).eps)
+    next_t0 = jnp.minimum(next_t0, end)
+    next_t1 = jnp.where(near, jnp.where(keep, end, next_t0 + 0.5 * (end - next_t0)), next_t1)
+    over = jnp.asarray(keep) & (next_t0 >= end)
+    is_fine = result == diffrax.RESULTS.successful
+    result = diffrax.RESULTS.where(over & is_fine, diffrax.RESULTS.event_occurred, result)
+    return keep, next_t0, next_t1, jumped, state, result

@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, PyTree
 
 from ...results import RESULTS
 from ..guards import Field, vector_field
-from ..integrate import Carried, first_step, run, solver_status
+from ..integrate import Carried, first_step, run, save_metrics, solver_status
 from ..motion import AbstractMotion, state_dtype
 from ..options import Options
 from ..pieces import OnPieces
@@ -34,8 +34,8 @@ class DiffraxStepper(AbstractStepper):
         dtype = state_dtype(state)
         start, end = jnp.zeros((), dtype), motion.clock.ticks(options.t1, dtype)
         step, control = first_step(motion, options, state, end)
-        terms, args = diffrax.ODETerm(vector_field), Field(motion, state)
-        solver_state = OnPieces(options.solver).init(terms, start, step, state, args)
+        terms, args = diffrax.ODETerm(vector_field), Field.packed(motion, state)
+        solver_state = OnPieces(options.solver).init(terms, start, step, args.anchor, args)
         return Pause(Carried(solver_state, control, jnp.array(False)), RESULTS.successful, jnp.array(True))
 
     def advance(self, prepare: Prepare, options: Options, values: PyTree, lanes: Lane, work: int) -> Lane:
@@ -59,11 +59,12 @@ def _segment(motion: AbstractMotion, options: Options, lane: Lane, steps: int) -
     carried: Carried = lane.carried.carried
     step = clock.fixed_step(tick.dtype)
     step = Resumable.planned(carried.controller_state) if step is None else step
-    span = {"start": start, "end": end, "ts": ts, "step": step, "max_steps": steps}
-    return _record(options, lane, run(motion, options, lane.state, carried=carried, **span))
+    control = carried.controller_state
+    span = {"control": control, "start": start, "end": end, "ts": ts, "step": step, "max_steps": steps}
+    return _record(motion, options, lane, run(motion, options, lane.state, save_metrics, carried=carried, **span))
 
 
-def _record(options: Options, lane: Lane, raw: diffrax.Solution) -> Lane:
+def _record(motion: AbstractMotion, options: Options, lane: Lane, raw: diffrax.Solution) -> Lane:
     """The lane with the values that the segment saved and the point where it stopped."""
     (metrics, loss), final = cast(tuple, raw.ys)
     times, last = cast(tuple, raw.ts)
@@ -79,7 +80,7 @@ def _record(options: Options, lane: Lane, raw: diffrax.Solution) -> Lane:
     carried = Carried(raw.solver_state, raw.controller_state, jnp.asarray(raw.made_jump))
     return Lane(
         tick=last[0],
-        state=jax.tree.map(lambda leaf: leaf[0], final),
+        state=Field.packed(motion, lane.state).unpack(jax.tree.map(lambda leaf: leaf[0], final)),
         carried=Pause(carried, solver_status(raw.result), paused),
         saved=lane.saved + count,
         metrics=jax.tree.map(write, lane.metrics, metrics),

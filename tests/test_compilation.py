@@ -1,0 +1,235 @@
+"""Functions that compute the same are compiled once, and different constants are never shared; the persistent cache."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import mirrorjax as mj
+from mirrorjax.compilation import is_wanted, open_cache
+from mirrorjax.nn.train import train
+from mirrorjax.programs import Computed, as_program, interned
+
+COMPILED = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda name, seconds, **about: (
+        COMPILED.append(about.get("fun_name")) if name.endswith("backend_compile_duration") else None
+    )
+)
+X = jnp.array([1.0, -0.5])
+
+
+@pytest.fixture
+def compiled():
+    """Counts the compilations since the test began or the count was last asked for."""
+    COMPILED.clear()
+
+    def count():
+        names = COMPILED.copy()
+        COMPILED.clear()
+        return names
+
+    return count
+
+
+def scaled(constant):
+    return lambda x: jnp.sum(jnp.asarray(constant) * x**2)
+
+
+def test_functions_that_compute_the_same_are_one_program():
+    one, other = as_program(scaled([1.0, 2.0]), X), as_program(scaled([1.0, 2.0]), X)
+    assert isinstance(one, Computed)
+    assert one.program is other.program
+    assert as_program(lambda x: jnp.sum(2.0 * x), X).program is as_program(lambda x: jnp.sum(2.0 * x), X).program
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x: x * 2.0, lambda x: x * 3.0),
+        (lambda x: x * 0.0, lambda x: x * -0.0),
+        (lambda x: x + 1, lambda x: x - 1),
+        (lambda x: (x, x + 1), lambda x: (x + 1, x)),
+        (lambda x: {"a": x}, lambda x: {"b": x}),
+        (lambda x: (x, 1), lambda x: (x, 2)),
+        (lambda x: jax.lax.map(lambda x: x * 2, x), lambda x: jax.lax.map(lambda x: x * 3, x)),
+        (lambda x: jnp.cumsum(x), lambda x: jnp.cumsum(x, dtype=jnp.float32)),
+    ],
+    ids=["number", "minus zero", "operation", "order", "structure", "no array", "inside a loop", "dtype"],
+)
+def test_functions_that_compute_something_else_are_not(one, other):
+    assert as_program(one, X).program is not as_program(other, X).program
+
+
+def test_an_array_that_a_function_closes_over_is_an_argument_of_its_program():
+    one, other = as_program(scaled([1.0, 2.0]), X), as_program(scaled([3.0, 4.0]), X)
+    if one.constants:  # JAX may keep small arrays in the program, which then differs
+        assert one.program is other.program
+    assert one(X) == 1.0 + 2.0 * 0.25
+    assert other(X) == 3.0 + 4.0 * 0.25
+    assert jax.grad(other)(X)[0] == 6.0
+
+
+def ruled(slope):
+    @jax.custom_jvp
+    def fn(x):
+        return jnp.sum(x)
+
+    fn.defjvp(lambda primals, tangents: (fn(*primals), slope * jnp.sum(tangents[0])))
+    return fn
+
+
+def test_rules_of_derivatives_are_part_of_a_program():
+    one, same, other = (
+        as_program(functools.partial(lambda fn, x: fn(x), ruled(slope)), X) for slope in (1.0, 1.0, 2.0)
+    )
+    assert not isinstance(one, Computed) or one.program is same.program
+    assert jax.grad(one)(X)[0] == 1.0
+    assert jax.grad(other)(X)[0] == 2.0
+    assert as_program(lambda x: jax.nn.relu(x), X).program is as_program(lambda x: jax.nn.relu(x), X).program
+
+
+def test_a_function_that_calls_back_to_python_is_returned_as_it_is():
+    def counted(x):
+        return jax.pure_callback(lambda x: np.asarray(x), X, x)
+
+    fn = as_program(counted, X)
+    assert fn is counted or np.array_equal(fn(X), X)
+
+
+def test_a_program_refuses_arguments_of_another_shape():
+    with pytest.raises(ValueError, match="other shapes"):
+        as_program(scaled([1.0, 2.0]), X)(jnp.ones(3))
+
+
+def test_optimizers_made_alike_are_one():
+    assert interned(optax.sgd(0.1, momentum=0.9)) is interned(optax.sgd(0.1, momentum=0.9))
+    assert interned(optax.adam(0.1)) is not interned(optax.adam(0.2))
+    schedule = optax.scale_by_schedule(lambda count: 0.1 * count)
+    assert interned(schedule) is schedule
+
+
+# What a cell of a notebook does when it runs again.
+
+
+def sweep_again(data, optimizer=None):
+    def lane(alpha):
+        objective = mj.CustomObjective(lambda x: jnp.sum((x - data) ** 2))
+        return mj.Problem(mj.Custom(lambda w: w[0] * w[1]), mj.WeightDecay(), alpha, objective), (X, X)
+
+    flow = None if optimizer is None else mj.Descent(optimizer, 0.25)
+    dataset = mj.sweep(
+        lane, {"alpha": [0.1, 0.2]}, t1=1.0, flow=flow, progress=False, metrics=lambda t, x, w: {"sum": jnp.sum(x)}
+    )
+    return dataset["sum"].values
+
+
+def test_a_sweep_of_a_lane_that_is_defined_again_does_not_compile(compiled):
+    first = sweep_again(jnp.array([1.0, 2.0]))
+    assert compiled()
+    np.testing.assert_array_equal(sweep_again(jnp.array([1.0, 2.0])), first)
+    assert not compiled()
+    changed = sweep_again(jnp.array([3.0, 2.0]))
+    assert not compiled(), "an array is an argument"
+    assert np.all(np.abs(changed - first) > 0.01)
+
+
+def test_a_descent_by_an_optimizer_that_is_made_again_does_not_compile(compiled):
+    first = sweep_again(jnp.array([1.0, 2.0]), optimizer=optax.sgd(1.0))
+    compiled()
+    np.testing.assert_array_equal(sweep_again(jnp.array([1.0, 2.0]), optimizer=optax.sgd(1.0)), first)
+    assert not compiled()
+
+
+def solve_again(data, strength=0.1):
+    problem = mj.Problem(
+        mj.Custom(lambda w: w**2),
+        mj.CustomRegularizer(lambda w: jnp.sum(w**2)),
+        mj.CustomSchedule(lambda t: strength * jnp.exp(-t)),
+        mj.CustomObjective(lambda x: jnp.sum((x - data) ** 2)),
+    )
+    return mj.solve(problem, X, t1=1.0, metrics=lambda t, x, w: jnp.sum(x)).metrics
+
+
+def test_a_solve_of_functions_that_are_defined_again_does_not_compile(compiled):
+    first = solve_again(jnp.array([1.0, 2.0]))
+    compiled()
+    np.testing.assert_array_equal(solve_again(jnp.array([1.0, 2.0])), first)
+    assert not compiled()
+    changed = solve_again(jnp.array([3.0, 2.0]))
+    assert not compiled()
+    assert abs(changed - first) > 0.01
+    assert abs(solve_again(jnp.array([1.0, 2.0]), strength=1.0) - first) > 0.01
+
+
+def test_a_map_of_a_function_that_is_defined_again_does_not_compile(compiled):
+    def mapped(data):
+        return mj.map_grid(lambda a: a * jnp.sum(data), {"a": [1.0, 2.0]}, progress=False)["value"].values
+
+    np.testing.assert_array_equal(mapped(X), [0.5, 1.0])
+    compiled()
+    np.testing.assert_array_equal(mapped(X), [0.5, 1.0])
+    assert not compiled()
+    np.testing.assert_array_equal(mapped(2 * X), [1.0, 2.0])
+
+
+def test_a_training_that_is_defined_again_does_not_compile(compiled):
+    def trained(target):
+        return train(
+            lambda rate, seed: (optax.sgd(rate), {"w": X}, jax.random.key(seed)),
+            {"rate": [0.1, 0.2], "seed": [0]},
+            loss=lambda weights, batch: jnp.mean((weights["w"] - batch) ** 2),
+            batch=lambda key: target + 0.0 * jax.random.normal(key, (2,)),
+            metrics=lambda weights: {"norm": jnp.sum(weights["w"] ** 2)},
+            steps=2,
+            every=1,
+            progress=False,
+        )["norm"].values
+
+    first = trained(jnp.ones(2))
+    assert compiled()
+    np.testing.assert_array_equal(trained(jnp.ones(2)), first)
+    assert not compiled()
+    assert np.all(trained(jnp.zeros(2))[..., -1] < first[..., -1])
+
+
+@pytest.fixture
+def restored():
+    """Puts JAX's settings of the persistent cache back."""
+    names = (
+        "jax_compilation_cache_dir",
+        "jax_persistent_cache_min_compile_time_secs",
+        "jax_compilation_cache_max_size",
+    )
+    before = {name: getattr(jax.config, name) for name in names}
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+
+
+def test_the_persistent_cache_keeps_programs_in_a_folder(tmp_path, restored):
+    folder = mj.use_compilation_cache(tmp_path / "kept")
+    assert folder is not None
+    assert folder.parent == tmp_path / "kept"
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    jax.jit(lambda x: x * 1.2345)(X)
+    assert list(folder.glob("*-cache"))
+    assert mj.use_compilation_cache() == folder
+
+
+def test_a_folder_that_cannot_be_written_gives_one_line(tmp_path, restored):
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="compiled programs are not kept"):
+        assert mj.use_compilation_cache(tmp_path / "file") is None
+    with pytest.raises(OSError, match="file"):
+        open_cache(tmp_path / "file")
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("off", False), ("0", False), ("", True), ("on", True)])
+def test_an_environment_variable_turns_it_off(monkeypatch, value, wanted):
+    monkeypatch.setenv("MIRRORJAX_COMPILATION_CACHE", value)
+    assert is_wanted() == wanted
