@@ -16,7 +16,7 @@ from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Number, Numbers, as_time_scalar, require_positive
 from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
-from ..dynamics.motion import AbstractMotion, state_dtype
+from ..dynamics.motion import AbstractFlow, AbstractMotion, state_dtype
 from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
 from ..dynamics.steppers import over_lanes
 from ..dynamics.stiffness import STIFF_FROM, stiffness
@@ -31,6 +31,7 @@ from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
+from .representation import choose_representation
 from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation, shapes
 
 # Long names and units of the variables.
@@ -116,6 +117,9 @@ def sweep(
     one = lanes.first()
     with calling("the lane"):
         motion, state = _shapes_of_motion(start, one)
+        if how.get("flow") is None:
+            start = Start(lane, choose_representation(start, lanes), t1)
+            motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
     is_stiff = partial(_is_stiff, start, lanes)
@@ -130,7 +134,7 @@ def sweep(
     shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
-    return run(
+    dataset = run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
         lanes,
         about=About(
@@ -141,7 +145,7 @@ def sweep(
             trace(lambda values: computation(program, values), one, "the lane or metrics"),
             slots,
             chosen,
-            settings | {"flow": start.flow, "steady": program.steady},
+            settings | {"flow": start.flow, "steady": program.steady, "representation": _name(start.flow)},
         ),
         store=store,
         resume=resume,
@@ -149,6 +153,13 @@ def sweep(
         progress=progress,
         callback=callback,
     )
+    dataset.attrs["representation"] = _name(start.flow)
+    return dataset
+
+
+def _name(flow: AbstractFlow) -> str:
+    """The name of the flow that moves the lanes."""
+    return type(flow).__name__
 
 
 def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, PyTree]:
