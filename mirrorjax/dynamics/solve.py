@@ -15,6 +15,7 @@ from ..problem.problem import as_weights
 from ..results import require_success
 from .adjoints import choose_adjoint
 from .at_infinity import after_switch_off, solve_at_infinity
+from .blocks import for_lanes, in_blocks, is_batched
 from .integrate import integrate
 from .motion import state_dtype
 from .options import Integration, choose_flow, make_options, refuse_unknown, with_integration
@@ -89,8 +90,12 @@ def solve(
         solution = solve_at_infinity(problem, motion, flow, adjoint, how)
         return require_success(solution, solution.result) if throw else solution
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
-    adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
+    inputs = (problem, w0, t1, flow, dict(how))
+    lanes = adjoint is None and how.get("metrics") is None and is_batched(inputs)
+    adjoint = choose_adjoint(inputs) if adjoint is None else adjoint
+    lanes &= isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint)
     options = make_options(flow, motion, dtype, t1, how, adjoint)
     with calling("the problem"):
-        solution = eqx.filter_jit(integrate)(motion, options)
+        compiled = eqx.filter_jit(integrate)
+        solution = in_blocks(compiled, motion, for_lanes(options)) if lanes else compiled(motion, options)
     return require_success(solution, solution.result) if throw else solution

@@ -18,20 +18,19 @@ from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
 from ..dynamics.motion import AbstractFlow, AbstractMotion, state_dtype
 from ..dynamics.options import Integration, choose_flow, make_options, refuse_unknown, with_integration
-from ..dynamics.steppers import over_lanes
-from ..dynamics.stiffness import STIFF_FROM, stiffness
 from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace, trace_pure
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, choose_devices
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
-from ..runs.grid import Grid, OneLane, Values, Zip
+from ..runs.grid import Grid, OneLane, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
-from .representation import choose_representation
+from .parts import may_part
+from .representation import all_stiff, choose_representation, choose_solver
 from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation, shapes
 
 # Long names and units of the variables.
@@ -51,8 +50,6 @@ BATCHES = 8
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
 WORTH_ELSEWHERE = 1e13
-# Lanes whose stiffness is measured for the choice of a solver. They start together, as lanes of a batch do.
-MEASURED = 4
 
 
 @stoppable()
@@ -122,8 +119,10 @@ def sweep(
             motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
-    is_stiff = partial(_is_stiff, start, lanes)
+    is_stiff = partial(all_stiff, start, lanes)
     options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, is_stiff)
+    if how.get("flow") is None and how.get("solver") is None:
+        options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options))
     refuse_traced((one, options), "sweep")
     program = Program(start, options, _tolerance(steady))
     with calling("the lane or metrics"):
@@ -131,8 +130,10 @@ def sweep(
     traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
     named = _named(outcome)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen)
-    shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
-    scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
+    operations = _operations(traced)
+    shrink = operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
+    in_threads = may_part(operations, chosen)
+    scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink, in_threads)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     dataset = run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
@@ -173,19 +174,6 @@ def _shapes_of_motion(start: Start, values: OneLane) -> tuple[AbstractMotion, Py
         return arrays
 
     return eqx.combine(trace(one, values).out_info, structure[0])
-
-
-def _is_stiff(start: Start, lanes: Grid) -> bool:
-    """True if all of a few lanes, spread over the grid, are stiff, so that RKC loses accuracy for none of them."""
-    chosen = np.unique(np.linspace(0, len(lanes) - 1, MEASURED).astype(int))
-    measured = np.asarray(_stiffness(start, lanes.take(chosen)))
-    finite = measured[np.isfinite(measured)]
-    return finite.size > 0 and bool(np.all(finite >= STIFF_FROM))
-
-
-@eqx.filter_jit
-def _stiffness(start: Start, values: Values) -> Float[Array, " lanes"]:
-    return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
 
 
 class _Job(AbstractJob):

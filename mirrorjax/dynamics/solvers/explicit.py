@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import diffrax
-import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
@@ -25,7 +24,7 @@ def written_out(solver: diffrax.AbstractSolver) -> "WrittenOut | None":
     return None
 
 
-class WrittenOut(diffrax.AbstractSolver):
+class WrittenOut(diffrax.AbstractAdaptiveSolver):
     """An explicit Runge-Kutta solver of one `ODETerm`, with the stages, the error and the interpolation of its tableau.
 
     **Arguments:** `solver`: any explicit Runge-Kutta solver of diffrax.

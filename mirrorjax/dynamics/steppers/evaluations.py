@@ -23,7 +23,7 @@ from ..options import Options
 from ..solvers.rkc import MAX_PRODUCTS, MIN_STAGES, RKC, has_settled, noise, norm, power_iterate, recurrence_weights
 from ..solvers.rkc_coefficients import Method, Stage, first_stage, later_stage, longest, stages_needed
 from .base import AbstractStepper, Lane, Prepare, over_lanes
-from .saving import save
+from .saving import save, save_ticks
 
 Scalar = Float[Array, ""]
 Flag = Bool[Array, ""]
@@ -117,9 +117,10 @@ class RKCStepper(AbstractStepper):
             f = over_lanes(prepare, _evaluate)(values, lanes)
             ends = over_lanes(prepare, lambda *each: _end_step(options, *each))(values, lanes, f)
             read = partial(_read, options)
-            lanes = save(prepare, options, values, lanes, ends.kept, lanes.carried.until, read, f)
+            lanes = save(prepare, options, values, ticks, lanes, ends.kept, lanes.carried.until, read, f)
             return over_lanes(prepare, lambda *each: _move_on(self.solver, options, *each))(values, lanes, ends, f)
 
+        ticks = save_ticks(prepare, options, values, lanes)
         return jax.lax.fori_loop(0, work, one_round, lanes)
 
     def halted(self, motion: AbstractMotion, options: Options, lane: Lane) -> tuple[RESULTS, Flag]:

@@ -15,10 +15,17 @@ from .base import Lane, Prepare, over_lanes
 SAVING = 4
 
 
+def save_ticks(prepare: Prepare, options: Options, values: PyTree, lanes: Lane) -> Float[Array, "lanes time"]:
+    """The save times on the clock of each lane."""
+    dtype = lanes.tick.dtype
+    return over_lanes(prepare, lambda motion, _: motion.clock.ticks(options.ts, dtype))(values, lanes.saved)
+
+
 def save(
     prepare: Prepare,
     options: Options,
     values: PyTree,
+    ticks: Float[Array, "lanes time"],
     lanes: Lane,
     kept: Bool[Array, " lanes"],
     until: Float[Array, " lanes"],
@@ -27,14 +34,15 @@ def save(
 ) -> Lane:
     """Records the values at the save times up to `until` of the lanes whose step was kept.
 
-    **Arguments:** `lanes`: at the start of their steps; `until`: the ticks at which these end; `read(motion, lane,
-    data, t)`: the metrics and the loss at a time t in the step of one lane; `data` (lanes, ...): what it needs.
+    **Arguments:** `ticks`: by `save_ticks`; `lanes`: at the start of their steps; `until`: the ticks at which these end;
+    `read(motion, lane, data, t)`: the metrics and the loss at a time t in the step of one lane; `data` (lanes, ...):
+    what it needs.
     """
     count, size = lanes.tick.shape[0], options.ts.size
 
     def due(saved: Int[Array, " lanes"]) -> Bool[Array, " lanes"]:
-        ticks = over_lanes(prepare, lambda motion, row: motion.clock.ticks(options.ts[row], lanes.tick.dtype))
-        return kept & (saved < size) & (ticks(values, jnp.minimum(saved, size - 1)) <= until)
+        following = jnp.take_along_axis(ticks, jnp.minimum(saved, size - 1)[:, None], axis=1)[:, 0]
+        return kept & (saved < size) & (following <= until)
 
     def some(carry: tuple) -> tuple:
         saved, buffers = carry

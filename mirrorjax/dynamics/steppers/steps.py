@@ -22,7 +22,7 @@ from ..options import Options
 from ..pieces import OnPieces
 from ..solvers.explicit import WrittenOut, written_out
 from .base import AbstractStepper, Lane, Prepare, over_lanes
-from .saving import save
+from .saving import save, save_ticks
 
 Scalar = Float[Array, ""]
 Flag = Bool[Array, ""]
@@ -46,9 +46,10 @@ class Between(eqx.Module):
 
 
 class StepEnd(eqx.Module):
-    """A step that was made: `kept` if its error is small enough; then the state, tick and data after it; `info` for
-    values inside it."""
+    """A step that was made: `moves` unless the lane has ended; `kept` if moreover its error is small enough; the state,
+    tick and data after it; `info` for values inside it."""
 
+    moves: Flag
     kept: Flag
     state: PyTree
     tick: Scalar
@@ -86,11 +87,11 @@ class DiffraxStepper(AbstractStepper):
 
         def one_step(_: Any, lanes: Lane) -> Lane:
             ends = over_lanes(prepare, partial(self._step, options))(values, lanes)
-            passed = ends.kept & over_lanes(prepare, partial(_moves, options))(values, lanes)
             read = partial(self._read, options)
-            saved = save(prepare, options, values, lanes, passed, lanes.carried.until, read, ends.info)
-            return over_lanes(prepare, partial(_move_on, options))(values, saved, ends)
+            saved = save(prepare, options, values, ticks, lanes, ends.kept, lanes.carried.until, read, ends.info)
+            return jax.vmap(_move_on)(saved, ends)
 
+        ticks = save_ticks(prepare, options, values, lanes)
         return jax.lax.fori_loop(0, work, one_step, lanes)
 
     def halted(self, motion: AbstractMotion, options: Options, lane: Lane) -> tuple[RESULTS, Flag]:
@@ -120,10 +121,13 @@ class DiffraxStepper(AbstractStepper):
         until = jnp.where(near, jnp.where(kept, end, tick + (end - tick) / 2), until)
         stopped = RESULTS.where(jnp.asarray(kept), solver_status(result), RESULTS.successful)
         stopped = RESULTS.where(stopped == RESULTS.successful, solver_status(stuck), stopped)
-        kept = jnp.asarray(kept)
+        moves = _moves(options, motion, lane)
+        kept = jnp.asarray(kept) & moves
         # A step that is rejected begins where the one before ended, with the velocity after the jump there.
         held = _choose(kept, (solver, jnp.asarray(jumped)), (now.solver, now.jumped))
-        return StepEnd(kept=kept, state=y, tick=tick, next=Between(until, control, *held, stopped), info=info)
+        return StepEnd(
+            moves=moves, kept=kept, state=y, tick=tick, next=Between(until, control, *held, stopped), info=info
+        )
 
     def _read(self, options: Options, motion: AbstractMotion, lane: Lane, info: PyTree, t: Scalar) -> PyTree:
         """The numbers kept at a time within the step. A save time at a breakpoint lies just before the next step
@@ -156,16 +160,16 @@ def _moves(options: Options, motion: AbstractMotion, lane: Lane) -> Flag:
     return lane.running & ahead & able & (lane.steps < options.max_steps)
 
 
-def _move_on(options: Options, motion: AbstractMotion, lane: Lane, ended: StepEnd) -> Lane:
+def _move_on(lane: Lane, ended: StepEnd) -> Lane:
     """The lane after its step. A rejected step leaves state and tick as they are; a lane that has ended stays so."""
-    moves = _moves(options, motion, lane)
-    kept, step = moves & ended.kept, moves.astype(int)
+    moves, kept = ended.moves, ended.kept
+    step = moves.astype(int)
     changed = (
         jnp.where(kept, ended.tick, lane.tick),
         _choose(kept, ended.state, lane.state),
         _choose(moves, ended.next, lane.carried),
         lane.steps + step,
-        lane.rejected_steps + (moves & jnp.logical_not(ended.kept)).astype(int),
+        lane.rejected_steps + (moves & jnp.logical_not(kept)).astype(int),
         lane.work + step,
     )
     return eqx.tree_at(
