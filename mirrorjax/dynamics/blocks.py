@@ -50,7 +50,7 @@ def in_blocks(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
         return run(arrays)
 
     @alone.def_vmap
-    def lanes(size: int, batched: tuple[PyTree], arrays: PyTree) -> tuple[PyTree, PyTree]:
+    def lanes(size: int, batched: list[PyTree], arrays: PyTree) -> tuple[PyTree, PyTree]:
         results = _blocks(run, size, batched[0], arrays)
         return results, jax.tree.map(lambda _: True, results)
 

@@ -17,9 +17,9 @@ from .solvers.rkc import RKC
 # `diffrax.Tsit5` is stable for h rho <= 3.5, so a flow of t1 rho = 350 takes it 100 steps. RKC takes about as many at
 # rtol 1e-4 for accuracy alone, see `python benchmarks/default_solver.py`.
 STIFF_FROM = 350.0
-# From here on Tsit5 takes a hundred steps for each that an implicit solver takes in the space of the data. One of the
-# latter, with its Jacobian and its factors, costs ten to thirty steps of Tsit5.
-IMPLICIT_FROM = 3e4
+# From here on Tsit5 takes twenty steps and more for each that Kvaerno5 takes in the space of the data. One of the
+# latter, with its Jacobian and its factors, costs twenty steps of Tsit5 (40 measurements of 100 unknowns).
+IMPLICIT_FROM = 1e5
 
 
 @eqx.filter_jit

@@ -1,6 +1,5 @@
 """Computes before a run how many lanes fit into memory at a time, and refuses results that fit nowhere."""
 
-import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from .devices import Devices
 
 # Copies of a lane's state that a step holds at once; measured for the stages, trial state and buffers of a solver.
 COPIES = 12
-# A larger batch was not faster per lane in benchmarks/README.md, but for more cores of a CPU.
-LARGEST = {"cpu": 32 * max(2, os.cpu_count() or 1)}
+# A larger batch was not faster per lane in benchmarks/README.md.
+LARGEST = {"cpu": 64}
 LARGEST_ELSEWHERE = 1024
 
 

@@ -29,7 +29,6 @@ from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
-from .parts import may_part
 from .representation import all_stiff, choose_representation, choose_solver
 from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation, shapes
 
@@ -81,8 +80,11 @@ def sweep(
     - `lane`: parameters -> `(Problem, w0)`, a pure JAX function; each parameter arrives as a scalar (or one slice).
     - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` pairs its values, and a `Zip`
       may be an entry of a product.
-    - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`; `max_steps` is compared
-      after every few steps. The default solver is `RKC` where four lanes, spread over the grid, are all stiff.
+    - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`. Without a `flow` gradient
+      flow is followed in the variables whose steps cost least: the weights, or, where R_a has a closed form and exists
+      in every lane up to t1, its dual variable (`MirrorFlow`) or one number a measurement (`DualFlow`); the results are
+      the same up to the tolerances. The default solver is chosen by the stiffness of four lanes, spread over the grid:
+      if all are stiff, `RKC` at rtol >= 1e-4, and `diffrax.Kvaerno5()` for very stiff ones on measurements.
     - `steady`: end a lane once `|dx/dt| <= steady |x|`, after its last breakpoint before t1; in 1/time. Its values stay
       as they are up to t1. A saddle looks steady too, and errors of size `rtol` do not look steady, so this is off
       (`None`) unless asked for.
@@ -96,7 +98,8 @@ def sweep(
 
     **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`: `loss`, `a`, each metric, the final `x`
     (dimensions x_0, ..), and for each lane `status` (the name of a `RESULTS`), `steps`, `rejected_steps` and `t_end`. A
-    failed lane holds NaN from the time it failed. `attrs["work"]`: the steps that all lanes took, or with
+    failed lane holds NaN from the time it failed. `attrs["representation"]`: the flow that was followed, `WeightFlow`
+    for the weights. `attrs["work"]`: the steps that all lanes took, or with
     `RKC` their evaluations of the velocity; `attrs["efficiency"]`: this work divided by the work of all slots of the
     batch, empty ones included.
 
@@ -130,10 +133,8 @@ def sweep(
     traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
     named = _named(outcome)
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen)
-    operations = _operations(traced)
-    shrink = operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
-    in_threads = may_part(operations, chosen)
-    scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink, in_threads)
+    shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
+    scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     dataset = run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),

@@ -27,7 +27,6 @@ from ..problem.problem import as_weights
 from ..problem.reparam import Weights
 from ..runs.devices import Devices, on_devices, spread
 from ..runs.grid import Grid, OneLane, Values
-from .parts import in_parts, parts_of, split
 
 # Segments in a row before control returns to the host, for the progress bar, a checkpoint or Ctrl-C.
 SEGMENTS = 16
@@ -101,8 +100,7 @@ class Scheduler(eqx.Module):
     """Runs the lanes of one group through slots on the devices.
 
     **Arguments:** `program`: the part that lanes share; `grid`: all lanes; `slots`: the size of a full batch; `like`:
-    the `shapes` of one lane; `shrink`: True if smaller batches are worth compiling; `in_threads`: True if each part of
-    a batch is moved by a thread.
+    the `shapes` of one lane; `shrink`: True if smaller batches are worth compiling.
     """
 
     program: Program
@@ -111,7 +109,6 @@ class Scheduler(eqx.Module):
     devices: Devices
     like: tuple[Lane, Outcome]
     shrink: bool
-    in_threads: bool
 
     def open(self, group: Int[np.ndarray, " group"]) -> Batch:
         """A group of which no lane has started."""
@@ -131,12 +128,9 @@ class Scheduler(eqx.Module):
         """Starts lanes in empty slots, and advances all lanes until some have ended or a few segments are over."""
         batch = self._shrink(self._admit(group, batch))
         values = self.grid.take(group[np.maximum(batch.slots, 0)])
-        parts = self._parts(batch)
-        shares = max(parts, len(self.devices))
-        wanted = np.full(shares, self._leave(group, batch) // shares)
+        wanted = np.full(len(self.devices), self._leave(group, batch) // len(self.devices))
         before = int(np.sum(np.asarray(batch.progress.work)[batch.slots >= 0]))
-        lanes = split((values, batch.progress, wanted), parts)
-        progress, outcomes, driven = in_parts(_advance, self.program, lanes, self.devices)
+        progress, outcomes, driven = on_devices(_advance, self.program, (values, batch.progress, wanted), self.devices)
         refuse_traced(
             (progress, outcomes), "sweep"
         )  # the lane may have closed over a number of an outer transformation
@@ -208,15 +202,10 @@ class Scheduler(eqx.Module):
         predicted = spent[known[np.argmin(distance, axis=1)]]
         return waiting[np.argsort(-predicted, kind="stable")]
 
-    def _parts(self, batch: Batch) -> int:
-        return parts_of(batch.slots.size) if self.in_threads else 1
-
     def _smaller(self, batch: Batch) -> int:
         """The size of the next smaller batch, or 0."""
         half = spread(batch.slots.size // 2, self.devices)
-        # Parts are programs of their own, so that fewer of them cost no compilation.
-        worth = self.shrink or self._parts(batch) > 1
-        return half if worth and ENTERING <= half < batch.slots.size else 0
+        return half if self.shrink and ENTERING <= half < batch.slots.size else 0
 
     def _shrink(self, batch: Batch) -> Batch:
         """Moves the lanes into half as many slots when all have started and half of the slots are empty."""

@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import xarray as xr
 from sweep_problems import ALPHAS, OBJECTIVE, T_OFFS, lane, norm
 
 import mirrorjax as mj
-from mirrorjax.dynamics.flows import WeightFlow
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,12 @@ def dataset() -> xr.Dataset:
 
 
 def test_equals_a_loop(dataset: xr.Dataset):
+    assert dataset.attrs["representation"] == "DualFlow"
+    same: Any = {"metrics": norm, "flow": mj.DualFlow(), "solver": diffrax.Tsit5()}
     for i, alpha in enumerate(ALPHAS):
         for j, t_off in enumerate(T_OFFS):
             problem, w0 = lane(alpha, t_off)
-            sol = mj.solve(problem, w0, t1=8.0, saveat=[0.0, 4.0, 8.0], metrics=norm, flow=WeightFlow())
+            sol = mj.solve(problem, w0, t1=8.0, saveat=[0.0, 4.0, 8.0], **same)
             one = dataset.isel(alpha=i, t_off=j)
             # The lanes take the same steps; only the order of sums inside batched products differs.
             np.testing.assert_allclose(one.x, sol.x[-1], rtol=1e-9, atol=1e-12)
@@ -116,11 +118,12 @@ def test_one_trace_whatever_the_values():
 
     mj.sweep(counted, {"alpha": ALPHAS, "t_off": T_OFFS}, t1=8.0, chunk=4)
     first = len(traces)
-    # Two for the structure, and two for the operations, which show that it is pure; compiled are the start, the steps,
-    # how they end, the read-out.
-    assert first == 8
+    # Three for the structure, one for R_a, three for the costs of weights, mu and measurements, and two for the
+    # operations, which show that it is pure. Compiled are the check that R_a exists, with and without it, the
+    # stiffness, the start, save times, steps, values at save times, how lanes end, the read-out.
+    assert first == 18
     mj.sweep(counted, {"alpha": ALPHAS * 2, "t_off": T_OFFS + 0.3}, t1=7.0, rtol=1e-5, chunk=4)
-    assert len(traces) == first + 4  # nothing was compiled again, though there are two chunks
+    assert len(traces) == first + 9  # nothing was compiled again, though there are two chunks
 
 
 def test_lane_may_be_a_module_whose_data_are_leaves():

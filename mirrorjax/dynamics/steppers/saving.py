@@ -34,7 +34,7 @@ def save(
 ) -> Lane:
     """Records the values at the save times up to `until` of the lanes whose step was kept.
 
-    **Arguments:** `ticks`: by `save_ticks`; `lanes`: at the start of their steps; `until`: the ticks at which these end;
+    **Arguments:** `ticks`: by `save_ticks`; `lanes`: at the start of their steps; `until`: the ticks at which they end;
     `read(motion, lane, data, t)`: the metrics and the loss at a time t in the step of one lane; `data` (lanes, ...):
     what it needs.
     """
