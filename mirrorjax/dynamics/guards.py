@@ -70,6 +70,7 @@ def vector_field(tick: Any, y: PyTree, args: Any) -> PyTree:
     return args.velocity(tick, y)
 
 
+@eqx.filter_jit  # traced once, though a step has a call for each stage
 def unguarded_field(tick: Any, y: PyTree, args: Any) -> PyTree:
     """As `vector_field`, for steps that nothing differentiates and whose error is not finite where a velocity is not:
     two passes over the velocity less for every stage."""

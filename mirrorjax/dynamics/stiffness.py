@@ -17,8 +17,8 @@ from .solvers.rkc import RKC
 # `diffrax.Tsit5` is stable for h rho <= 3.5, so a flow of t1 rho = 350 takes it 100 steps. RKC takes about as many at
 # rtol 1e-4 for accuracy alone, see `python benchmarks/default_solver.py`.
 STIFF_FROM = 350.0
-# From here on Tsit5 takes twenty steps and more for each that Kvaerno5 takes in the space of the data. One of the
-# latter, with its Jacobian and its factors, costs twenty steps of Tsit5 (40 measurements of 100 unknowns).
+# From here on an implicit solver may be the faster one in the space of the data. One of its steps, with Jacobian and
+# factors, costs twenty of Tsit5 (40 measurements of 100 unknowns), and it takes some hundreds to any t1.
 IMPLICIT_FROM = 1e5
 
 

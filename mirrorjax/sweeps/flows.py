@@ -117,11 +117,14 @@ def sweep(
     one = lanes.first()
     with calling("the lane"):
         motion, state = _shapes_of_motion(start, one)
-        if how.get("flow") is None:
-            start = Start(lane, choose_representation(start, lanes), t1)
-            motion, state = _shapes_of_motion(start, one)
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
+    if how.get("flow") is None:
+        # Arguments that do not fit are refused before anything is computed of the lanes.
+        make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, lambda: False)
+        with calling("the lane"):
+            start = Start(lane, choose_representation(start, lanes), t1)
+            motion, state = _shapes_of_motion(start, one)
     is_stiff = partial(all_stiff, start, lanes)
     options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, is_stiff)
     if how.get("flow") is None and how.get("solver") is None:

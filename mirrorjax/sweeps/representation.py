@@ -3,6 +3,7 @@
 Where R_a has a closed form all three are the same flow, and the fewer the numbers, the cheaper a step.
 """
 
+import dataclasses
 from typing import Any
 
 import diffrax
@@ -16,6 +17,7 @@ from ..dynamics.flows.dual import DualFlow
 from ..dynamics.flows.mirror import MirrorFlow
 from ..dynamics.flows.primal import WeightFlow
 from ..dynamics.guards import Field
+from ..dynamics.integrate import integrate
 from ..dynamics.motion import AbstractFlow, AbstractMotion, Solver, state_dtype
 from ..dynamics.options import STABILIZED_FROM, Options
 from ..dynamics.solvers.rkc import RKC
@@ -33,8 +35,11 @@ TRANSCENDENTAL = 100.0
 BOOKKEEPING = 160.0
 # Lanes whose stiffness is measured for the choice of a solver. They start together, as lanes of a batch do.
 MEASURED = 4
-# Lanes whose R_a is asked for at a time.
-ASKED = 256
+# Steps by Tsit5 after which the pace of a stiff lane is judged, and steps to t1 from which Kvaerno5 is faster: it takes
+# 300 to 450 on the problems of benchmarks/README.md, whatever t1, each for the price of twenty.
+PACED, LONG = 1000, 9000
+# Coordinates at which R_a is asked for at a time, in as many lanes as have them: some megabytes.
+ASKED = 2**18
 
 
 def choose_representation(start: Start, lanes: Grid) -> AbstractFlow:
@@ -100,13 +105,19 @@ def _cost(start: Start, one: OneLane) -> float:
 
 def _exists_everywhere(start: Start, weights: Start, lanes: Grid) -> bool:
     """True if R_a exists from the start of every lane to its t1, bad lanes aside: they end before they begin."""
-    count = len(lanes)
-    for first in range(0, count, ASKED):
+    count, one = len(lanes), lanes.first()
+    together = min(count, max(1, ASKED // jax.eval_shape(lambda values: _start_of(start(values)), one).size))
+    for first in range(0, count, together):
         # The last lane again in place of missing ones, so that all calls are of one shape.
-        chosen = np.minimum(np.arange(first, first + min(ASKED, count)), count - 1)
+        chosen = np.minimum(np.arange(first, first + together), count - 1)
         if not np.all(np.asarray(_exists(start, weights, lanes.take(chosen)))):
             return False
     return True
+
+
+def _start_of(motion: Any) -> Array:
+    """x at t = 0 of a motion with an R."""
+    return motion.x0
 
 
 @eqx.filter_jit
@@ -125,7 +136,7 @@ def choose_solver(start: Start, lanes: Grid, options: Options) -> Solver:
     implicit one for stiff lanes alone."""
     if not isinstance(start.flow, DualFlow):
         return options.solver
-    if all_stiff(start, lanes, IMPLICIT_FROM):
+    if all_stiff(start, lanes, IMPLICIT_FROM) and _explicit_takes_long(start, lanes, options):
         return diffrax.Kvaerno5()
     loose = float(options.rtol) >= STABILIZED_FROM
     return RKC() if loose and all_stiff(start, lanes) else diffrax.Tsit5()
@@ -134,8 +145,7 @@ def choose_solver(start: Start, lanes: Grid, options: Options) -> Solver:
 def all_stiff(start: Start, lanes: Grid, bound: float = STIFF_FROM) -> bool:
     """True if all of a few lanes, spread over the grid, are as stiff as the bound, so that a solver for stiff lanes
     loses accuracy or time for none of them."""
-    chosen = np.unique(np.linspace(0, len(lanes) - 1, MEASURED).astype(int))
-    measured = np.asarray(_stiffness(start, lanes.take(chosen)))
+    measured = np.asarray(_stiffness(start, _spread(lanes)))
     finite = measured[np.isfinite(measured)]
     return finite.size > 0 and bool(np.all(finite >= bound))
 
@@ -143,3 +153,23 @@ def all_stiff(start: Start, lanes: Grid, bound: float = STIFF_FROM) -> bool:
 @eqx.filter_jit
 def _stiffness(start: Start, values: Values) -> Float[Array, " lanes"]:
     return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
+
+
+def _spread(lanes: Grid) -> Values:
+    """A few lanes, spread over the grid."""
+    return lanes.take(np.unique(np.linspace(0, len(lanes) - 1, MEASURED).astype(int)))
+
+
+def _explicit_takes_long(start: Start, lanes: Grid, options: Options) -> bool:
+    """True if a few lanes, at the pace of their first steps by Tsit5, need more than `LONG` of them to t1.
+
+    A flow that is stiff at its start need not stay so: the curvature of a logistic loss vanishes on the way.
+    """
+    short = eqx.tree_at(lambda options: (options.ts, options.solver), options, (options.t1[None], diffrax.Tsit5()))
+    reached = np.asarray(_pace(start, dataclasses.replace(short, max_steps=PACED), _spread(lanes)))
+    return bool(np.all(PACED * float(options.t1) > LONG * reached))
+
+
+@eqx.filter_jit
+def _pace(start: Start, options: Options, values: Values) -> Float[Array, " lanes"]:
+    return over_lanes(start, lambda motion: integrate(motion, options).t_end)(values)

@@ -118,12 +118,12 @@ def test_one_trace_whatever_the_values():
 
     mj.sweep(counted, {"alpha": ALPHAS, "t_off": T_OFFS}, t1=8.0, chunk=4)
     first = len(traces)
-    # Three for the structure, one for R_a, three for the costs of weights, mu and measurements, and two for the
+    # Three for the structure, two for R_a, three for the costs of weights, mu and measurements, and two for the
     # operations, which show that it is pure. Compiled are the check that R_a exists, with and without it, the
     # stiffness, the start, save times, steps, values at save times, how lanes end, the read-out.
-    assert first == 18
+    assert first == 19
     mj.sweep(counted, {"alpha": ALPHAS * 2, "t_off": T_OFFS + 0.3}, t1=7.0, rtol=1e-5, chunk=4)
-    assert len(traces) == first + 9  # nothing was compiled again, though there are two chunks
+    assert len(traces) == first + 10  # nothing was compiled again, though there are two chunks
 
 
 def test_lane_may_be_a_module_whose_data_are_leaves():
