@@ -36,7 +36,8 @@ def solve(
     """Integrates the flow of `min f(g(w)) + alpha(t) h(w)` from the weights w0 over t in [0, t1].
 
     Jit-compiled, and differentiable with respect to every number in the problem, w0 and t1. Call it inside your own
-    jit, vmap and grad, or hand many problems to `mirrorjax.sweep`.
+    jit, vmap and grad, or hand many problems to `mirrorjax.sweep`. Under `jax.vmap` lanes without metrics are solved in
+    blocks of a few dozen, each in the time of its slowest lane.
 
     **Arguments:**
 
@@ -91,7 +92,9 @@ def solve(
         return require_success(solution, solution.result) if throw else solution
     dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
     inputs = (problem, w0, t1, flow, dict(how))
-    lanes = adjoint is None and how.get("metrics") is None and is_batched(inputs)
+    # Functions of the problem are captured, others may close over numbers that are batched.
+    functions = callable(how.get("metrics")) or any(map(callable, jax.tree.leaves((flow, how.get("solver")))))
+    lanes = adjoint is None and not functions and is_batched(inputs)
     adjoint = choose_adjoint(inputs) if adjoint is None else adjoint
     lanes &= isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint)
     options = make_options(flow, motion, dtype, t1, how, adjoint)
