@@ -108,7 +108,7 @@ def products(n: int, d: int, depth: int, dtype: Any = jnp.float64, side: int = 1
     return Workload(lane, velocity, parameters, start, alphas, t_offs, t1, rtol)
 
 
-def powers(side: int = 16) -> Workload:
+def powers(side: int) -> Workload:
     """Sparse regression by x = u^4 - v^4 with the regularizer that commutes with it, u^4 + v^4."""
     Z, y = data(40, 100, jnp.float64)
     f, g = mj.LeastSquares(Z, y), mj.PowerDifference(2)
@@ -126,7 +126,7 @@ def powers(side: int = 16) -> Workload:
     return Workload(lane, velocity, lambda w: w[0] ** 4 - w[1] ** 4, start, alphas, t_offs, 100.0, 1e-6)
 
 
-def logs(side: int = 16) -> Workload:
+def logs(side: int) -> Workload:
     """Sparse regression by x = log u - log v with the regularizer that commutes with it, log u + log v."""
     Z, y = data(40, 100, jnp.float64)
     f, g = mj.LeastSquares(Z, y), mj.LogDifference()
@@ -144,7 +144,7 @@ def logs(side: int = 16) -> Workload:
     return Workload(lane, velocity, lambda w: jnp.log(w[0]) - jnp.log(w[1]), start, alphas, t_offs, 100.0, 1e-6)
 
 
-def labels(side: int = 8) -> Workload:
+def labels(side: int) -> Workload:
     """Logistic regression on separable labels by x = m w, which grows for ever, to t = 1e6."""
     Z = jax.random.normal(jax.random.key(1), (40, 100))
     y = jnp.where(Z @ jnp.zeros(100).at[:5].set(2.0) > 0, 1.0, -1.0)
@@ -165,9 +165,9 @@ def labels(side: int = 8) -> Workload:
 WORKLOADS: dict[str, Callable[[], Workload]] = {
     "W2": lambda: products(40, 100, 2, side=32),
     "W2 float32": lambda: products(40, 100, 2, jnp.float32, side=32),
-    "W3": lambda: products(100, 10_000, 2, side=3, t1=20.0),
-    "W4": lambda: products(40, 100, 3),
-    "W5 powers": powers,
-    "W5 logs": logs,
-    "W6": labels,
+    "W3": lambda: products(100, 10_000, 2, side=6, t1=6.0),
+    "W4": lambda: products(40, 100, 3, side=20),
+    "W5 powers": lambda: powers(16),
+    "W5 logs": lambda: logs(32),
+    "W6": lambda: labels(32),
 }

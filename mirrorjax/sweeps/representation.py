@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..dynamics.flows.dual import DualFlow
 from ..dynamics.flows.mirror import MirrorFlow
 from ..dynamics.flows.primal import WeightFlow
-from ..dynamics.guards import Field
+from ..dynamics.guards import Field, unguarded_field
 from ..dynamics.integrate import integrate
 from ..dynamics.motion import AbstractFlow, AbstractMotion, Solver, state_dtype
 from ..dynamics.options import STABILIZED_FROM, Options
@@ -71,9 +71,11 @@ def _candidates(start: Start, one: OneLane) -> list[AbstractFlow]:
     def look(values: OneLane) -> PyTree:
         motion: Any = start(values)
         try:
-            if closed_form(motion.problem.g, motion.problem.h, motion.w0) is None:
-                return None
+            R = closed_form(motion.problem.g, motion.problem.h, motion.w0)
         except ValueError:  # weights without R_a
+            return None
+        # An R that is not separable may hold for some measurements alone, such as matrices that commute.
+        if R is None or not R.separable:
             return None
         admitted.append(MirrorFlow())
         if isinstance(motion.problem.objective, AbstractMeasured):
@@ -90,7 +92,7 @@ def _cost(start: Start, one: OneLane) -> float:
     def velocity(values: OneLane) -> PyTree:
         motion = start(values)
         state = motion.initial()
-        return Field(motion, state).velocity(jnp.zeros((), state_dtype(state)), state)
+        return unguarded_field(jnp.zeros((), state_dtype(state)), state, Field(motion, state))
 
     try:
         traced = jax.jit(velocity).trace(one)
@@ -106,7 +108,7 @@ def _cost(start: Start, one: OneLane) -> float:
 def _exists_everywhere(start: Start, weights: Start, lanes: Grid) -> bool:
     """True if R_a exists from the start of every lane to its t1, bad lanes aside: they end before they begin."""
     count, one = len(lanes), lanes.first()
-    together = min(count, max(1, ASKED // jax.eval_shape(lambda values: _start_of(start(values)), one).size))
+    together = min(count, max(1, ASKED // jax.eval_shape(lambda values: _start_of(start, values), one).size))
     for first in range(0, count, together):
         # The last lane again in place of missing ones, so that all calls are of one shape.
         chosen = np.minimum(np.arange(first, first + together), count - 1)
@@ -115,8 +117,9 @@ def _exists_everywhere(start: Start, weights: Start, lanes: Grid) -> bool:
     return True
 
 
-def _start_of(motion: Any) -> Array:
-    """x at t = 0 of a motion with an R."""
+def _start_of(start: Start, values: OneLane) -> Array:
+    """x at t = 0 of a lane whose motion has an R."""
+    motion: Any = start(values)
     return motion.x0
 
 

@@ -63,7 +63,7 @@ class DiffraxStepper(AbstractStepper):
     **Arguments:** `solver`: the solver, as it takes steps: explicit Runge-Kutta solvers with their stages written out.
     """
 
-    solver: diffrax.AbstractSolver
+    solver: OnPieces
 
     def __init__(self, solver: diffrax.AbstractSolver):
         explicit = written_out(solver)
@@ -72,8 +72,7 @@ class DiffraxStepper(AbstractStepper):
     @property
     def terms(self) -> diffrax.ODETerm:
         """The velocity. The error of an explicit step shows a stage that is not finite; other solvers need a guard."""
-        bare = isinstance(self.solver, OnPieces) and isinstance(self.solver.solver, WrittenOut)
-        return diffrax.ODETerm(unguarded_field if bare else vector_field)
+        return diffrax.ODETerm(unguarded_field if isinstance(self.solver.solver, WrittenOut) else vector_field)
 
     def begin(self, motion: AbstractMotion, options: Options, state: PyTree) -> Between:
         dtype = state_dtype(state)
