@@ -6,7 +6,6 @@ Where R_a has a closed form all three are the same flow, and the fewer the numbe
 import dataclasses
 from typing import Any
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from ..dynamics.motion import AbstractFlow, AbstractMotion, Solver, state_dtype
 from ..dynamics.options import STABILIZED_FROM, Options
 from ..dynamics.solvers.rkc import RKC
 from ..dynamics.steppers import over_lanes
-from ..dynamics.stiffness import IMPLICIT_FROM, STIFF_FROM, stiffness
+from ..dynamics.stiffness import IMPLICIT, IMPLICIT_FROM, ORDINARY, STIFF_FROM, stiffness
 from ..geometry.registry import closed_form
 from ..problem.objective import AbstractMeasured
 from ..results import RESULTS, first_failure
@@ -140,9 +139,9 @@ def choose_solver(start: Start, lanes: Grid, options: Options) -> Solver:
     if not isinstance(start.flow, DualFlow):
         return options.solver
     if all_stiff(start, lanes, IMPLICIT_FROM) and _explicit_takes_long(start, lanes, options):
-        return diffrax.Kvaerno5()
+        return IMPLICIT
     loose = float(options.rtol) >= STABILIZED_FROM
-    return RKC() if loose and all_stiff(start, lanes) else diffrax.Tsit5()
+    return RKC() if loose and all_stiff(start, lanes) else ORDINARY
 
 
 def all_stiff(start: Start, lanes: Grid, bound: float = STIFF_FROM) -> bool:
@@ -168,7 +167,7 @@ def _explicit_takes_long(start: Start, lanes: Grid, options: Options) -> bool:
 
     A flow that is stiff at its start need not stay so: the curvature of a logistic loss vanishes on the way.
     """
-    short = eqx.tree_at(lambda options: (options.ts, options.solver), options, (options.t1[None], diffrax.Tsit5()))
+    short = eqx.tree_at(lambda options: (options.ts, options.solver), options, (options.t1[None], ORDINARY))
     reached = np.asarray(_pace(start, dataclasses.replace(short, max_steps=PACED), _spread(lanes)))
     return bool(np.all(PACED * float(options.t1) > LONG * reached))
 
