@@ -9,6 +9,7 @@ amount of decay.
 
 import abc
 import functools
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -70,16 +71,21 @@ class LogScale(AbstractCoordinates):
         return jax.tree.map(lambda leaf: jnp.exp(self.log_scale) * leaf, self.direction)
 
     def parameters(self, problem: Problem) -> Parameters:
-        return jnp.exp(self.degrees[0] * self.log_scale) * problem.g(self.direction)
+        return _times_power(self.degrees[0], self.log_scale, problem.g(self.direction))
 
     def velocity(self, problem: Problem, slope: Parameters, alpha: Float[ArrayLike, ""]) -> "LogScale":
         V, s, (p, q) = self.direction, self.log_scale, self.degrees
-        (pull,) = jax.vjp(problem.g, V)[1](jnp.exp((p - 2) * s) * slope)
-        strength = alpha * jnp.exp((q - 2) * s)
+        (pull,) = jax.vjp(problem.g, V)[1](_times_power(p - 2, s, slope))
+        strength = _times_power(q - 2, s, alpha)
         decay = jax.grad(problem.h)(V)
         F = jax.tree.map(lambda pull, d: -pull - strength * d, pull, decay)
         growth = _inner(V, F, s.ndim) / _safe(_inner(V, V, s.ndim))
         return LogScale(jax.tree.map(lambda f, v: f - growth * v, F, V), growth, self.degrees)
+
+
+def _times_power(power: int, log_scale: Float[Array, "..."], value: Any) -> Any:
+    """`e^(power log_scale) value`, all powers from one exponential; for power 0, the common case, from none."""
+    return jax.lax.integer_pow(jnp.exp(log_scale), power) * value if power else value
 
 
 def choose_coordinates(problem: Problem, w0: Weights) -> AbstractCoordinates:

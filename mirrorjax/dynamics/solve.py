@@ -16,6 +16,7 @@ from ..problem.problem import as_weights
 from ..results import require_success
 from .adjoints import choose_adjoint
 from .at_infinity import after_switch_off, solve_at_infinity
+from .blocks import for_lanes, in_blocks, is_batched
 from .integrate import integrate
 from .motion import state_dtype
 from .options import (
@@ -43,7 +44,8 @@ def solve(
     """Integrates the flow of `min f(g(w)) + alpha(t) h(w)` from the weights w0 over t in [0, t1].
 
     Jit-compiled, and differentiable with respect to every number in the problem, w0 and t1. Call it inside your own
-    jit, vmap and grad, or hand many problems to `mirrorjax.sweep`.
+    jit, vmap and grad, or hand many problems to `mirrorjax.sweep`. Under `jax.vmap` lanes without metrics are solved in
+    blocks of a few dozen, each in the time of its slowest lane.
 
     **Arguments:**
 
@@ -98,8 +100,14 @@ def solve(
         return require_success(solution, solution.result) if throw else solution
     like = eqx.filter_eval_shape(lambda motion: motion.initial(), motion)
     dtype, how = state_dtype(like), with_metrics_traced(how, motion, like)
-    adjoint = choose_adjoint((problem, w0, t1, flow, dict(how))) if adjoint is None else adjoint
+    inputs = (problem, w0, t1, flow, dict(how))
+    # Functions of the problem are captured, others may close over numbers that are batched.
+    functions = callable(how.get("metrics")) or any(map(callable, jax.tree.leaves((flow, how.get("solver")))))
+    lanes = adjoint is None and not functions and is_batched(inputs)
+    adjoint = choose_adjoint(inputs) if adjoint is None else adjoint
+    lanes &= isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint)
     options = make_options(flow, motion, dtype, t1, how, adjoint)
     with calling("the problem"):
-        solution = eqx.filter_jit(integrate, **jit_options(motion, options))(motion, options)
+        compiled = eqx.filter_jit(integrate, **jit_options(motion, options))
+        solution = in_blocks(compiled, motion, for_lanes(options)) if lanes else compiled(motion, options)
     return require_success(solution, solution.result) if throw else solution

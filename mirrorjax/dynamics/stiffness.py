@@ -17,6 +17,11 @@ from .solvers.rkc import RKC
 # `diffrax.Tsit5` is stable for h rho <= 3.5, so a flow of t1 rho = 350 takes it 100 steps. RKC takes about as many at
 # rtol 1e-4 for accuracy alone, see `python benchmarks/default_solver.py`.
 STIFF_FROM = 350.0
+# From here on an implicit solver may be the faster one in the space of the data. One of its steps, with Jacobian and
+# factors, costs twenty of Tsit5 (40 measurements of 100 unknowns), and it takes some hundreds to any t1.
+IMPLICIT_FROM = 1e5
+# The solvers of flows that are not stiff, and of stiff ones of few variables.
+ORDINARY, IMPLICIT = diffrax.Tsit5(), diffrax.Kvaerno5()
 
 
 @eqx.filter_jit

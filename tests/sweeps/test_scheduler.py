@@ -64,11 +64,12 @@ def test_smaller_batches_are_traced_once_each(monkeypatch):
     grid = {"alpha": np.geomspace(1e-3, 20.0, 8), "t_off": np.geomspace(0.5, 500.0, 8)}
     first = mj.sweep(counted, grid, t1=600.0, chunk=8)
     count = len(traces)
-    # Structure 2, operations twice, start 1, and for each of the sizes 8 and 4 steps, how they ended, and read-out.
-    assert count == 4 + 1 + 2 * 3
+    # Structure 3, R_a 2, costs 3, operations twice, whether R_a exists 2, stiffness 1, start 1, and for each of the
+    # sizes 8 and 4 save times, steps, values at save times, how they ended, and read-out.
+    assert count == 10 + 3 + 1 + 2 * 5
     assert first.attrs["efficiency"] > 0.9
     mj.sweep(counted, {**grid, "alpha": grid["alpha"] * 1.1}, t1=500.0, chunk=8)
-    assert len(traces) == count + 4
+    assert len(traces) == count + 10
     same = mj.sweep(lane, grid, t1=600.0, chunk=64)
     np.testing.assert_allclose(first.x, same.x, rtol=1e-9, atol=1e-12)
 

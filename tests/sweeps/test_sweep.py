@@ -2,6 +2,7 @@
 
 from typing import Any, cast
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,6 @@ import xarray as xr
 from sweep_problems import ALPHAS, OBJECTIVE, T_OFFS, lane, norm
 
 import mirrorjax as mj
-from mirrorjax.dynamics.flows import WeightFlow
 
 
 @pytest.fixture(scope="module")
@@ -21,10 +21,12 @@ def dataset() -> xr.Dataset:
 
 
 def test_equals_a_loop(dataset: xr.Dataset):
+    assert dataset.attrs["representation"] == "DualFlow"
+    same: Any = {"metrics": norm, "flow": mj.DualFlow(), "solver": diffrax.Tsit5()}
     for i, alpha in enumerate(ALPHAS):
         for j, t_off in enumerate(T_OFFS):
             problem, w0 = lane(alpha, t_off)
-            sol = mj.solve(problem, w0, t1=8.0, saveat=[0.0, 4.0, 8.0], metrics=norm, flow=WeightFlow())
+            sol = mj.solve(problem, w0, t1=8.0, saveat=[0.0, 4.0, 8.0], **same)
             one = dataset.isel(alpha=i, t_off=j)
             # The lanes take the same steps; only the order of sums inside batched products differs.
             np.testing.assert_allclose(one.x, sol.x[-1], rtol=1e-9, atol=1e-12)

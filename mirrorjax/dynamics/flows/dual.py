@@ -18,7 +18,8 @@ from ...problem.objective import AbstractMeasured
 from ...problem.reparam import Weights
 from ..motion import AbstractFlow, Solver, Time
 from ..solution import Point
-from .mirror import AbstractGeometricMotion, legendre_of, require_given
+from ..solvers.rkc import noise
+from .mirror import AbstractGeometricMotion, dual_control, legendre_of, require_given
 
 State = Float[Array, " n"]
 
@@ -83,6 +84,12 @@ class DualMotion(AbstractGeometricMotion):
         leak = self.problem.strength(t, like=state) * self.R.leak
         return -self.objective.slope(self.objective.measure(x)) - leak * state
 
+    def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
+        # How large the errors of mu are that errors of eta make, by the root mean squares of one example.
+        error = noise(self.objective.y)
+        gain = _root_mean_square(self.objective.adjoint(error)) / _root_mean_square(error)
+        return dual_control(self, rtol, atol, dtype, jnp.where(gain > 0, gain, 1.0))
+
     def read(self, t: Time, state: State) -> Point:
         a, mu = self.spent(t), self.objective.adjoint(state)
         x = self.R.primal(mu, a).value
@@ -90,3 +97,7 @@ class DualMotion(AbstractGeometricMotion):
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Kvaerno5()
+
+
+def _root_mean_square(values: Float[Array, "..."]) -> Float[Array, ""]:
+    return jnp.sqrt(jnp.mean(values**2))

@@ -18,6 +18,7 @@ from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
 from ..solution import Point
+from ..solvers.controller import error_control
 from ..solvers.rkc import RKC
 from .given import require_belonging
 
@@ -114,6 +115,9 @@ class MirrorMotion(AbstractGeometricMotion):
         slope = self.problem.objective.gradient(self.recover(state, self.spent(t)).value)
         return -slope - self.problem.strength(t, like=state) * self.R.leak_product(state)
 
+    def controller(self, rtol: Time, atol: Time, dtype: jnp.dtype) -> diffrax.AbstractStepSizeController:
+        return dual_control(self, rtol, atol, dtype, jnp.ones(()))
+
     def read(self, t: Time, state: State) -> Point:
         a = self.spent(t)
         x = self.recover(state, a).value
@@ -151,6 +155,21 @@ class RiemannianMotion(AbstractGeometricMotion):
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()
+
+
+def dual_control(
+    motion: AbstractGeometricMotion, rtol: Time, atol: Time, dtype: jnp.dtype, gain: Float[Array, ""]
+) -> diffrax.AbstractStepSizeController:
+    """Error control of a dual variable, `gain` of which is one unit of mu.
+
+    Where mu is any number, as for the hyperbolic entropies, an error of mu is a relative error of x, so that beyond
+    size 1 the tolerance is absolute. In a dual interval with an end mu has a scale of its own, and it stays relative.
+    """
+    lower, upper = motion.R.dual_interval(jnp.zeros((), motion.x0.dtype))
+    endless, gain = jnp.all(jnp.isinf(lower) & jnp.isinf(upper)), gain.astype(dtype)
+    bound = jnp.where(endless, jnp.ones((), dtype), jnp.inf)
+    breakpoints = motion.problem.schedule.breakpoints.astype(dtype)
+    return error_control(breakpoints, rtol.astype(dtype), atol.astype(dtype) / gain, bound / gain)
 
 
 def require_given(R: Any) -> None:

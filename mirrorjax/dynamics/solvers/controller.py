@@ -14,14 +14,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 
-def error_control(breakpoints: Array, rtol: Array, atol: Array) -> "Resumable":
+def error_control(breakpoints: Array, rtol: Array, atol: Array, bound: Array | None = None) -> "Resumable":
     """Builds the error control of a flow: stops at every breakpoint, ends a flow that blows up, can be resumed.
 
     The only place that builds an adaptive controller, so that no solve can miss the breakpoints of its schedule.
 
-    **Arguments:** `breakpoints` (n,): times at which the schedule jumps; `rtol`, `atol`: tolerances of a step.
+    **Arguments:** `breakpoints` (n,): times at which the schedule jumps; `rtol`, `atol`: tolerances of a step; `bound`:
+    the size of a coordinate beyond which `rtol` is no longer relative to it; `None` for no such size.
     """
-    control = GiveUp(diffrax.PIDController(rtol=rtol, atol=atol))
+    plain = diffrax.PIDController(rtol=rtol, atol=atol)
+    control = GiveUp(plain if bound is None else Bounded(plain, bound))
     if breakpoints.size:
         control = diffrax.ClipStepSizeController(control, jump_ts=breakpoints)
     return Resumable(control)
@@ -43,6 +45,30 @@ class _Around(diffrax.AbstractAdaptiveStepSizeController):
     @property
     def norm(self) -> Callable[[PyTree], Any]:
         return self.controller.norm
+
+
+class Bounded(_Around):
+    """Wraps a controller and bounds the sizes that it takes `rtol` relative to.
+
+    For coordinates such as a dual variable, of which a change by 1 multiplies x by e or more: x keeps its digits only
+    if the error of the coordinate stays small, however large the coordinate is.
+
+    **Arguments:** `controller`: any adaptive diffrax controller; `bound`: the largest size, a scalar or one number a
+    coordinate.
+    """
+
+    controller: diffrax.AbstractAdaptiveStepSizeController
+    bound: Array
+
+    def wrap(self, direction: Any) -> "Bounded":
+        return Bounded(cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction)), self.bound)
+
+    def init(self, *args: Any) -> tuple[Any, PyTree]:
+        return self.controller.init(*args)
+
+    def adapt_step_size(self, t0: Any, t1: Any, y0: PyTree, y1_candidate: PyTree, *args: Any) -> tuple[Any, ...]:
+        sizes = [jax.tree.map(lambda leaf: jnp.clip(leaf, -self.bound, self.bound), y) for y in (y0, y1_candidate)]
+        return self.controller.adapt_step_size(t0, t1, *sizes, *args)
 
 
 class GiveUp(_Around):

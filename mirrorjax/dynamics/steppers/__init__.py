@@ -9,4 +9,4 @@ from .steps import DiffraxStepper
 
 def choose_stepper(options: Options) -> AbstractStepper:
     """The stepper of a solver: RKC by single evaluations, every other one by the steps of diffrax."""
-    return RKCStepper(options.solver) if isinstance(options.solver, RKC) else DiffraxStepper()
+    return RKCStepper(options.solver) if isinstance(options.solver, RKC) else DiffraxStepper(options.solver)

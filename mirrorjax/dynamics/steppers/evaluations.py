@@ -7,6 +7,8 @@ iteration, or the velocity after a jump. Products are differences of two velocit
 derivative would cost every lane two to three rounds. Not for reverse mode, which a sweep does not need.
 """
 
+from functools import partial
+
 import diffrax
 import equinox as eqx
 import jax
@@ -21,6 +23,7 @@ from ..options import Options
 from ..solvers.rkc import MAX_PRODUCTS, MIN_STAGES, RKC, has_settled, noise, norm, power_iterate, recurrence_weights
 from ..solvers.rkc_coefficients import Method, Stage, first_stage, later_stage, longest, stages_needed
 from .base import AbstractStepper, Lane, Prepare, over_lanes
+from .saving import save, save_ticks
 
 Scalar = Float[Array, ""]
 Flag = Bool[Array, ""]
@@ -32,9 +35,6 @@ RENEW, PRODUCT, STAGE, DONE, STUCK = range(5)
 # Steps that one product serves. A product for every step costs 15% more evaluations and saves no steps on the
 # matrix-sensing sweep; a product every 25 steps, as in the published code, causes more rejected steps.
 PRODUCT_EVERY = 4
-# Lanes whose save times are read together: few reach a save time in the same round, and a metric may cost more than a
-# velocity.
-SAVING = 4
 
 
 class Stages(eqx.Module):
@@ -116,9 +116,11 @@ class RKCStepper(AbstractStepper):
         def one_round(_: Count, lanes: Lane) -> Lane:
             f = over_lanes(prepare, _evaluate)(values, lanes)
             ends = over_lanes(prepare, lambda *each: _end_step(options, *each))(values, lanes, f)
-            lanes = _save(prepare, options, values, lanes, ends, f)
+            read = partial(_read, options)
+            lanes = save(prepare, options, values, ticks, lanes, ends.kept, lanes.carried.until, read, f)
             return over_lanes(prepare, lambda *each: _move_on(self.solver, options, *each))(values, lanes, ends, f)
 
+        ticks = save_ticks(prepare, options, values, lanes)
         return jax.lax.fori_loop(0, work, one_round, lanes)
 
     def halted(self, motion: AbstractMotion, options: Options, lane: Lane) -> tuple[RESULTS, Flag]:
@@ -173,28 +175,6 @@ def _end_step(options: Options, motion: AbstractMotion, lane: Lane, f: PyTree) -
         until=jnp.where(closed, jnp.minimum(until, t1), position.until),
         control=_choose(closed, control, position.control),
     )
-
-
-def _save(prepare: Prepare, options: Options, values: PyTree, lanes: Lane, ends: StepEnd, f: PyTree) -> Lane:
-    """Records the save times within the steps that were just kept, for a few lanes at a time."""
-    count, size = lanes.tick.shape[0], options.ts.size
-
-    def due(saved: Int[Array, " lanes"]) -> Bool[Array, " lanes"]:
-        ticks = over_lanes(prepare, lambda motion, row: motion.clock.ticks(options.ts[row], lanes.tick.dtype))
-        return ends.kept & (saved < size) & (ticks(values, jnp.minimum(saved, size - 1)) <= lanes.carried.until)
-
-    def some(carry: tuple) -> tuple:
-        saved, buffers = carry
-        wanted, chosen = jax.lax.top_k(due(saved).astype(int), min(SAVING, count))
-        chosen = jnp.where(wanted == 1, chosen, count)
-        row, *arguments = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="clip"), (saved, values, lanes, f))
-        new = over_lanes(prepare, lambda *each: _read(options, *each))(*arguments, options.ts[row])
-        buffers = jax.tree.map(lambda buffer, new: buffer.at[chosen, row].set(new, mode="drop"), buffers, new)
-        return saved.at[chosen].add(1, mode="drop"), buffers
-
-    start = lanes.saved, (lanes.metrics, lanes.loss)
-    saved, (metrics, loss) = jax.lax.while_loop(lambda carry: jnp.any(due(carry[0])), some, start)
-    return eqx.tree_at(lambda lanes: (lanes.saved, lanes.metrics, lanes.loss), lanes, (saved, metrics, loss))
 
 
 def _read(options: Options, motion: AbstractMotion, lane: Lane, f: PyTree, t: Scalar) -> PyTree:

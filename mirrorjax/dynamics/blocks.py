@@ -1,0 +1,79 @@
+"""Many solves inside `jax.vmap`, a block of lanes after the other, with arrays that fit into the cache.
+
+A batch of adaptive solves runs until its slowest lane ends, and in each of its steps it passes over the arrays of all
+lanes: those of a thousand lanes do not fit into the cache of a CPU. In blocks both are the matter of a few dozen lanes.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.core
+import jax.numpy as jnp
+from jaxtyping import PyTree
+
+from .options import Options
+from .solvers.explicit import written_out
+
+# As many lanes as a sweep moves together on a CPU.
+BLOCK = 64
+
+
+def is_batched(inputs: PyTree) -> bool:
+    """True if `jax.vmap` is the innermost transformation around numbers of the inputs, and shows."""
+    return any(isinstance(leaf, jax.core.Tracer) and hasattr(leaf, "batch_dim") for leaf in jax.tree.leaves(inputs))
+
+
+def for_lanes(options: Options) -> Options:
+    """The options with the stages of an explicit solver written out, which a batch of lanes takes in less time."""
+    solver = written_out(options.solver)
+    return options if solver is None else eqx.tree_at(lambda options: options.solver, options, solver)
+
+
+def in_blocks(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
+    """`fn(*args)`, whose lanes under vmap are computed in blocks.
+
+    Differentiable in reverse mode, by the derivative of all lanes together. The function must not close over numbers
+    that are batched or differentiated.
+    """
+    arrays, static = eqx.partition(args, eqx.is_array)
+    rest = []
+
+    def run(arrays: PyTree) -> PyTree:
+        results, other = eqx.partition(fn(*eqx.combine(arrays, static)), eqx.is_array)
+        rest.append(other)
+        return results
+
+    @jax.custom_batching.custom_vmap
+    def alone(arrays: PyTree) -> PyTree:
+        return run(arrays)
+
+    @alone.def_vmap
+    def lanes(size: int, batched: list[PyTree], arrays: PyTree) -> tuple[PyTree, PyTree]:
+        results = _blocks(run, size, batched[0], arrays)
+        return results, jax.tree.map(lambda _: True, results)
+
+    @jax.custom_vjp
+    def solved(arrays: PyTree) -> PyTree:
+        return alone(arrays)
+
+    solved.defvjp(lambda arrays: jax.vjp(run, arrays), lambda pull, slopes: pull(slopes))
+    return eqx.combine(solved(arrays), rest[0])
+
+
+def _blocks(run: Callable[[PyTree], PyTree], size: int, batched: PyTree, arrays: PyTree) -> PyTree:
+    """The results of all lanes: blocks of one size, the last one filled up with its last lane."""
+    axes = jax.tree.map(lambda many: 0 if many else None, batched)
+    together = jax.vmap(run, in_axes=(axes,))
+    count = -(-size // BLOCK)
+    if count == 1:
+        return together(arrays)
+    width = -(-size // count)
+
+    def block(number: Any) -> PyTree:
+        rows = jnp.minimum(number * width + jnp.arange(width), size - 1)
+        return together(jax.tree.map(lambda leaf, many: leaf[rows] if many else leaf, arrays, batched))
+
+    blocks = jax.lax.map(block, jnp.arange(count))
+    return jax.tree.map(lambda leaf: leaf.reshape(count * width, *leaf.shape[2:])[:size], blocks)
