@@ -2,8 +2,8 @@
 
 import gc
 import importlib
-import itertools
 import os
+import tempfile
 from pathlib import Path
 
 # Before jax is imported: two workers on two cores each want one thread. The older of XLA's two ways to write the code
@@ -12,6 +12,13 @@ os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1 --xla_cpu_use_fusion_emitters=false",
 )
+# Nearly all of that time is compilation of small programs that run once, also in the processes that tests start.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# The workers, and the processes that tests start, read what another has compiled; the folder goes with the session.
+if "PYTEST_XDIST_WORKER" not in os.environ and "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = tempfile.TemporaryDirectory(prefix="mirrorjax-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled.name
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.01")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 import jax
@@ -21,8 +28,6 @@ from jaxtyping import install_import_hook
 # Tracing makes millions of objects that stay: looking through them for cycles took a twentieth of the suite's time.
 gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_enable_x64", True)
-# Nearly all of the suite's time is compilation of small programs that run once.
-jax.config.update("jax_disable_most_optimizations", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 
@@ -41,22 +46,25 @@ with install_import_hook("mirrorjax", "beartype.beartype"):
 
 
 MAPS = Path("/proc/self/maps")
-# Of the 65,530 that Linux allows a process. Dropping programs costs seconds: later tests compile theirs again,
-# down to single additions.
-MOST_MAPS = 48_000
-LOOK_EVERY = 8  # tests: to count that many takes tens of milliseconds, and a test adds a thousand at most
-
-
-tests_done = itertools.count(1)
+# Of the 65,530 that Linux allows a process. Dropping programs costs half a minute, and later tests compile theirs
+# again, down to single additions.
+MOST_MAPS = 60_000
+A_TEST = 1_000  # maps at most that a test adds
+tests_until_look = 0  # to count the maps takes up to a tenth of a second
 
 
 @pytest.fixture(autouse=True)
 def forget_compiled_programs():
     """Drop what was compiled before it fills the process's memory maps, some for each program: XLA would crash."""
     yield
-    if next(tests_done) % LOOK_EVERY == 0 and MAPS.exists() and MAPS.read_bytes().count(b"\n") > MOST_MAPS:
-        jax.clear_caches()
-        gc.collect()
+    global tests_until_look
+    tests_until_look -= 1
+    if tests_until_look <= 0 and MAPS.exists():
+        room = MOST_MAPS - MAPS.read_bytes().count(b"\n")
+        if room < A_TEST:
+            jax.clear_caches()
+            gc.collect()
+        tests_until_look = room // A_TEST
 
 
 @pytest.fixture

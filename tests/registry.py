@@ -1,7 +1,6 @@
 """One table a kind of part: every entry gets every generic test. A new family is one line in `FAMILIES`."""
 
-import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -12,8 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
-from jax.flatten_util import ravel_pytree
-from scipy.integrate import solve_ivp
 
 from mirrorjax.problem import (
     L1,
@@ -41,7 +38,6 @@ from mirrorjax.problem import (
     MatrixSensing,
     Piecewise,
     PowerDifference,
-    Problem,
     Quadratic,
     QuadraticForm,
     Separable,
@@ -394,57 +390,3 @@ def objective_for(g: AbstractReparameterization, target: Weights) -> AbstractObj
     Z = np.random.default_rng(x.size).normal(size=(max(x.size // 2, 2), *x.shape))
     y = np.tensordot(Z, x, x.ndim)
     return LeastSquares(Z, y) if x.ndim == 1 else MatrixSensing(Z, y)
-
-
-def hadamard_problem(schedule: AbstractSchedule | float, d: int = 4, n: int = 3) -> tuple[Problem, Weights]:
-    """x = m w with weight decay and n < d measurements of a sparse vector: the problem most tests of `solve` run."""
-    Z = np.random.default_rng(0).normal(size=(n, d))
-    y = Z @ np.eye(d)[0]
-    w0 = (jnp.ones(d), jnp.linspace(-0.2, 0.4, d))
-    return Problem(Hadamard(), WeightDecay(), schedule, LeastSquares(Z, y)), w0
-
-
-def reference(
-    problem: Problem, w0: Weights, ts: np.ndarray, schedules: Sequence[AbstractSchedule]
-) -> list[tuple[Weights, np.ndarray]]:
-    """Weights and `mu = -int grad f` at the times `ts` (from 0 on), by scipy on the flow as Eq. (3) writes it.
-
-    One entry for each schedule, which takes the place of the problem's: all of one class, for one compiled program. One
-    solve for each piece between breakpoints. Nothing is shared with the library but the functions g, h, alpha and f.
-    """
-    flat, unravel = ravel_pytree(w0)
-    size = flat.size
-
-    @jax.jit
-    def rhs(schedule, t, state):
-        w = unravel(state[:size])
-        total = jax.grad(lambda w: problem.objective(problem.g(w)) + schedule(t) * problem.h(w))(w)
-        return -jnp.concatenate([ravel_pytree(total)[0], jax.grad(problem.objective.__call__)(problem.g(w)).ravel()])
-
-    return [_reference(partial(rhs, schedule), schedule, problem.g(w0), flat, unravel, ts) for schedule in schedules]
-
-
-def _reference(
-    rhs: Callable, schedule: AbstractSchedule, x: Array, flat: Array, unravel: Callable, ts: np.ndarray
-) -> tuple[Weights, np.ndarray]:
-    size = flat.size
-    state, rows = np.concatenate([flat, np.zeros(x.size)]), []
-    edges = [0.0, *(float(k) for k in schedule.breakpoints if 0 < k < ts[-1]), float(ts[-1])]
-    for start, end in itertools.pairwise(edges):
-        before = np.nextafter(end, start)  # at a jump a schedule gives the value after it
-        inside = ts[(ts >= start) & ((ts < end) | (ts == ts[-1]) & (end == ts[-1]))]
-        piece = solve_ivp(
-            lambda t, y, before=before: np.asarray(rhs(min(t, before), y)),
-            (start, end),
-            state,
-            method="DOP853",
-            rtol=1e-12,
-            atol=1e-14,
-            t_eval=np.append(inside, end) if end not in inside else inside,
-        )
-        assert piece.success, piece.message
-        rows += list(piece.y.T[: inside.size])
-        state = piece.y[:, -1]
-    table = np.stack(rows)
-    weights = jax.vmap(unravel)(jnp.asarray(table[:, :size]))
-    return weights, table[:, size:].reshape(-1, *x.shape)

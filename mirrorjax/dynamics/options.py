@@ -210,6 +210,26 @@ def _require_adaptive(solver: Any) -> None:
         )
     if solver.term_structure not in (diffrax.AbstractTerm, diffrax.ODETerm):
         raise ValueError(f"{name} is for equations of several terms, a flow has one; solver must be {wanted}")
+    _require_tolerances(solver)
+
+
+def _require_tolerances(solver: diffrax.AbstractSolver) -> None:
+    """Raises `ValueError` for an implicit solver inside a wrapper whose root finder has no tolerances of its own.
+
+    diffrax fills in those of the step size for the outermost solver alone.
+    """
+    inner: Any = solver
+    # diffrax's `isinstance` answers for the solver in a wrapper, so the classes are compared.
+    while issubclass(type(inner), diffrax.AbstractWrappedSolver):
+        inner = inner.solver
+    finder = getattr(inner, "root_finder", None)
+    if inner is not solver and not eqx.is_array_like(getattr(finder, "rtol", 0.0)):
+        outer, name = type(solver).__name__, type(inner).__name__
+        raise ValueError(
+            f"the root finder of the {name} in {outer} has no tolerances, and inside a wrapper it is given none; "
+            f"solver must be diffrax.{name}() itself, or {outer} of "
+            f"diffrax.{name}(root_finder=diffrax.VeryChord(rtol=1e-8, atol=1e-8, norm=optimistix.max_norm))"
+        )
 
 
 def _save_times(saveat: Numbers | None, t1: Float[Array, ""]) -> Float[Array, " time"]:

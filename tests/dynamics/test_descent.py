@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from registry import hadamard_problem
+from flow_problems import hadamard_problem
 from sklearn.linear_model import Lasso
 
 from mirrorjax.dynamics import Descent, ProximalDescent, solve
@@ -26,24 +26,22 @@ WITH_VALUES = {
 def loop(problem, w0, optimizer, decay, steps, step=STEP):
     """Weights after every step, step 0 first; alpha is looked up at k * step."""
     memory, w, rows = optimizer.init(w0), w0, [w0]
-    slope_f = jax.jit(jax.grad(lambda w: problem.objective(problem.g(w))))
-    slope_h = jax.jit(jax.grad(problem.h.__call__))
-    for k in range(steps):
-        alpha = problem.schedule(jnp.array(k * step))
-        pull = jax.tree.map(lambda d, alpha=alpha: alpha * d, slope_h(w))
-        gradient = slope_f(w)
-        if decay == "coupled":
-            gradient = jax.tree.map(jnp.add, gradient, pull)
 
-        def loss(w, alpha=alpha):
+    @jax.jit
+    def moved(w, memory, alpha):
+        def loss(w):
             value = problem.objective(problem.g(w))
             return value + alpha * problem.h(w) if decay == "coupled" else value
 
+        gradient = jax.grad(loss)(w)
         more = {"value": loss(w), "grad": gradient, "value_fn": loss}
         update, memory = optax.with_extra_args_support(optimizer).update(gradient, memory, w, **more)
         if decay == "decoupled":
-            update = jax.tree.map(jnp.subtract, update, pull)
-        w = jax.tree.map(lambda v, u: v + step * u, w, update)
+            update = jax.tree.map(lambda u, d: u - alpha * d, update, jax.grad(problem.h.__call__)(w))
+        return jax.tree.map(lambda v, u: v + step * u, w, update), memory
+
+    for k in range(steps):
+        w, memory = moved(w, memory, problem.schedule(jnp.array(k * step)))
         rows.append(w)
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
 

@@ -26,7 +26,6 @@ def problem(alpha=0.2, t_off=1.0, objective: mj.AbstractObjective = F):
 OBJECTIVES = [
     pytest.param(F, diffrax.Kvaerno3(), id="least squares, implicit"),
     pytest.param(mj.Logistic(Z, jnp.sign(F.y)), diffrax.Tsit5(), id="logistic, explicit"),
-    pytest.param(mj.Logistic(Z, jnp.sign(F.y)), diffrax.Kvaerno5(), id="logistic, implicit", marks=pytest.mark.slow),
 ]
 
 

@@ -1,16 +1,15 @@
 """The three flows: primal against scipy for every family, mirror and Riemannian against primal where R_a exists."""
 
 import functools
-import itertools
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flow_problems import by_velocity, hadamard_problem, reference
 from jax.flatten_util import ravel_pytree
-from registry import FAMILIES, hadamard_problem, objective_for, reference, with_legendre
-from scipy.integrate import solve_ivp
+from registry import FAMILIES, objective_for, with_legendre
 
 from mirrorjax.dynamics import MirrorFlow, PrimalFlow, RiemannianFlow, solve
 from mirrorjax.geometry import legendre
@@ -45,12 +44,15 @@ def trajectories(name, flow):
     """Lanes over (alpha, t_off), by one vmap."""
     g, h, objective, w0 = parts(name)
 
+    @eqx.filter_jit
     @eqx.filter_vmap
     def lanes(alpha, t_off):
         problem = Problem(g, h, SwitchOff(alpha, t_off), objective)
-        return solve(problem, w0, t1=2.5, saveat=TS, flow=flow, rtol=1e-9, atol=1e-11)
+        return solve(problem, w0, t1=2.5, saveat=TS, flow=flow, rtol=1e-9, atol=1e-11, throw=False)
 
-    return lanes(ALPHAS, T_OFFS)
+    sol = lanes(ALPHAS, T_OFFS)
+    assert np.all(status_name(sol.result) == "successful")
+    return sol
 
 
 def close(actual, expected, tolerance):
@@ -73,34 +75,11 @@ def test_primal_against_scipy(name):
 
 
 def integrated_by_scipy(name, flow):
-    """The lanes of `trajectories`, each piece between jumps integrated by scipy from the motion's velocity alone.
-
-    A velocity and a read-out compile in a fraction of the time of a solve, and scipy is an outside integrator.
-    """
+    """The lanes of `trajectories`, integrated by scipy from the motion's velocity alone."""
     g, h, objective, w0 = parts(name)
-    first = flow.prepare(Problem(g, h, SwitchOff(0.0, 0.0), objective), w0)
-    _, static = eqx.partition(first, eqx.is_array)
-    # jax's own jit: scipy calls it thousands of times, and filter_jit would spend longer on its arguments.
-    velocity = jax.jit(lambda arrays, t, state: eqx.combine(arrays, static).velocity(t, state))
-    read = eqx.filter_jit(lambda motion, states: jax.vmap(motion.read)(jnp.asarray(TS), states))
-
-    def lane(alpha, t_off):
-        motion = eqx.tree_at(lambda motion: motion.problem.schedule, first, SwitchOff(alpha, t_off))
-        start, arrays = motion.initial(), eqx.filter(motion, eqx.is_array)
-        edges, states = sorted({*TS.tolist(), min(float(t_off), float(TS[-1]))}), [np.ravel(start)]
-        for left, right in itertools.pairwise(edges):
-            before = np.nextafter(right, left)  # at a jump a schedule gives the value after it
-
-            def rate(t, y, before=before):
-                return np.ravel(velocity(arrays, min(t, before), y.reshape(start.shape)))
-
-            piece = solve_ivp(rate, (left, right), states[-1], method="DOP853", rtol=1e-10, atol=1e-13)
-            assert piece.success
-            states.append(piece.y[:, -1])
-        kept = [state for t, state in zip(edges, states, strict=True) if t in TS]
-        return read(motion, jnp.asarray(kept).reshape(-1, *start.shape))
-
-    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *map(lane, ALPHAS, T_OFFS))
+    schedules = [SwitchOff(alpha, t_off) for alpha, t_off in zip(ALPHAS, T_OFFS, strict=True)]
+    lanes = by_velocity(flow, Problem(g, h, 0.0, objective), w0, TS, schedules)
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *lanes)
 
 
 @pytest.mark.parametrize("flow", [MirrorFlow(), RiemannianFlow()], ids=["mirror", "riemannian"])
@@ -165,6 +144,7 @@ def test_a_given_legendre_function_of_the_problem_is_taken(method):
 def test_a_traced_legendre_function_of_another_problem_has_a_status():
     problem, w0 = hadamard_problem(SwitchOff(0.3, 1.0))
 
+    @jax.jit
     @jax.vmap
     def lanes(scale):
         R = legendre(problem.g, WeightDecay(scale), w0)

@@ -82,8 +82,9 @@ def solved(family, schedule, solver, **how):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("family", "solver"), [*(("hadamard", solver) for solver in SOLVERS), ("power", "tsit5"), ("custom", "tsit5")]
+)
 def test_decay_that_ends_at_t1_is_decay_that_never_ends(family, solver):
     ends, stays = (solved(family, mj.SwitchOff(0.5, t_off), SOLVERS[solver]) for t_off in (2.0, jnp.inf))
     assert int(ends.stats["steps"]) == int(stays.stats["steps"])

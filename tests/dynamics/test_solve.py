@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from registry import hadamard_problem
+from flow_problems import TS, hadamard_problem, switched
 from sklearn.linear_model import Lasso
 
 from mirrorjax.dynamics import Descent, MirrorFlow, solve
@@ -26,14 +26,6 @@ from mirrorjax.problem import (
     WeightDecay,
 )
 from mirrorjax.results import RESULTS
-
-TS = jnp.array([0.0, 0.7, 1.5, 3.0])
-
-
-def switched():
-    """The problem that most tests here share, so that they share its compiled programs."""
-    return hadamard_problem(SwitchOff(0.3, 1.0))
-
 
 # What is saved
 

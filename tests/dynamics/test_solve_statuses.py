@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from registry import hadamard_problem
+from flow_problems import TS, hadamard_problem, switched
 
 from mirrorjax.dynamics import MirrorFlow, PrimalFlow, RiemannianFlow, solve
 from mirrorjax.problem import (
@@ -19,13 +19,6 @@ from mirrorjax.problem import (
 )
 from mirrorjax.results import RESULTS, status_name
 from mirrorjax.sweeps import sweep
-
-TS = jnp.array([0.0, 0.7, 1.5, 3.0])
-
-
-def switched():
-    """The problem that most tests here share, so that they share its compiled programs."""
-    return hadamard_problem(SwitchOff(0.3, 1.0))
 
 
 @eqx.filter_jit
@@ -133,6 +126,7 @@ def test_weights_that_are_not_finite():
 def test_negative_strengths_from_optax_under_vmap():
     base, w0 = hadamard_problem(0.1)
 
+    @eqx.filter_jit
     @eqx.filter_vmap
     def lanes(step_size):
         schedule = FromOptax(lambda step: 1.0 - step, step_size)

@@ -111,6 +111,11 @@ SOLVERS = [
     Refusal(
         "no error estimate", lambda: solve(solver=diffrax.Euler()), r"Euler gives no estimate.*HalfSolver\(Euler\(\)\)"
     ),
+    Refusal(
+        "no tolerances of a root finder",
+        lambda: solve(solver=diffrax.HalfSolver(diffrax.ImplicitEuler())),
+        r"root finder of the ImplicitEuler in HalfSolver has no tolerances.*diffrax.ImplicitEuler\(\) itself",
+    ),
     Refusal("several terms", lambda: solve(solver=diffrax.KenCarp3()), "KenCarp3 is for equations of several terms"),
     Refusal("adjoint a string", lambda: solve(adjoint="x"), "adjoint must be diffrax.Recursive.*got 'x'"),
     Refusal("adjoint a class", lambda: solve(adjoint=diffrax.ForwardMode), "got the class ForwardMode itself"),

@@ -99,8 +99,8 @@ def to_the_end_by_default(family):
 
 
 RIGHTS = [
-    # A few times the tolerance of a step; RKC loses 2 to 20 of it on these flows under constant decay, too. Three
-    # families and three solvers are compared with decay that never ends in dynamics/test_pieces.py.
+    # A few times the tolerance of a step; RKC loses 2 to 20 of it on these flows under constant decay, too. Families
+    # and solvers are compared with decay that never ends in dynamics/test_pieces.py.
     Right("t_off = t1, m w, Tsit5", switched_off_at_the_end("m w", diffrax.Tsit5(), 1e-7), 3e-7, 1e-8),
     Right("t_off = t1, m w, RKC", switched_off_at_the_end("m w", mj.RKC(), 1e-4), 1e-3, 1e-5),
     Right("t_off = t1, u^4 - v^4, Tsit5", switched_off_at_the_end("u^4 - v^4", diffrax.Tsit5(), 1e-7), 1e-6, 1e-7),

@@ -54,40 +54,58 @@ def squares(c):
     return lambda w: [2 * c * leaf for leaf in w]
 
 
-def power(k):
-    w0 = weights(3, 3)
-    return Case(
+class Part(NamedTuple):
+    """A family with the number of its factors, its degree, and g and J^T v of one list of factors."""
+
+    g: Any
+    factors: int
+    degree: int
+    x: Callable
+    pull: Callable
+
+
+def depth(p):
+    return Part(mj.Hadamard(p) if p > 1 else mj.Linear(), p, p, product, pull_product)
+
+
+def power_part(k):
+    return Part(
         mj.PowerDifference(k),
-        mj.WeightDecay(C),
-        tuple(w0),
+        2,
+        2 * k,
         lambda w: w[0] ** (2 * k) - w[1] ** (2 * k),
         lambda w, v: [2 * k * w[0] ** (2 * k - 1) * v, -2 * k * w[1] ** (2 * k - 1) * v],
-        squares(C),
-        np.full(3, -2 * C * (2 * k - 2)),
     )
 
 
-def blocks(h, strengths):
-    depths, sizes = (1, 2, 3), (2, 1, 2)
-    w0 = [weights(*depth * [size]) for depth, size in zip(depths, sizes, strict=True)]
-    ends = np.cumsum(depths)
+def power(k):
+    part = power_part(k)
+    Lambda = np.full(3, -2 * C * (part.degree - 2))
+    return Case(part.g, mj.WeightDecay(C), tuple(weights(3, 3)), part.x, part.pull, squares(C), Lambda)
+
+
+def blocks(parts, sizes, strengths):
+    """The families side by side, each with its own size and strength of decay."""
+    w0 = [weights(*part.factors * [size]) for part, size in zip(parts, sizes, strict=True)]
+    ends = np.cumsum([part.factors for part in parts])
 
     def split(w):
-        return [w[end - depth : end] for end, depth in zip(ends, depths, strict=True)]
+        return [w[end - part.factors : end] for end, part in zip(ends, parts, strict=True)]
 
     def pull(w, v):
         shares = np.split(v, np.cumsum(sizes)[:-1])
-        return [leaf for own, share in zip(split(w), shares, strict=True) for leaf in pull_product(own, share)]
+        return [leaf for part, own, v in zip(parts, split(w), shares, strict=True) for leaf in part.pull(own, v)]
 
-    scales = np.repeat(strengths, depths)
+    scales = np.repeat(strengths, [part.factors for part in parts])
+    equal = len(set(strengths)) == 1
     return Case(
-        mj.Blocks(mj.Linear(), mj.Hadamard(), mj.Hadamard(3)),
-        h,
-        (w0[0][0], tuple(w0[1]), tuple(w0[2])),
-        lambda w: np.concatenate([product(own) for own in split(w)]),
+        mj.Blocks(*(part.g for part in parts)),
+        mj.WeightDecay(strengths[0]) if equal else mj.Blockwise(*map(mj.WeightDecay, strengths)),
+        tuple(own[0] if len(own) == 1 else tuple(own) for own in w0),
+        lambda w: np.concatenate([part.x(own) for part, own in zip(parts, split(w), strict=True)]),
         pull,
         lambda w: [2 * c * leaf for c, leaf in zip(scales, w, strict=True)],
-        np.repeat([-2 * c * (p - 2) for c, p in zip(strengths, depths, strict=True)], sizes),
+        np.repeat([-2 * c * (part.degree - 2) for c, part in zip(strengths, parts, strict=True)], sizes),
     )
 
 
@@ -96,13 +114,13 @@ CASES = {
     "x = w": Case(mj.Linear(), mj.WeightDecay(C), LINEAR[0], product, pull_product, squares(C), np.full(3, 2 * C)),
     "u^4 - v^4": power(2),
     "u^6 - v^6": power(3),
-    "depths 1, 2, 3": blocks(mj.WeightDecay(C), (C, C, C)),
-    "depths and strengths": blocks(mj.Blockwise(*(mj.WeightDecay(c) for c in (C, 0.4, 1.1))), (C, 0.4, 1.1)),
+    "every depth": blocks([*map(depth, (1, 2, 3, 4, 5)), power_part(3)], 6 * (1,), 6 * (C,)),
+    "depths and strengths": blocks([*map(depth, (1, 2, 3))], (2, 1, 2), (C, 0.4, 1.1)),
     "a matrix": Case(
         mj.Linear(), mj.QuadraticForm(G0), weights(2)[0], product, pull_product, lambda w: [G0 @ w[0]], G0
     ),
 }
-NUMERIC = ["u^4 - v^4", "depths 1, 2, 3", "a matrix"]
+NUMERIC = ["u^4 - v^4", "every depth", "a matrix"]
 CLOSED = [name for name in CASES if name != "a matrix"]
 
 
@@ -201,7 +219,7 @@ def test_derivatives_in_a_are_those_of_differences(name, numeric):
 
 def test_the_numeric_mirror_map_inverts_and_moves_with_a(numeric):
     """`mu = grad R_a(x)` and `dmu/da`, with the leak in it, where blocks leak at rates of their own."""
-    case, (R, at) = CASES["depths 1, 2, 3"], numeric["depths 1, 2, 3"]
+    case, (R, at) = CASES["every depth"], numeric["every depth"]
     x, a, step = case.g(case.w0) * 1.1, jnp.asarray(np.float64(-0.2)), 1e-4
     of = jax.jit(lambda a: jax.jvp(lambda a: R.mirror_map(x, a), (a,), (jnp.ones_like(a),)))
     (mu, dmu), (ahead, _), (behind, _) = of(a), of(a + step), of(a - step)

@@ -17,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, Float, PRNGKeyArray
-from scipy.optimize import minimize
 
 from ... import plot
-from ...geometry import read_bias
+from ...geometry import legendre, predict_limit, read_bias
 from ...optim import accumulated_bias, track_bias
 from ...problem import Hadamard, LeastSquares, SwitchOff, WeightDecay
 from ...runs import map_grid
@@ -117,8 +116,8 @@ def _of_batch(objective: LeastSquares, x: Array, key: PRNGKeyArray, size: int, n
 def run(folder: RunFolder, setting: Setting) -> None:
     """Every method in turn, written as soon as it is trained; the figures and the claims at the end."""
     seeds = np.arange(setting.seed, setting.seed + SEEDS[setting.preset])
-    same, zero = np.full(COORDINATES, SPENT), np.zeros(COORDINATES)
-    flows = {int(seed): own_limit(sparse_regression(int(seed)).objective, same, zero) for seed in seeds}
+    same = np.full(COORDINATES, SPENT)
+    flows = {int(seed): own_limit(sparse_regression(int(seed)).objective, same) for seed in seeds}
     solved, rows = {}, []
     for method in METHODS:
         time = method.time if setting.preset == "paper" else method.quick_time
@@ -157,21 +156,9 @@ NOTE = (
 )
 
 
-def own_limit(objective: LeastSquares, a: np.ndarray, mu: np.ndarray) -> Float[np.ndarray, " d"]:
-    """`argmin sum_i R_{a_i}(x_i)` s.t. `Z x = y`, by the convex dual `Q(Z^T nu) - <nu, y>`, from the nearest to mu.
-
-    `predict_limit` takes a <= 0 alone, and Adam makes some a_i positive.
-    """
-    Z, y, A = np.asarray(objective.Z), np.asarray(objective.y), np.exp(4 * a) / 2
-    found = minimize(
-        lambda nu: np.sum(A * np.cosh(2 * Z.T @ nu)) / 2 - nu @ y,
-        np.linalg.lstsq(Z.T, mu)[0],
-        jac=lambda nu: Z @ (A * np.sinh(2 * Z.T @ nu)) - y,
-        hess=lambda nu: (Z * (2 * A * np.cosh(2 * Z.T @ nu))) @ Z.T,
-        method="trust-exact",
-        options={"gtol": 1e-9, "maxiter": 1000},
-    )
-    return A * np.sinh(2 * Z.T @ found.x)
+def own_limit(objective: LeastSquares, a: np.ndarray) -> Float[np.ndarray, " d"]:
+    """`argmin sum_i R_{a_i}(x_i)` s.t. `Z x = y`, NaN where the search did not converge."""
+    return np.asarray(predict_limit(legendre(G, H, start()), objective, a).x)
 
 
 def table_rows(method: Method, dataset: Dataset, flow: np.ndarray) -> list[dict[str, Any]]:
@@ -183,7 +170,7 @@ def table_rows(method: Method, dataset: Dataset, flow: np.ndarray) -> list[dict[
     for lane in (dataset.sel(step_size=size) for size in method.step_sizes):
         x, a, mu = lane.x.values, lane.a.values, lane.mu.values
         reached = bool(np.all(lane.bias_status.values == "successful"))
-        own = own_limit(objective, a, mu) if reached else np.full_like(x, np.nan)
+        own = own_limit(objective, a) if reached else np.full_like(x, np.nan)
         distance = lambda other, x=x: float(np.linalg.norm(x - other) / np.linalg.norm(x))  # noqa: E731
         rows.append(
             {

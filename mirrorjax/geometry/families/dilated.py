@@ -13,7 +13,7 @@ from ...problem.reparam import Weights
 from ..base import AbstractLegendre
 from ..bias import Bias
 from ..points import Point, Recovered, Strength
-from .separable import AbstractSeparableLegendre, scaled_strength
+from .separable import scaled_strength
 
 
 class DilatedLegendre(AbstractLegendre):
@@ -48,10 +48,7 @@ class DilatedLegendre(AbstractLegendre):
 
     def potential_at(self, mu: Point, a: Strength) -> Float[Array, ""]:
         s = self._dilation(a, mu)
-        nu = self._undilated(mu, s)
-        if isinstance(self.undecayed, AbstractSeparableLegendre):  # also for one s a coordinate
-            return jnp.sum(jnp.exp(2 * s) * self.undecayed.potential_terms_at(nu, 0.0))
-        return jnp.exp(2 * s) * self.undecayed.potential_at(nu, 0.0)
+        return self.undecayed.weighted_potential_at(self._undilated(mu, s), jnp.exp(2 * s), 0.0)
 
     def primal_at(self, mu: Point, a: Strength) -> Recovered:
         s = self._dilation(a, mu)

@@ -84,6 +84,9 @@ class AbstractSeparableLegendre(AbstractLegendre):
         """`Q_a(mu)`; `inf` outside the dual interval, as for any convex function, and NaN where R_a does not exist."""
         return jnp.sum(self.potential_terms_at(mu, a))
 
+    def weighted_potential_at(self, mu: Values, weights: Values, a: Strength) -> Float[Array, ""]:
+        return jnp.sum(weights * self.potential_terms_at(mu, a))
+
     def potential_terms_at(self, mu: Values, a: Strength) -> Values:
         """The summands of `Q_a(mu)` at any mu."""
         safe, inside, exists = self._inside(mu, a)
