@@ -10,7 +10,7 @@ import pytest
 
 import mirrorjax as mj
 from mirrorjax.compilation import is_wanted, open_cache
-from mirrorjax.nn.train import train
+from mirrorjax.nn.training import train
 from mirrorjax.programs import Computed, as_program, interned
 
 COMPILED = []

@@ -1,21 +1,17 @@
 """sweep(): many problems at once."""
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from functools import partial
-from pathlib import Path
-from typing import Any, Unpack
+from typing import Any
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..calls import calling, refuse_traced, require_parameters
-from ..checks import Number, Numbers, as_time_scalar, require_positive
+from ..checks import Number, as_time_scalar, require_positive
 from ..dynamics.guards import Field
-from ..dynamics.lanes import FORWARD, Outcome
+from ..dynamics.lanes import Outcome
+
+
 class _Job(AbstractJob):
     """The flows of a sweep, group by group."""
 

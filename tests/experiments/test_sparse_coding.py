@@ -24,7 +24,7 @@ from mirrorjax.experiments.theory.coding import (
     solve_power,
     stationary_time,
 )
-from mirrorjax.experiments.theory.dictionary import lasso, learn_dictionary, reduce, take, update_dictionary
+from mirrorjax.experiments.theory.dictionary import lasso, reduce, take, update_dictionary
 from mirrorjax.geometry import legendre
 from mirrorjax.problem import Compatible, LogDifference, PowerDifference
 from mirrorjax.results import RESULTS
