@@ -1,15 +1,205 @@
 """sweep(): many problems at once."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Unpack
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..checks import Number, as_time_scalar, require_positive
+from ..calls import calling, refuse_traced, require_parameters
+from ..checks import Number, Numbers, as_time_scalar, require_positive
 from ..dynamics.guards import Field
-from ..dynamics.lanes import Outcome
+from ..dynamics.lanes import FORWARD, Outcome
+from ..dynamics.motion import AbstractFlow, AbstractMotion, state_dtype
+from ..dynamics.options import (
+    Integration,
+    choose_flow,
+    make_options,
+    refuse_unknown,
+    with_integration,
+    with_metrics_traced,
+)
+from ..results import status_name
+from ..runs.archive import TEXT, Arrays, Shape
+from ..runs.configuration import configuration, program_of, trace, trace_pure
+from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
+from ..runs.devices import Device
+from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.executors import Executors, choose_place
+from ..runs.grid import Grid, OneLane, Zip
+from ..runs.memory import choose_slots, size_of
+from ..runs.progress import Callback, Reporter
+from ..runs.store import recorded_slots
+from ..signals import stoppable
+from .representation import all_stiff, choose_representation, choose_solver
+from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, Started, computation, shapes
+
+# Long names and units of the variables.
+TEXTS = {
+    "time": ("time (one step of descent takes step_size)", "units of the flow"),
+    "loss": ("f(x), without the regularizer", "1"),
+    "a": ("accumulated regularization, minus the integral of alpha", "1"),
+    "x": ("parameters at the end; missing where the lane failed", "1"),
+    "status": ("how the lane ended", "1"),
+    "steps": ("solver steps, accepted and rejected", "1"),
+    "rejected_steps": ("rejected solver steps", "1"),
+    "t_end": ("the time reached; below t1 where the lane failed or was steady", "units of the flow"),
+}
+# Batches of lanes in a group: enough that filling and emptying the slots costs little.
+BATCHES = 8
+# Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It pays where a thousand
+# evaluations of the whole batch take more operations than the device does in ten seconds.
+WORTH = {"cpu": 3e12}
+WORTH_ELSEWHERE = 1e13
+
+
+@stoppable()
+@with_integration
+@jax.transfer_guard("allow")  # all transfers here are meant: grid values to the devices, results to the host
+def sweep(
+    lane: LaneFunction,
+    grid: Mapping[str, Numbers | Zip] | Zip,
+    *,
+    t1: Number,
+    steady: Number | None = None,
+    chunk: int | None = None,
+    devices: Sequence[Device] | None = None,
+    executor: Executors | None = None,
+    store: str | Path | None = None,
+    resume: bool = False,
+    checkpoint_every: float = 10.0,
+    progress: bool | None = None,
+    callback: Callback | None = None,
+    **given: Unpack[Integration],
+) -> Dataset:
+    """Solves `lane(**parameters)` for every point of a grid, vmapped, and returns one labelled dataset.
+
+    Finished lanes are replaced by new ones while the batch runs, so a slow lane holds up no other. The same call gives
+    the same bits, also when it was killed and resumed; another `chunk`, other devices or versions change the last
+    digits.
+
+    **Arguments:**
+
+    - `lane`: parameters -> `(Problem, w0)`, a pure JAX function; each parameter arrives as a scalar (or one slice).
+    - `grid`: `{"alpha": alphas, "t_off": t_offs}` is a product, `Zip(alpha=.., t_off=..)` pairs its values, and a `Zip`
+      may be an entry of a product.
+    - `t1`, `saveat`, `metrics`, `flow`, `solver`, `rtol`, `atol`, `max_steps`: as in `solve`. Without a `flow` gradient
+      flow is followed in the variables whose steps cost least: the weights, or, where R_a has a closed form and exists
+      in every lane up to t1, its dual variable (`MirrorFlow`) or one number a measurement (`DualFlow`); the results are
+      the same up to the tolerances. The default solver is chosen by the stiffness of four lanes, spread over the grid:
+      if all are stiff, `RKC` at rtol >= 1e-4, and `diffrax.Kvaerno5()` for very stiff ones on measurements.
+    - `steady`: end a lane once `|dx/dt| <= steady |x|`, after its last breakpoint before t1; in 1/time. Its values stay
+      as they are up to t1. A saddle looks steady too, and errors of size `rtol` do not look steady, so this is off
+      (`None`) unless asked for.
+    - `chunk`: lanes solved together on all devices; chosen from the memory that is free when `None`.
+    - `devices`: where; all local ones of the first platform when `None`. Several hosts, after
+      `jax.distributed.initialize()`, share the lanes; give them one `store`, and `open_sweep` it at the end.
+    - `executor`: workers that compute the groups of `8 * chunk` lanes, with the same bits: any
+      `concurrent.futures.Executor`, such as `client.get_executor()` of `dask.distributed`, or a function that makes
+      one. A group whose worker dies goes to another.
+    - `store`: a new folder that keeps results as they come, so that the sweep survives being killed. Needed where they
+      do not fit into memory. `resume`: go on with the one that is there (or begin it).
+    - `checkpoint_every`: seconds between two checkpoints of lanes under way.
+    - `progress`: show a bar; when `None`, on a terminal only. `callback`: gets a `SweepReport` every few segments.
+
+    **Returns:** an `xarray.Dataset` with one dimension a parameter and `time`: `loss`, `a`, each metric, the final `x`
+    (dimensions x_0, ..), and for each lane `status` (the name of a `RESULTS`), `steps`, `rejected_steps` and `t_end`. A
+    failed lane holds NaN from the time it failed. `attrs["representation"]`: the flow that was followed, `WeightFlow`
+    for the weights. `attrs["work"]`: the steps that all lanes took, or with
+    `RKC` their evaluations of the velocity; `attrs["efficiency"]`: this work divided by the work of all slots of the
+    batch, empty ones included.
+
+    **Raises:** `ValueError` for an empty grid, a lane that does not take its parameters or does not return
+    `(Problem, w0)`, arguments that `solve` would refuse, results that fit neither memory nor disk, a store that holds
+    another run, or a call inside `jax.grad`, `jit` or `vmap`. `TypeError` for a lane that needs the value of a
+    parameter, or keeps one. `OSError` where the store cannot be written; what was finished is safe. Bad *values* of a
+    lane do not raise: they are its status.
+    """
+    refuse_unknown(given, "sweep")
+    refuse_traced((lane, grid, t1, steady, given), "sweep")
+    lanes, (chosen, workers), t1 = Grid(grid), choose_place(devices, executor), as_time_scalar(t1, "t1")
+    require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
+    start_of = Start(lane, choose_flow(given).without_dual(), t1)
+    one = lanes.first()
+    start = program_of(lambda: start_of.traced(one), "the lane")
+    with calling("the lane"):
+        motion, state = _shapes_of_motion(start, one)
+    how = _with_metrics(given, motion, state)
+    # Arguments that do not fit are refused before anything is computed of the lanes.
+    make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, lambda: False)
+    is_free = given.get("flow") is None
+    if is_free:
+        with calling("the lane"):
+            start = choose_representation(start_of, start, lanes)
+            motion, state = _shapes_of_motion(start, one)
+        how = _with_metrics(given, motion, state)
+    options = make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, partial(all_stiff, start, lanes))
+    if is_free and given.get("solver") is None:
+        options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options))
+    refuse_traced((one, start, options), "sweep")
+    program = Program(start, options, _tolerance(steady))
+    with calling("the lane or metrics"):
+        like = carried, outcome = shapes(program, one)
+    traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
+    named = _named(outcome)
+    room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None}
+    slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen, **room)
+    shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
+    scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
+    settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
+    dataset = run(
+        _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
+        lanes,
+        about=About(
+            results_like(named), np.asarray(options.ts), tuple(name for name in named if name not in PER_LANE), TEXTS
+        ),
+        configure=lambda: configuration(
+            lanes,
+            trace(lambda values: computation(program, values), one, "the lane or metrics"),
+            slots,
+            chosen,
+            settings | {"flow": start.flow, "steady": program.steady, "representation": _name(start.flow)},
+        ),
+        store=store,
+        resume=resume,
+        checkpoint_every=checkpoint_every,
+        progress=progress,
+        callback=callback,
+        workers=workers,
+    )
+    dataset.attrs["representation"] = _name(start.flow)
+    return dataset
+
+
+def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> Integration:
+    """The keywords, with the metrics as their program."""
+    how = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
+    metrics = how.get("metrics")
+    return {**how, "metrics": _no_metrics if metrics is None else metrics}
+
+
+def _name(flow: AbstractFlow) -> str:
+    """The name of the flow that moves the lanes."""
+    return type(flow).__name__
+
+
+def _shapes_of_motion(start: Start | Started, values: OneLane) -> tuple[AbstractMotion, PyTree]:
+    """The motion and the initial state of one lane, as shapes. Raises `ValueError` for a lane that is not pure."""
+    structure = []
+
+    def one(values: OneLane) -> PyTree:
+        motion = start(values)
+        arrays, static = eqx.partition((motion, motion.initial()), eqx.is_array)
+        structure.append(static)
+        return arrays
+
+    return eqx.combine(trace(one, values).out_info, structure[0])
 
 
 class _Job(AbstractJob):

@@ -138,7 +138,7 @@ def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str)
     rows = []
     for i, run in enumerate(size.runs):
         row = {"weight_decay": run.strength, "off_at": run.off_at if math.isfinite(run.off_at) else None}
-        row |= {"run": runrun_name(run)}
+        row |= {"run": run_name(run)}
         for name, over in ends.items():
             row |= over.columns(name, (i, -1))
         rows.append(row | lowest.columns("lowest_validation", i))
@@ -194,7 +194,7 @@ def crossing_rows(start: Start, dataset: Dataset) -> list[dict[str, Any]]:
     of = {run: curves.isel(decay=i) for i, run in enumerate(start.size.runs)}
     constant, switched = ([run for run in of if run.is_constant is wanted] for wanted in (True, False))
     return [
-        {"model": start.name, "run": runrun_name(run), "constant": run_name(smaller)}
+        {"model": start.name, "run": run_name(run), "constant": run_name(smaller)}
         | crossing_columns(of[run], of[smaller], run.off_at, "validation")
         for run in switched
         for smaller in constant
