@@ -4,7 +4,7 @@ Where R_a has a closed form all three are the same flow, and the fewer the numbe
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -16,7 +16,7 @@ from ..dynamics.flows.dual import DualFlow
 from ..dynamics.flows.mirror import MirrorFlow
 from ..dynamics.guards import Field, unguarded_field
 from ..dynamics.integrate import integrate
-from ..dynamics.motion import AbstractFlow, AbstractMotion, Solver, state_dtype
+from ..dynamics.motion import AbstractFlow, Solver, state_dtype
 from ..dynamics.options import STABILIZED_FROM, Options
 from ..dynamics.solvers.rkc import RKC
 from ..dynamics.steppers import over_lanes
@@ -121,13 +121,14 @@ def _start_of(start: Start | Started, values: OneLane) -> Array:
 
 @eqx.filter_jit
 def _exists(start: Start | Started, weights: Start | Started, values: Values) -> Bool[Array, " lanes"]:
-    def one(motion: Any, other: AbstractMotion) -> Bool[Array, ""]:
+    def one(values: OneLane) -> Bool[Array, ""]:
+        motion, other = cast(Any, start(values)), weights(values)
         nothing = jnp.zeros_like(motion.x0)
         found = first_failure(motion.R.primal(nothing, motion.spent(start.t1)).result)
         starts = other.input_status(other.initial(), start.t1)
         return (found == RESULTS.successful) | (starts != RESULTS.successful)
 
-    return over_lanes(lambda values: (start(values), weights(values)), lambda both: one(*both))(values)
+    return jax.vmap(one)(values)
 
 
 def choose_solver(start: Start | Started, lanes: Grid, options: Options) -> Solver:

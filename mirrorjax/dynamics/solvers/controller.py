@@ -60,6 +60,9 @@ class Bounded(_Around):
     controller: diffrax.AbstractAdaptiveStepSizeController
     bound: Array
 
+    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController, bound: Array):
+        self.controller, self.bound = controller, bound
+
     def wrap(self, direction: Any) -> "Bounded":
         return Bounded(cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction)), self.bound)
 

@@ -6,7 +6,7 @@ small lanes takes a third of the time. The price is a program with one copy of t
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import diffrax
 import equinox.internal as eqxi
@@ -19,9 +19,9 @@ Scalar = Float[Array, ""]
 
 def written_out(solver: diffrax.AbstractSolver) -> "WrittenOut | None":
     """The solver with its stages written out; `None` unless it is a Runge-Kutta solver that diffrax steps by itself."""
-    if isinstance(solver, diffrax.AbstractERK) and type(solver).step is diffrax.Tsit5.step:
-        return WrittenOut(solver)
-    return None
+    if not isinstance(solver, diffrax.AbstractERK) or type(solver).step is not diffrax.Tsit5.step:
+        return None
+    return WrittenOut(solver) if isinstance(solver.tableau, diffrax.ButcherTableau) else None
 
 
 class WrittenOut(diffrax.AbstractAdaptiveSolver):
@@ -33,6 +33,10 @@ class WrittenOut(diffrax.AbstractAdaptiveSolver):
     solver: diffrax.AbstractERK
 
     term_structure: ClassVar = diffrax.ODETerm
+
+    @property
+    def tableau(self) -> diffrax.ButcherTableau:
+        return cast(diffrax.ButcherTableau, self.solver.tableau)  # as `written_out` has checked
 
     @property
     def interpolation_cls(self) -> Callable[..., diffrax.AbstractLocalInterpolation]:
@@ -53,7 +57,7 @@ class WrittenOut(diffrax.AbstractAdaptiveSolver):
 
     def init(self, terms: Any, t0: Any, t1: Any, y0: PyTree, args: Any) -> PyTree:
         """The velocity at the start, which a solver whose last stage is the next first one carries along."""
-        return terms.vf(t0, y0, args) if self.solver.tableau.fsal else None
+        return terms.vf(t0, y0, args) if self.tableau.fsal else None
 
     def step(
         self,
@@ -65,7 +69,7 @@ class WrittenOut(diffrax.AbstractAdaptiveSolver):
         solver_state: PyTree,
         made_jump: Bool[ArrayLike, ""],
     ) -> tuple[PyTree, PyTree, dict[str, PyTree], PyTree, diffrax.RESULTS]:
-        tableau, h = self.solver.tableau, t1 - t0
+        tableau, h = self.tableau, t1 - t0
 
         def velocity(c: float, y: PyTree) -> PyTree:
             # Exactly t1 for c = 1: t0 + h may round to a time beyond the step.

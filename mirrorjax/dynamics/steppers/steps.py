@@ -123,10 +123,9 @@ class DiffraxStepper(AbstractStepper):
         moves = _moves(options, motion, lane)
         kept = jnp.asarray(kept) & moves
         # A step that is rejected begins where the one before ended, with the velocity after the jump there.
-        held = _choose(kept, (solver, jnp.asarray(jumped)), (now.solver, now.jumped))
-        return StepEnd(
-            moves=moves, kept=kept, state=y, tick=tick, next=Between(until, control, *held, stopped), info=info
-        )
+        carried, jumped = _choose(kept, (solver, jnp.asarray(jumped)), (now.solver, now.jumped))
+        following = Between(until, control, carried, jumped, stopped)
+        return StepEnd(moves=moves, kept=kept, state=y, tick=tick, next=following, info=info)
 
     def _read(self, options: Options, motion: AbstractMotion, lane: Lane, info: PyTree, t: Scalar) -> PyTree:
         """The numbers kept at a time within the step. A save time at a breakpoint lies just before the next step
