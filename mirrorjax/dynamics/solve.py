@@ -56,11 +56,11 @@ def solve(
       is refused where no limit is known: alpha that is not switched off, objectives without interpolation such as
       `Logistic`, other flows than gradient flow, pairs without R_a.
     - `adjoint`: how the steps are differentiated: `diffrax.RecursiveCheckpointAdjoint()` in reverse mode,
-      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, and outside of all transformations, since it compiles
-      fastest, `diffrax.DirectAdjoint()` for both together, as in `jax.hessian`. Chosen by the transformations around the call, as far as they show: outside a `jax.jit` around it
-      they do not, so that `jax.jacfwd(jax.jit(f))` needs the second one named, or `jax.jit(jax.jacfwd(f))`. Where a
-      solve fails, the first derivatives of the values that it did not reach are NaN like the values; second ones may
-      be 0.
+      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, and where nothing is differentiated, since it compiles
+      fastest, `diffrax.DirectAdjoint()` for both together, as in `jax.hessian`. Chosen by the transformations around
+      the call, as far as they show: outside a `jax.jit` around it they do not, so that `jax.jacfwd(jax.jit(f))` needs
+      the second one named, or `jax.jit(jax.jacfwd(f))`. Where a solve fails, the first derivatives of the values that
+      it did not reach are NaN like the values; second ones may be 0.
     - `throw`: raise when the result is not successful; otherwise look at `sol.result`.
     - `saveat`: increasing times in [0, t1] to save at; `None` for the final state only.
     - `metrics`: a function of `(t, x, w)`, saved at those times instead of the whole state.

@@ -124,7 +124,7 @@ def sweep(
     start = program_of(lambda: start_of.traced(one), "the lane")
     with calling("the lane"):
         motion, state = _shapes_of_motion(start, one)
-    how = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
+    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
     metrics = how.get("metrics")
     named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
     is_stiff = partial(_is_stiff, start, lanes)
