@@ -51,7 +51,8 @@ class Computed(eqx.Module):
 
     def __call__(self, *args: PyTree) -> PyTree:
         leaves, structure = jax.tree.flatten(args)
-        wanted = [(variable.aval.shape, variable.aval.dtype) for variable in self.program.jaxpr.invars]
+        avals: list[Any] = [variable.aval for variable in self.program.jaxpr.invars]
+        wanted = [(aval.shape, aval.dtype) for aval in avals]
         if structure != self.program.arguments or list(map(_form, leaves)) != wanted:
             raise ValueError(
                 f"{self.program.name} was traced for arguments of other shapes or dtypes than it is called with, "

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 import mirrorjax as mj
 from mirrorjax.compilation import is_wanted, open_cache
@@ -14,11 +15,14 @@ from mirrorjax.nn.training import train
 from mirrorjax.programs import Computed, as_program, interned
 
 COMPILED = []
-jax.monitoring.register_event_duration_secs_listener(
-    lambda name, seconds, **about: (
-        COMPILED.append(about.get("fun_name")) if name.endswith("backend_compile_duration") else None
-    )
-)
+
+
+def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    if event.endswith("backend_compile_duration"):
+        COMPILED.append(kwargs.get("fun_name"))
+
+
+jax.monitoring.register_event_duration_secs_listener(listen)
 X = jnp.array([1.0, -0.5])
 
 
@@ -208,7 +212,7 @@ def restored():
     yield
     for name, value in before.items():
         jax.config.update(name, value)
-    jax.experimental.compilation_cache.compilation_cache.reset_cache()
+    compilation_cache.reset_cache()
 
 
 def test_the_persistent_cache_keeps_programs_in_a_folder(tmp_path, restored):

@@ -93,7 +93,7 @@ def run(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),
         t0=start,
-        t1=jnp.finfo(end.dtype).max,  # never reached: see `Ending`
+        t1=float(jnp.finfo(end.dtype).max),  # never reached: see `Ending`
         dt0=None,
         y0=field.anchor,
         args=field,

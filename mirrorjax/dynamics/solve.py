@@ -58,7 +58,7 @@ def solve(
       is refused where no limit is known: alpha that is not switched off, objectives without interpolation such as
       `Logistic`, other flows than gradient flow, pairs without R_a.
     - `adjoint`: how the steps are differentiated: `diffrax.RecursiveCheckpointAdjoint()` in reverse mode,
-      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, and outside of all transformations, since it compiles
+      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, and where nothing is differentiated, since it compiles
       fastest, `diffrax.DirectAdjoint()` for both together, as in `jax.hessian`. Chosen by the transformations around
       the call, as far as they show: outside a `jax.jit` around it they do not, so that `jax.jacfwd(jax.jit(f))` needs
       the second one named, or `jax.jit(jax.jacfwd(f))`. Where a solve fails, the first derivatives of the values that

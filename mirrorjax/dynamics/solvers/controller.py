@@ -166,6 +166,9 @@ class Ending(_Around):
     first: Array
     state: PyTree
 
+    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController, end: Array, first: Array, state: PyTree):
+        self.controller, self.end, self.first, self.state = controller, end, first, state
+
     def wrap(self, direction: Any) -> "Ending":
         wrapped = cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction))
         return Ending(wrapped, self.end, self.first, self.state)
