@@ -18,6 +18,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
+MOST_CELLS = 144  # of a heat map whose numbers can be read
 WIDTH = 4.2  # inches a panel: readable at half a page
 
 
@@ -123,7 +124,8 @@ def heat_map(
 ) -> Figure:
     """Positive values over two logarithmic axes, on a logarithmic colour scale, and their numbers in the cells.
 
-    Missing values are hatched, not coloured. A number has two digits, or one where its exponent takes the room.
+    Missing values are hatched, not coloured. A number has two digits, or one where its exponent takes the room; maps of
+    more than 144 cells have none.
 
     **Arguments:** `values` (rows, columns); `rows`, `columns`: their positive coordinates, increasing; `floor`: where
     the colour scale ends; `contour`: a curve to draw on top.
@@ -148,7 +150,9 @@ def heat_map(
 
 
 def _write_values(axis: Axes, rows: np.ndarray, columns: np.ndarray, values: Any, norm: Any) -> None:
-    """Writes each value into its cell, in black on bright colours and in white on dark ones."""
+    """Writes each value into its cell, in black on bright colours and in white on dark ones, where there is room."""
+    if values.size > MOST_CELLS:
+        return
     size = min(8.0, 64.0 / len(columns))  # points: four characters are as wide as a cell of this figure
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):
