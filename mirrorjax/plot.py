@@ -141,8 +141,10 @@ def heat_map(
     mesh = axis.pcolormesh(_log_edges(columns), _log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
     _write_values(axis, rows, columns, masked, mesh.norm)
     if contour is not None:
-        axis.plot(contour.x, contour.y, contour.style, color="tab:red", label=contour.label, linewidth=1.6)
-        figure.legend(loc="outside lower center", frameon=False)  # inside it would hide numbers
+        axis.plot(contour.x, contour.y, contour.style, color="white", label=contour.label, linewidth=1.6)
+        # Outside, since it would hide numbers inside; on grey, since the line is white.
+        style: dict[str, Any] = {"frameon": True, "facecolor": "0.3", "labelcolor": "white"}
+        figure.legend(loc="outside lower center", **style)
     axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
     axis.set(xlim=_log_edges(columns)[[0, -1]], ylim=_log_edges(rows)[[0, -1]])
     figure.colorbar(mesh, ax=axis, label=value_label)
