@@ -18,6 +18,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
+MOST_CELLS = 144  # of a heat map whose numbers can be read
 WIDTH = 4.2  # inches a panel: readable at half a page
 FORMATS = (".png", ".pdf", ".svg")
 
@@ -130,7 +131,8 @@ def heat_map(
 ) -> Figure:
     """Positive values over two logarithmic axes, on a logarithmic colour scale, and their numbers in the cells.
 
-    Missing values are hatched, not coloured. A number has two digits, or one where its exponent takes the room.
+    Missing values are hatched, not coloured. A number has two digits, or one where its exponent takes the room; maps of
+    more than 144 cells have none.
 
     **Arguments:** `values` (rows, columns); `rows`, `columns`: their positive coordinates, increasing; `floor`: where
     the colour scale ends; `contour`: a curve to draw on top.
@@ -146,8 +148,10 @@ def heat_map(
     mesh = axis.pcolormesh(log_edges(columns), log_edges(rows), masked, norm=LogNorm(vmin=floor), cmap="viridis")
     _write_values(axis, rows, columns, masked, mesh.norm)
     if contour is not None:
-        axis.plot(contour.x, contour.y, contour.style, color="tab:red", label=contour.label, linewidth=1.6)
-        figure.legend(loc="outside lower center", frameon=False)  # inside it would hide numbers
+        axis.plot(contour.x, contour.y, contour.style, color="white", label=contour.label, linewidth=1.6)
+        # Outside, since it would hide numbers inside; on grey, since the line is white.
+        style: dict[str, Any] = {"frameon": True, "facecolor": "0.3", "labelcolor": "white"}
+        figure.legend(loc="outside lower center", **style)
     axis.set(xscale="log", yscale="log", title=title, xlabel=column_label, ylabel=row_label)
     axis.set(xlim=log_edges(columns)[[0, -1]], ylim=log_edges(rows)[[0, -1]])
     figure.colorbar(mesh, ax=axis, label=value_label)
@@ -155,7 +159,9 @@ def heat_map(
 
 
 def _write_values(axis: Axes, rows: np.ndarray, columns: np.ndarray, values: Any, norm: Any) -> None:
-    """Writes each value into its cell, in black on bright colours and in white on dark ones."""
+    """Writes each value into its cell, in black on bright colours and in white on dark ones, where there is room."""
+    if values.size > MOST_CELLS:
+        return
     size = min(8.0, 64.0 / len(columns))  # points: four characters are as wide as a cell of this figure
     for i, row in enumerate(rows):
         for j, column in enumerate(columns):

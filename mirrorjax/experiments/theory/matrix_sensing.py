@@ -23,7 +23,7 @@ from ...runs.dataset import Dataset
 from ...sweeps import sweep
 from ..core.experiment import Setting
 from ..core.run import RunFolder
-from .sensing_claims import claim_late_drop, claim_norms_and_losses, claim_recovery, claim_table
+from .sensing_claims import claim_constant, claim_late_drop, claim_norms_and_losses, claim_recovery, claim_table
 from .sensing_figures import HEAT, heat_map_figure, save_figures
 from .sensing_steps import explain_norms, explain_times
 
@@ -140,7 +140,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
     claim_recovery(folder, flow, baseline)
     claim_norms_and_losses(folder, flow)
     claim_late_drop(folder, flow)
-    if size == SIZES["paper"]:  # another size has other numbers
+    if size == SIZES["paper"]:  # another size has other numbers, and its data may determine X without any decay
+        claim_constant(folder, flow)
         claim_table(folder, rows)
         explain_times(folder, data.objective, TOTAL, TRAINED)
         explain_norms(folder, data.objective, STEP, HORIZON)

@@ -17,7 +17,7 @@ def claim_recovery(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
     """Records the claims of the text on the errors at the end."""
     error = dict(zip(flow.schedule.values.tolist(), flow.rel_error.isel(time=-1).values.tolist(), strict=True))
     switched = {name: error[name] for name in _switched(flow)}
-    worst, kept, none = max(switched.values()), error["constant 0.01"], error["none"]
+    worst, kept = max(switched.values()), error["constant 0.01"]
     best = float(baseline.rel_error.isel(time=-1).min())
     folder.claim(
         "decay that is switched off recovers X*",
@@ -41,18 +41,24 @@ def claim_recovery(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
         holds=best > 0.01,
     )
     folder.claim(
-        "constant decay ends nearer to X* than no decay",
-        key="constant-beats-none",
-        paper="constant decay beats none",
-        ours=f"error {kept:.3f}, without decay {none:.3g}",
-        holds=kept < none,
-    )
-    folder.claim(
         "every schedule that is switched off ends nearer to X* than constant decay, and than it was at its switch-off",
         key="switching-off-improves",
         paper="in all cases",
         ours=f"at most {worst:.1e}; at the switch-off at least {_least_error_at_off(flow):.2g}; constant {kept:.2g}",
         holds=worst < min(kept, _least_error_at_off(flow)),
+    )
+
+
+def claim_constant(folder: RunFolder, flow: Dataset) -> None:
+    """Records that constant decay is better than none, which holds where the data alone do not determine X."""
+    error = dict(zip(flow.schedule.values.tolist(), flow.rel_error.isel(time=-1).values.tolist(), strict=True))
+    kept, none = error["constant 0.01"], error["none"]
+    folder.claim(
+        "constant decay ends nearer to X* than no decay",
+        key="constant-beats-none",
+        paper="constant decay beats none",
+        ours=f"error {kept:.3f}, without decay {none:.3g}",
+        holds=kept < none,
     )
 
 
