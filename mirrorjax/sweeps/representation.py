@@ -23,7 +23,7 @@ from ..dynamics.steppers import over_lanes
 from ..dynamics.stiffness import IMPLICIT, IMPLICIT_FROM, ORDINARY, STIFF_FROM, stiffness
 from ..geometry.registry import closed_form
 from ..problem.objective import AbstractMeasured
-from ..results import RESULTS, first_failure
+from ..results import RESULTS, first_failure, first_of
 from ..runs.grid import Grid, OneLane, Values
 from .scheduler import Start, Started
 
@@ -125,7 +125,8 @@ def _exists(start: Start | Started, weights: Start | Started, values: Values) ->
         motion, other = cast(Any, start(values)), weights(values)
         nothing = jnp.zeros_like(motion.x0)
         found = first_failure(motion.R.primal(nothing, motion.spent(start.t1)).result)
-        starts = other.input_status(other.initial(), start.t1)
+        state = other.initial()
+        starts = first_of(other.number_status(state, start.t1), other.start_status(state))
         return (found == RESULTS.successful) | (starts != RESULTS.successful)
 
     return jax.vmap(one)(values)
