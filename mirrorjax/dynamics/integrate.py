@@ -5,7 +5,7 @@ No checks on values and no exceptions, a status instead.
 
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import diffrax
 import equinox as eqx
@@ -88,7 +88,8 @@ def run(
     field = Field.packed(motion, state)
     controller = motion.controller(options.rtol, options.atol, end.dtype)
     is_adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
-    ending = (Ending if is_adaptive else EndingFixed)(controller, end, jnp.minimum(start + step, end), control)
+    around: Any = Ending if is_adaptive else EndingFixed
+    ending = around(controller, end, jnp.minimum(start + step, end), control)
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),

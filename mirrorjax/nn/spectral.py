@@ -170,7 +170,8 @@ def attention_factors(key: Float[Array, "..."], query: Float[Array, "..."], head
                 f"kernels (.., d, heads, r) have r <= d, {got}, as a stack of matrices (.., d, heads * r) has: give "
                 "heads for these"
             )
-        return split_heads(*(kernel.reshape(*kernel.shape[:-2], -1) for kernel in (key, query)), key.shape[-2])
+        joined_key, joined_query = (kernel.reshape(*kernel.shape[:-2], -1) for kernel in (key, query))
+        return split_heads(joined_key, joined_query, key.shape[-2])
     if key.ndim > 2 and key.shape[-2] == heads:
         raise ValueError(
             f"kernels of shape {key.shape} have an axis as long as heads={heads}: for (.., d, heads, r), as in Flax's "

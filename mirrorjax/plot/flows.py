@@ -145,7 +145,7 @@ def sweep_map(dataset: Dataset, variable: str, *, mark: Mapping[str, float] | No
 
 def potential(
     R: AbstractLegendre,
-    a: Sequence[float],
+    a: Sequence[float] | Float[np.ndarray, " strengths"],
     x: Float[np.ndarray, " n"] | None = None,
     *,
     coordinate: int = 0,

@@ -179,7 +179,7 @@ def sweep(
 
 def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> Integration:
     """The keywords, with the metrics as their program."""
-    how = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
+    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
     metrics = how.get("metrics")
     return {**how, "metrics": _no_metrics if metrics is None else metrics}
 

@@ -3,7 +3,7 @@
 import dataclasses
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -90,7 +90,7 @@ def test_each_switched_off_run_meets_smaller_constant_decays():
     size = lora.Size(dataclasses.replace(ADAPTER, steps=10), None, TINY.decays, ((2.0, 0.4), (0.5, 0.2)))
     axes, values = ("decay", "seed", "time"), np.random.default_rng(0).uniform(1, 1.4, (2, 5, 2, 7))
     kept = xr.Dataset({"ratio": (axes, values[0]), "validation": (axes, values[1])}, {"time": np.arange(7.0)})
-    rows = lora.crossing_rows(lora.Start("any", size, None, None, None), kept)
+    rows = lora.crossing_rows(lora.Start("any", size, *cast(Any, [None] * 3)), kept)
     # 0.5 has no smaller constant decay than 0, which is none.
     assert [(row["run"], row["constant"]) for row in rows] == [("2, off at 4", "0.5")]
 

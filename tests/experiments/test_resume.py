@@ -113,7 +113,7 @@ def test_another_run_is_not_resumed(stopped, tmp_path):
 def test_all_skips_what_is_finished(tmp_path):
     done = []
     first = Experiment("first", "", lambda folder, setting: done.append("first"))
-    second = Experiment("second", "", lambda folder, setting: done.append("second") or 1 / (len(done) - 2))
+    second = Experiment("second", "", lambda folder, setting: (done.append("second"), 1 / (len(done) - 2))[0])
     assert mj.experiments.reproduce_all([first, second], tmp_path / "all", "quick", 0, 64, CONSOLE) == ["second"]
     resumed = mj.experiments.reproduce_all([first, second], tmp_path / "all", "quick", 0, 64, CONSOLE, resume=True)
     assert (resumed, done) == ([], ["first", "second", "second"])
@@ -129,6 +129,9 @@ def test_weights_are_made_once_and_again_when_damaged(cache):
     made = []
 
     def kept(recipe):
+        def save(model, path):
+            path.write_bytes(model)
+
         def load(path, sha256):
             content = path.read_bytes()
             if pretrained._sum(content) != sha256:
@@ -139,7 +142,7 @@ def test_weights_are_made_once_and_again_when_damaged(cache):
             "words",
             recipe,
             train=lambda: made.append(recipe) or b"weights",
-            save=lambda model, path: path.write_bytes(model),
+            save=save,
             load=load,
         )
 

@@ -1,5 +1,7 @@
 """PILoT's schedule, pruned tensors that stay pruned, and HAM's bad arguments."""
 
+from typing import Any, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -75,7 +77,7 @@ def test_the_step_of_ham_is_by_default_the_authors():
     eta = 0.1
     optimizer = optim.hyperbolic_step(optax.sgd(eta), step_size=eta)
     updates, _ = optimizer.update(gradient, optimizer.init(start), start)
-    found = optax.apply_updates(start, updates)
+    found: Any = optax.apply_updates(start, updates)
     half = np.asarray(start["kernel"]) - eta * np.asarray(gradient["kernel"])
     exponent = np.clip(-eta * (200 * np.sign(half) * gradient["kernel"] + 1e-3), -5, 5)  # the last two reach 5 and -5
     np.testing.assert_allclose(found["kernel"], half * np.exp(exponent), rtol=1e-12)
@@ -102,7 +104,7 @@ def strengths() -> tuple[np.ndarray, optim.RuleState]:
         w = jnp.array([1.0, 1.0]).at[0].set(accuracies[count // 3])
         pair = m / jnp.array([w[0], 1.0]), w
         updates, state = rule.update((jnp.zeros(2), jnp.zeros(2)), state, pair)
-        return state, (optim.current_strength(state), updates[1][1])
+        return state, (optim.current_strength(state), cast(Any, updates)[1][1])
 
     start = rule.init((jnp.ones(2), jnp.ones(2)))
     state, (alpha, moved) = jax.jit(lambda state: jax.lax.scan(step, state, jnp.arange(27)))(start)
