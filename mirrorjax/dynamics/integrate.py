@@ -87,8 +87,11 @@ def run(
     """
     field = Field.packed(motion, state)
     controller = motion.controller(options.rtol, options.atol, end.dtype)
-    is_adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
-    ending = (Ending if is_adaptive else EndingFixed)(controller, end, jnp.minimum(start + step, end), control)
+    first = jnp.minimum(start + step, end)
+    if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        ending = Ending(controller, end, first, control)
+    else:
+        ending = EndingFixed(controller, end, first, control)
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),

@@ -124,9 +124,9 @@ def sweep(
     start = program_of(lambda: start_of.traced(one), "the lane")
     with calling("the lane"):
         motion, state = _shapes_of_motion(start, one)
-    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
+    how = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
     metrics = how.get("metrics")
-    named_metrics: Integration = {**how, "metrics": _no_metrics if metrics is None else metrics}
+    named_metrics: Any = {**how, "metrics": _no_metrics if metrics is None else metrics}
     is_stiff = partial(_is_stiff, start, lanes)
     options = make_options(start.flow, motion, state_dtype(state), t1, named_metrics, FORWARD, is_stiff)
     refuse_traced((one, start, options), "sweep")
