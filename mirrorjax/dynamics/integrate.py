@@ -5,7 +5,7 @@ No checks on values and no exceptions, a status instead.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import cast
 
 import diffrax
 import equinox as eqx
@@ -21,14 +21,6 @@ from .options import Options
 from .pieces import OnPieces
 from .solution import Point, Solution, finite_rows
 from .solvers.controller import Ending, EndingFixed
-
-
-class Carried(NamedTuple):
-    """Solver state that one solve hands to the next, so that two solves take the steps of a single one: see `run`."""
-
-    solver_state: PyTree
-    controller_state: PyTree
-    made_jump: Bool[Array, ""]
 
 
 def integrate(motion: AbstractMotion, options: Options) -> Solution:
@@ -76,20 +68,19 @@ def run(
     step: Float[Array, ""],
     control: PyTree,
     max_steps: int,
-    carried: Carried | None = None,
 ) -> diffrax.Solution:
     """Integrates from tick `start` to tick `end`, or `max_steps` steps, the first of size `step`.
 
-    **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at `start`; `carried`:
-    left by a solve that ran out of steps, for this one to go on with the very same steps.
-    **Returns:** a diffrax solution, whose `ys` is `(saved, packed state)`. With `carried`, `solver_state`,
-    `controller_state` and `made_jump` are those to hand on.
+    **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at `start`.
+    **Returns:** a diffrax solution, whose `ys` is `(saved, packed state)`.
     """
     field = Field.packed(motion, state)
     controller = motion.controller(options.rtol, options.atol, end.dtype)
-    is_adaptive = isinstance(controller, diffrax.AbstractAdaptiveStepSizeController)
-    around: Any = Ending if is_adaptive else EndingFixed
-    ending = around(controller, end, jnp.minimum(start + step, end), control)
+    first = jnp.minimum(start + step, end)
+    if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
+        ending = Ending(controller, end, first, control)
+    else:
+        ending = EndingFixed(controller, end, first, control)
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),
@@ -103,13 +94,8 @@ def run(
                 diffrax.SubSaveAt(ts=ts, fn=partial(save, options)),
                 diffrax.SubSaveAt(t1=True, fn=partial(save_state, options)),
             ],
-            solver_state=carried is not None,
-            controller_state=carried is not None,
-            made_jump=carried is not None,
         ),
         stepsize_controller=ending,
-        solver_state=None if carried is None else carried.solver_state,
-        made_jump=None if carried is None else carried.made_jump,
         adjoint=options.adjoint,
         max_steps=max_steps,
         throw=False,
