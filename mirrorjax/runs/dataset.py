@@ -168,7 +168,7 @@ class Results:
         for name, array in self.arrays.items():
             array[group[LANES]] = group[name]
 
-    def leave(self, groups: list[Int[np.ndarray, " lanes"]], files: Mapping[int, Path]) -> None:
+    def leave(self, groups: list[Int[np.ndarray, " _"]], files: Mapping[int, Path]) -> None:
         """Leaves the results that are not kept in memory in the archives of their groups, given by number."""
         for name, shape in self.about.results.items():
             if name not in self.arrays:

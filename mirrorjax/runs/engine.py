@@ -59,6 +59,7 @@ from .store import (
 )
 
 Lanes = Int[np.ndarray, " lanes"]
+Groups = list[Int[np.ndarray, " _"]]  # of several lengths
 Manifests = list[tuple[Path, dict[str, Entry]]]
 # Bytes of results that `open_sweep` reads into memory; entries of larger ones are read when they are used.
 LARGE = 2**30
@@ -206,7 +207,7 @@ def _group_size(job: AbstractJob, lanes: int, folder: Path | None) -> int:
     return min(job.group_size, found or -(-lanes // jax.process_count()))
 
 
-def _missing_lanes(groups: list[Lanes], folder: Path, mark: str) -> int:
+def _missing_lanes(groups: Groups, folder: Path, mark: str) -> int:
     """Counts the lanes of the groups that no process has stored in a folder."""
     there = stored_names(folder, mark)
     return sum(len(lanes) for number, lanes in enumerate(groups) if _group_name(number) not in there)
@@ -229,12 +230,12 @@ class _Plan(NamedTuple):
     """The groups of a run and who computes them; `every`: seconds between two checkpoints."""
 
     job: AbstractJob
-    groups: list[Lanes]
+    groups: Groups
     about: About
     every: float | None
     workers: Workers | None
 
-    def mine(self) -> dict[int, Lanes]:
+    def mine(self) -> dict[int, Int[np.ndarray, " _"]]:
         """Returns the groups of this process, by their numbers, which are the same for any number of processes."""
         mine = range(jax.process_index(), len(self.groups), jax.process_count())
         return {number: self.groups[number] for number in mine}
@@ -358,7 +359,7 @@ def _in_memory(about: About, count: int) -> list[str]:
     return [name for name, total in zip(ordered, totals, strict=True) if total <= LARGE or about.is_status(name)]
 
 
-def _read_group(number: int, groups: list[Lanes], whole: Results, manifests: Manifests) -> Path | None:
+def _read_group(number: int, groups: Groups, whole: Results, manifests: Manifests) -> Path | None:
     """Adds a group to the results and returns its file: the first one, of any process, that is whole."""
     lanes, about = groups[number], whole.about
     only = [*whole.arrays, LANES, USEFUL, EXECUTED]

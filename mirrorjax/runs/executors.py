@@ -26,7 +26,7 @@ from .dataset import versions
 from .devices import Device, Devices, choose_devices
 from .memory import free_bytes
 
-Lanes = Int[np.ndarray, " lanes"]
+Lanes = Int[np.ndarray, " _"]  # groups are of several lengths
 Executors = Executor | Callable[[], Executor]
 # How often a group is handed out before the run ends with an error: dask counts three deaths of workers as one.
 TRIES = 3
@@ -101,8 +101,11 @@ def _survey() -> list[tuple[int, str, str, int]]:
     ]
 
 
-def _compute(payload: bytes, settings: _Settings, group: Lanes) -> Arrays | _Failed:
-    """Computes a group on a worker. Errors of the job are returned: any that is raised means a lost worker."""
+def _compute(payload: bytes, settings: _Settings, group: Lanes, attempt: int) -> Arrays | _Failed:
+    """Computes a group on a worker. Errors of the job are returned: any that is raised means a lost worker.
+
+    **Arguments:** `attempt`: makes a second try another task: dask answers an equal task by its earlier error.
+    """
     try:
         with _as_there(settings), jax.transfer_guard("allow"):
             return _load(payload, settings)(group)
@@ -220,7 +223,8 @@ class Workers:
             while waiting or running:
                 while waiting and len(running) < most:
                     number = waiting.popleft()
-                    running[self._submit(payload, settings, groups[number])] = number, self._executor
+                    future = self._submit(payload, settings, groups[number], tries[number])
+                    running[future] = number, self._executor
                 done, _ = wait(running, timeout=LOOK_EVERY, return_when=FIRST_COMPLETED)
                 raise_if_stopped()
                 for future in done:

@@ -88,7 +88,7 @@ def from_record(configuration: Mapping[str, Any]) -> Record:
     return Record(dimensions, about, times, group_size, configuration["grid"])
 
 
-def groups_of(count: int, size: int) -> list[Int[np.ndarray, " lanes"]]:
+def groups_of(count: int, size: int) -> list[Int[np.ndarray, " _"]]:
     """Returns the groups of lanes. Every lane is in one group, by a fixed permutation, whoever computes the group."""
     mixed = np.random.default_rng(0).permutation(count)
     return [mixed[start : start + size] for start in range(0, count, size)]

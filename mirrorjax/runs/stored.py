@@ -21,7 +21,7 @@ class Stored:
     """
 
     def __init__(
-        self, name: str, like: Shape, files: Mapping[int, Path], groups: list[Int[np.ndarray, " lanes"]], missing: Any
+        self, name: str, like: Shape, files: Mapping[int, Path], groups: list[Int[np.ndarray, " _"]], missing: Any
     ):
         self.name, self.like, self.files, self.groups, self.missing = name, like, files, groups, missing
 

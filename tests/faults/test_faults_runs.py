@@ -165,6 +165,7 @@ ARGUMENTS = [
     Refusal("a lone device", lambda: over(A, devices=CPU), r"got one device; write \["),
     Refusal("a device twice", lambda: over(A, devices=[CPU, CPU]), "devices must be distinct"),
     Refusal("devices of words", lambda: over(A, devices="cpu"), "devices must be a non-empty sequence"),
+    Refusal("executor=3", lambda: over(A, executor=3), r"executor must be a concurrent\.futures\.Executor.*got 3"),
     Refusal("no devices", lambda: over(A, devices=[]), "devices must be a non-empty sequence"),
     Refusal("chunk=0", lambda: over(A, chunk=0), "chunk must be a whole number of at least 1, got 0"),
     Refusal("chunk=1.5", lambda: over(A, chunk=1.5), "chunk must be a whole number"),

@@ -84,7 +84,8 @@ def test_the_step_of_ham_is_by_default_the_authors():
     np.testing.assert_allclose(found["bias"], [1.99], rtol=1e-15)  # rank 1: the optimizer alone
     unbounded = optim.hyperbolic_step(optax.sgd(eta), step_size=eta, limit=jnp.inf)
     updates, _ = unbounded.update(gradient, unbounded.init(start), start)
-    assert float((start["kernel"] + updates["kernel"])[1, 0]) > 1e70
+    found = optax.apply_updates(start, updates)
+    assert float(found["kernel"][1, 0]) > 1e70
 
 
 ACCURACIES = [0.1, 0.3, 0.5, 0.4, 0.6, 0.7, 0.8, 0.9, 1.0]  # before training, and after each of 8 epochs

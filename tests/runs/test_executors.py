@@ -36,9 +36,11 @@ def here():
 
 
 @pytest.fixture(scope="module")
-def same_flags():
-    """Workers are new processes, which read the flags of this one from the environment."""
+def same_flags(tmp_path_factory):
+    """Workers are new processes, which read the flags of this one from the environment, and share what they compile."""
     patch = pytest.MonkeyPatch()
+    patch.setenv("JAX_COMPILATION_CACHE_DIR", str(tmp_path_factory.mktemp("compiled")))
+    patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     patch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
     yield
     patch.undo()
@@ -121,7 +123,7 @@ def test_lost_groups_are_handed_out_again():
     seen = []
     xr.testing.assert_identical(on(pool, callback=seen.append), whole)
     assert pool.submitted == 6  # three groups, and three that were lost
-    assert [report.ended for report in seen] == [2, 3, 5] or sorted(report.ended for report in seen)[-1] == 5
+    assert seen[-1].ended == 5
 
 
 def test_a_group_that_is_always_lost_ends_the_run_with_its_name_and_keeps_the_others(tmp_path):
@@ -168,7 +170,7 @@ def test_errors_of_a_lane_on_a_worker_are_its_own():
 
     with ThreadPoolExecutor(1) as pool, pytest.raises(ZeroDivisionError, match="of the lane") as caught:
         on(pool, wrong)
-    assert "raised on a worker" in caught.value.__notes__[0]
+    assert any(note.startswith("raised on a worker") for note in caught.value.__notes__)
 
 
 def test_a_worker_with_other_settings_computes_with_those_of_this_process():
@@ -184,7 +186,7 @@ def test_a_worker_of_another_environment_is_refused(monkeypatch):
     settings = executors._Settings.here()
     monkeypatch.setattr(executors._Settings, "here", classmethod(lambda cls: settings))
     other = settings._replace(equal=(*settings.equal[:-1], ("optax", "0.0")))
-    failed: Any = executors._compute(b"", other, np.arange(2))
+    failed = executors._compute(b"", other, np.arange(2), 0)
     assert isinstance(failed.error, ValueError)
     assert "a worker differs from this process in optax '0.0' -> " in str(failed.error)
 
@@ -206,7 +208,6 @@ def test_what_cannot_travel_is_named():
 
 
 REFUSED = {
-    "a number": (lambda: 3, "executor must be a concurrent.futures.Executor.*got 3"),
     "a function of something else": (lambda: lambda: 3, r"executor must make a concurrent\.futures\.Executor, got 3"),
     "a pool that forks": (
         lambda: ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")),
