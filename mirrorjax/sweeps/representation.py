@@ -34,7 +34,7 @@ BOOKKEEPING = 160.0
 # Lanes whose stiffness is measured for the choice of a solver. They start together, as lanes of a batch do.
 MEASURED = 4
 # Steps by Tsit5 after which the pace of a stiff lane is judged, and steps to t1 from which Kvaerno5 is faster: it takes
-# 300 to 450 on the problems of benchmarks/README.md, whatever t1, each for the price of twenty.
+# some hundreds (438 where Tsit5 takes 654, and not many more to a later t1), each for the price of twenty.
 PACED, LONG = 1000, 9000
 # Coordinates at which R_a is asked for at a time, in as many lanes as have them: some megabytes.
 ASKED = 2**18
