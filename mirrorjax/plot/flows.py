@@ -1,6 +1,6 @@
 """Figures of the objects of this library: solutions, datasets of sweeps, and R_a."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import equinox as eqx
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
-from ..checks import as_count, require_kind
+from ..checks import Numbers, as_count, require_kind
 from ..dynamics import Solution
 from ..geometry import AbstractLegendre
 from ..runs.dataset import Dataset, flatten
@@ -145,7 +145,7 @@ def sweep_map(dataset: Dataset, variable: str, *, mark: Mapping[str, float] | No
 
 def potential(
     R: AbstractLegendre,
-    a: Sequence[float] | Float[np.ndarray, " strengths"],
+    a: Numbers,
     x: Float[np.ndarray, " n"] | None = None,
     *,
     coordinate: int = 0,

@@ -268,6 +268,7 @@ def test_a_browser_shows_the_report_of_several_runs(tmp_path, quiet, browser):
 
 
 def test_claims_link_to_what_shows_them_and_tables_sort_search_and_download(tmp_path, quiet, browser):
+    expect = pytest.importorskip("playwright.sync_api").expect
     reproduce(FAKE, tmp_path / "run", SETTING, quiet)
     ledger = Table(
         "Ledger", "ledger.csv", [Heading("statement", False), Heading("verdict", False)], LEDGER, 3, "ledger-0"
@@ -285,9 +286,9 @@ def test_claims_link_to_what_shows_them_and_tables_sort_search_and_download(tmp_
     heading = numbers.locator("thead th", has_text="a number")
     for first in ("one", "two"):  # upwards, then downwards
         heading.click()
-        assert numbers.locator("tbody tr td").first.inner_text() == first
+        expect(numbers.locator("tbody tr td").first).to_have_text(first)  # waits: the library sorts after the click
     page.locator("#run-1 .dt-search input").first.fill("two")
-    assert numbers.locator("tbody tr").count() == 1
+    expect(numbers.locator("tbody tr")).to_have_count(1)
     with page.expect_download() as started:
         page.locator("#run-1 a[download='long_list.csv']").click()
     assert started.value.path().read_bytes() == (tmp_path / "run" / "long_list.csv").read_bytes()

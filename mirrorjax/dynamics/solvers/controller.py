@@ -1,4 +1,4 @@
-"""Step-size controllers around another one: one gives up where a flow blows up, one remembers its next step, one ends.
+"""Step-size controllers around another one: one gives up where a flow blows up, one bounds sizes, one ends a solve.
 
 diffrax's own `dtmin` is one absolute number, which either lies above a first step cut short by an early switch-off (a
 false alarm) or below the spacing of floats at a late blow-up (never reached). Here the bound follows t.
@@ -14,8 +14,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 
-def error_control(breakpoints: Array, rtol: Array, atol: Array, bound: Array | None = None) -> "Resumable":
-    """Builds the error control of a flow: stops at every breakpoint, ends a flow that blows up, can be resumed.
+def error_control(
+    breakpoints: Array, rtol: Array, atol: Array, bound: Array | None = None
+) -> diffrax.AbstractAdaptiveStepSizeController:
+    """Builds the error control of a flow: stops at every breakpoint, ends a flow that blows up.
 
     The only place that builds an adaptive controller, so that no solve can miss the breakpoints of its schedule.
 
@@ -26,7 +28,7 @@ def error_control(breakpoints: Array, rtol: Array, atol: Array, bound: Array | N
     control = GiveUp(plain if bound is None else Bounded(plain, bound))
     if breakpoints.size:
         control = diffrax.ClipStepSizeController(control, jump_ts=breakpoints)
-    return Resumable(control)
+    return control
 
 
 class _Around(diffrax.AbstractAdaptiveStepSizeController):
@@ -105,49 +107,6 @@ class GiveUp(_Around):
         stuck = jnp.logical_not(keep) & (next_t1 - next_t0 <= 4 * eps * jnp.abs(t0))
         result = diffrax.RESULTS.where(stuck, diffrax.RESULTS.dt_min_reached, result)
         return keep, next_t0, next_t1, jumped, state, result
-
-
-class Resumable(_Around):
-    """Wraps a controller so that its state is `(inner state, next step size)`, for a solve that is resumed later.
-
-    diffrax returns the state of solver and controller at the end of a solve, but not the size of the next step.
-
-    **Arguments:** `controller`: any adaptive diffrax controller.
-    """
-
-    controller: diffrax.AbstractAdaptiveStepSizeController
-
-    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController):
-        self.controller = controller
-
-    def wrap(self, direction: Any) -> "Resumable":
-        return Resumable(cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction)))
-
-    @staticmethod
-    def planned(state: PyTree) -> Any:
-        """Reads the size of the next step from a state of this controller."""
-        return state[1]
-
-    def init(self, terms: Any, t0: Any, *args: Any, **kwargs: Any) -> tuple[Any, PyTree]:
-        t1, state = self.controller.init(terms, t0, *args, **kwargs)
-        return t1, (state, t1 - t0)
-
-    def adapt_step_size(
-        self,
-        t0: Any,
-        t1: Any,
-        y0: PyTree,
-        y1_candidate: PyTree,
-        args: PyTree,
-        y_error: PyTree,
-        error_order: Any,
-        controller_state: PyTree,
-    ) -> tuple[Any, ...]:
-        state, _ = controller_state
-        keep, next_t0, next_t1, jumped, state, result = self.controller.adapt_step_size(
-            t0, t1, y0, y1_candidate, args, y_error, error_order, state
-        )
-        return keep, next_t0, next_t1, jumped, (state, next_t1 - next_t0), result
 
 
 class Ending(_Around):
