@@ -151,7 +151,11 @@ def render(runs: Sequence[Run], ledger: Table | None = None) -> str:
     )
     templates.filters |= {"duration": duration, "moment": moment, "formulas": formulas, "csv": as_csv}
     begun = [run for run in runs if "versions" in run.config]
-    library = importlib.resources.files(__package__ or "").joinpath("vendor", "dataTables.min.js").read_text("utf-8")
+    library = (
+        importlib.resources.files("mirrorjax.experiments.core")
+        .joinpath("vendor", "dataTables.min.js")
+        .read_text("utf-8")
+    )
     return templates.get_template("report.html.jinja").render(
         runs=runs, begun=begun, environments=environments(begun), ledger=ledger, library=markupsafe.Markup(library)
     )
