@@ -180,8 +180,7 @@ def sweep(
 def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> Integration:
     """The keywords, with the metrics as their program."""
     how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
-    metrics = how.get("metrics")
-    return {**how, "metrics": _no_metrics if metrics is None else metrics}
+    return how if how.get("metrics") is not None else {**how, "metrics": _no_metrics}
 
 
 def _name(flow: AbstractFlow) -> str:
