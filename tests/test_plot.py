@@ -78,7 +78,9 @@ def test_a_click_on_the_map_shows_the_lane_under_it():
     np.testing.assert_array_equal(shown(), ds.loss.sel(alpha=0.1, t_off=2.0))
     assert right.get_title() == "alpha = 0.1, t_off = 2"
     (mesh,) = left.collections
-    np.testing.assert_array_equal(np.ma.filled(np.ma.asarray(mesh.get_array()), np.nan).reshape(2, 3), ds.loss.isel(time=-1))
+    np.testing.assert_array_equal(
+        np.ma.filled(np.ma.asarray(mesh.get_array()), np.nan).reshape(2, 3), ds.loss.isel(time=-1)
+    )
     assert left.get_xscale() == "linear"
     assert left.get_yscale() == "log"
     marked = mj.plot.sweep_map(ds, "loss", mark={"alpha": 0.9, "t_off": 0.0})
