@@ -63,7 +63,12 @@ class Row:
         """`shown`, `NOT shown`, or the reason why it is not measured."""
         if self.holds is not None:
             return "shown" if self.holds else "NOT shown"
-        return f"not measured: {self.said.needs or 'no run of the experiment is recorded'}"
+        return f"not measured: {self.missing}"
+
+    @property
+    def missing(self) -> str:
+        """What a measurement needs, where there is none."""
+        return self.said.needs or "no run of the experiment is recorded"
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from scipy.integrate import solve_ivp
 import mirrorjax as mj
 from mirrorjax.dynamics.options import Integration, make_options
 from mirrorjax.runs.grid import Grid
-from mirrorjax.sweeps.flows import _is_stiff
+from mirrorjax.sweeps.representation import all_stiff
 from mirrorjax.sweeps.scheduler import Start
 
 rng = np.random.default_rng(0)
@@ -166,4 +166,4 @@ def test_a_sweep_is_stiff_where_all_its_lanes_are(t1, scales, stiff):
         return mj.Problem(mj.Hadamard(), mj.WeightDecay(), 0.1, objective), (ONES, 0 * ONES)
 
     start = Start(lane, mj.PrimalFlow(), jnp.asarray(t1))
-    assert _is_stiff(start, Grid({"scale": scales})) == stiff
+    assert all_stiff(start, Grid({"scale": scales})) == stiff

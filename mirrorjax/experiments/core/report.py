@@ -23,6 +23,7 @@ import jinja2
 import markupsafe
 
 from ...files import write_text
+from ..ledger import read_ledger
 from .run import CONFIG
 from .tables import Claim, as_text, parsed, read_rows
 
@@ -127,14 +128,14 @@ class Environment:
     machine: Mapping[str, str]
 
 
-def write_report(folder: Path, ledger: Table | None = None) -> Path:
+def write_report(folder: Path) -> Path:
     """Write `report.html` into the folder of one run, or of several in folders of their own, and return its path.
-
-    `ledger`: a table over all runs that the page shows after the claims.
 
     **Raises:** `ValueError` where no run is in the folder.
     """
-    page = render(read_runs(folder), ledger)
+    runs = read_runs(folder)
+    is_some_finished = any(run.config["state"] == "finished" for run in runs)
+    page = render(runs, _ledger(folder, alone="experiment" in _read_config(folder)) if is_some_finished else None)
     path = folder / REPORT
     write_text(path, page)
     return path
@@ -174,9 +175,35 @@ def formulas(text: str) -> markupsafe.Markup:
     return markupsafe.Markup(html.replace("&lt;=", "≤").replace("&gt;=", "≥"))  # escaped above
 
 
+def _ledger(folder: Path, alone: bool) -> Table | None:
+    """The ledger of the paper with what the runs of a folder measured of it: the whole of it for several runs, for one
+    the claims that it measures."""
+    rows = [row for row in read_ledger(folder) if not alone or row.holds is not None]
+    if not rows:
+        return None
+    heads = ("claim of the paper", "where", "paper", "here", "preset", "verdict")
+    texts = [
+        [
+            row.said.statement,
+            row.said.where,
+            row.said.paper or "-",
+            row.ours or row.missing,
+            row.preset or "-",
+            "not measured" if row.holds is None else row.verdict,
+        ]
+        for row in rows
+    ]
+    source = _csv_uri([dict(zip(heads, row, strict=True)) for row in texts])
+    title = "The ledger: claims of the paper, and what these runs measured of them"
+    return Table(title, "ledger.csv", [Heading(text, False) for text in heads], texts, len(texts), "ledger-all", source)
+
+
 def as_csv(runs: Sequence[Run]) -> str:
     """All claims of some runs as a data URI of a CSV file."""
-    rows = [{"experiment": run.name, **asdict(claim)} for run in runs for claim in run.claims]
+    return _csv_uri([{"experiment": run.name, **asdict(claim)} for run in runs for claim in run.claims])
+
+
+def _csv_uri(rows: Sequence[Mapping[str, Any]]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]) if rows else ["experiment"], lineterminator="\n")
     writer.writeheader()
@@ -275,9 +302,16 @@ def _read_config(folder: Path) -> dict[str, Any]:
 def _read_claims(path: Path) -> list[Claim]:
     if not path.exists():
         return []
-    rows = read_rows(path)
     return [
-        Claim(row["statement"], row["paper"], row["ours"], row["holds"] == "True", row.get("see", "")) for row in rows
+        Claim(
+            row["statement"],
+            row["paper"],
+            row["ours"],
+            row["holds"] == "True",
+            key=row.get("key", ""),
+            see=row.get("see", ""),
+        )
+        for row in read_rows(path)
     ]
 
 

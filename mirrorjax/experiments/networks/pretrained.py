@@ -8,8 +8,9 @@ made again.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ...data import cache_folder
 from ...files import write_text
@@ -18,7 +19,8 @@ from ..core.run import RunFolder
 Model = TypeVar("Model")
 
 
-class Kept(NamedTuple, Generic[Model]):
+@dataclass(frozen=True)
+class Kept(Generic[Model]):
     """A pretrained model, the file of its weights with their SHA-256, and whether the file was there before."""
 
     model: Model
