@@ -167,7 +167,10 @@ DAMAGES = {
     "a group with repeated lanes": (arrays(lambda there: there | {".lanes": there[".lanes"][[0, 0]]}), 2),
     "a group with the lanes of another": (arrays(lambda there: there | {".lanes": there[".lanes"] + 1}), 2),
     "a group with an unknown status": (arrays(lambda there: there | {"how": np.asarray([0, 99], np.int8)}), 2),
-    "a group with the status of a missing lane": (arrays(lambda there: there | {"how": np.int8([0, -1])}), 2),
+    "a group with the status of a missing lane": (
+        arrays(lambda there: there | {"how": np.asarray([0, -1], np.int8)}),
+        2,
+    ),
     "a group that expands": (replaced(bomb), 2),
     "a group that claims 2^50 numbers": (replaced(claim), 2),
     "a group that is a pipe": (lambda path: piped(next((path / "process-000").glob("group-00000-*"))), 2),
