@@ -7,7 +7,6 @@ import signal
 import threading
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +185,8 @@ def test_a_worker_of_another_environment_is_refused(monkeypatch):
     settings = executors._Settings.here()
     monkeypatch.setattr(executors._Settings, "here", classmethod(lambda cls: settings))
     other = settings._replace(equal=(*settings.equal[:-1], ("optax", "0.0")))
-    failed: Any = executors._compute(b"", other, np.arange(2), 0)
+    failed = executors._compute(b"", other, np.arange(2), 0)
+    assert isinstance(failed, executors._Failed)
     assert isinstance(failed.error, ValueError)
     assert "a worker differs from this process in optax '0.0' -> " in str(failed.error)
 
