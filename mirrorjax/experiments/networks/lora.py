@@ -64,7 +64,7 @@ SIZES = {
     ),
     "quick": Size(
         Adapter(SMALL, steps=500, records=25, length=32, batch=16),
-        Pretraining(500, 64, 32),
+        Pretraining(500, 64, 16),
         (0.0, 0.003, 0.007),
         ((0.007, 0.25),),
     ),
@@ -138,7 +138,7 @@ def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str)
     rows = []
     for i, run in enumerate(size.runs):
         row = {"weight_decay": run.strength, "off_at": run.off_at if math.isfinite(run.off_at) else None}
-        row |= {"run": runrun_name(run)}
+        row |= {"run": run_name(run)}
         for name, over in ends.items():
             row |= over.columns(name, (i, -1))
         rows.append(row | lowest.columns("lowest_validation", i))
@@ -148,8 +148,9 @@ def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str)
         f"{start.name}, rank {adapter.rank}, alpha {adapter.alpha:g}, at step {adapter.steps}, {adapter.seeds} seeds "
         "(mean ± standard deviation)"
     )
-    losses = {"validation": "validation loss", "lowest_validation": "its lowest"}
-    folder.show(title, rows, {"run": "weight decay"} | RATIOS | {"alignment": "alignment"} | losses, f"runs{suffix}")
+    losses = {"alignment": "alignment", "validation": "validation loss", "lowest_validation": "its lowest"}
+    for columns in (RATIOS, losses):  # one table would be wider than a terminal, which cuts it
+        folder.show(title, rows, {"run": "weight decay"} | columns, f"runs{suffix}")
     _claim_ratios(folder, start, ends["ratio"].each[..., -1])
     _claim_losses(folder, start, ends["validation"].each[..., -1])
 
@@ -194,7 +195,7 @@ def crossing_rows(start: Start, dataset: Dataset) -> list[dict[str, Any]]:
     of = {run: curves.isel(decay=i) for i, run in enumerate(start.size.runs)}
     constant, switched = ([run for run in of if run.is_constant is wanted] for wanted in (True, False))
     return [
-        {"model": start.name, "run": runrun_name(run), "constant": run_name(smaller)}
+        {"model": start.name, "run": run_name(run), "constant": run_name(smaller)}
         | crossing_columns(of[run], of[smaller], run.off_at, "validation")
         for run in switched
         for smaller in constant

@@ -249,7 +249,11 @@ def seeds_from(first: int, count: int) -> list[int]:
     return list(range(first, first + count))
 
 
-END_COLUMNS = {"decay": "decay"} | RATIOS | {"alignment": "alignment", "accuracy": "accuracy", "loss": "loss"}
+# Two tables: one would be wider than a terminal, which cuts it.
+END_COLUMNS = (
+    {"decay": "decay"} | RATIOS,
+    {"decay": "decay", "alignment": "alignment", "accuracy": "accuracy", "loss": "loss"},
+)
 
 
 def end_columns(one: Dataset) -> dict[str, Any]:
