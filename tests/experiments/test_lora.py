@@ -139,15 +139,10 @@ def test_gpt2_xl_is_found_by_folder(tmp_path, monkeypatch):
     assert lora.find_weights(lora.XL) == tmp_path / lora.XL / "model.safetensors"
 
 
-@pytest.mark.parametrize(
-    ("preset", "model", "tensors", "width"), [("gpu", None, 36, 768), ("paper", lora.XL, 144, 1600)]
-)
-def test_large_models_trace_at_full_size(preset, model, tensors, width):
-    """One step and one record, with shapes in place of the numbers: 124 million of GPT-2's, 1.6 billion of xl's."""
-    size = lora.SIZES[preset].adapter
-    size = size if model is None else dataclasses.replace(size, model=GPT2Config.named(model))
-    graph, params = nnx.split(nnx.eval_shape(lambda: GPT2(size.model, rngs=nnx.Rngs(0))), nnx.Param)
-    tokens = jax.ShapeDtypeStruct((10_000,), jnp.uint16)
+def test_the_gpu_preset_traces_at_full_size():
+    """One step and one record, with shapes in place of GPT-2's 124 million numbers."""
+    size = lora.SIZES["gpu"].adapter
+    graph, params, tokens = shapes_of(size)
 
     def step(params: Any, tokens: Any) -> Any:
         parts = assemble(size, Corpus(tokens, tokens, jnp.asarray(10_000), tokens), graph, params)
@@ -158,5 +153,26 @@ def test_large_models_trace_at_full_size(preset, model, tensors, width):
 
     loss, updates, looked = eqx.filter_eval_shape(step, params, tokens)
     assert loss.dtype == looked["validation"].dtype == jnp.float32
-    assert looked["layer_ratio"].shape == (tensors,)  # query, key and value of 12 or 48 layers
-    assert sum(leaf.size for leaf in jax.tree.leaves(updates)) == tensors * 2 * width * size.rank
+    assert looked["layer_ratio"].shape == (36,)  # query, key and value of 12 layers
+    assert sum(leaf.size for leaf in jax.tree.leaves(updates)) == 36 * 2 * 768 * size.rank
+
+
+def test_gpt2_xl_traces_at_full_size():
+    """One record, with shapes in place of 1.6 billion numbers; the gradient would take three times as long to trace."""
+    size = dataclasses.replace(lora.SIZES["paper"].adapter, model=GPT2Config.named(lora.XL))
+    graph, params, tokens = shapes_of(size)
+
+    def record(params: Any, tokens: Any) -> Any:
+        parts = assemble(size, Corpus(tokens, tokens, jnp.asarray(10_000), tokens), graph, params)
+        weights = parts.lane.split(jax.random.key(0))[1]
+        return weights, parts.metrics(weights)
+
+    weights, looked = eqx.filter_eval_shape(record, params, tokens)
+    assert looked["layer_ratio"].shape == (144,)  # query, key and value of 48 layers
+    assert sum(leaf.size for leaf in jax.tree.leaves(weights)) == 144 * 2 * 1600 * size.rank
+
+
+def shapes_of(size: Adapter) -> tuple[Any, Any, Any]:
+    """The graph of a GPT-2, and shapes in place of its parameters and of a text."""
+    graph, params = nnx.split(nnx.eval_shape(lambda: GPT2(size.model, rngs=nnx.Rngs(0))), nnx.Param)
+    return graph, params, jax.ShapeDtypeStruct((10_000,), jnp.uint16)

@@ -34,7 +34,7 @@ def batch(key):
 
 
 def loss(weights, points):
-    return jnp.mean((points - weights) ** 2)
+    return jnp.mean((points - weights[None]) ** 2)
 
 
 def after_records(report):

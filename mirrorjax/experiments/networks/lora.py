@@ -64,7 +64,7 @@ SIZES = {
     ),
     "quick": Size(
         Adapter(SMALL, steps=500, records=25, length=32, batch=16),
-        Pretraining(500, 64, 32),
+        Pretraining(500, 64, 16),
         (0.0, 0.003, 0.007),
         ((0.007, 0.25),),
     ),
@@ -148,8 +148,9 @@ def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str)
         f"{start.name}, rank {adapter.rank}, alpha {adapter.alpha:g}, at step {adapter.steps}, {adapter.seeds} seeds "
         "(mean ± standard deviation)"
     )
-    losses = {"validation": "validation loss", "lowest_validation": "its lowest"}
-    folder.show(title, rows, {"run": "weight decay"} | RATIOS | {"alignment": "alignment"} | losses, f"runs{suffix}")
+    losses = {"alignment": "alignment", "validation": "validation loss", "lowest_validation": "its lowest"}
+    for columns in (RATIOS, losses):  # one table would be wider than a terminal, which cuts it
+        folder.show(title, rows, {"run": "weight decay"} | columns, f"runs{suffix}")
     _claim_ratios(folder, start, ends["ratio"].each[..., -1])
     _claim_losses(folder, start, ends["validation"].each[..., -1])
 

@@ -8,22 +8,18 @@ made again.
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, NamedTuple
 
 from ...data import cache_folder
 from ...files import write_text
 from ..core.run import RunFolder
 
-Model = TypeVar("Model")
 
-
-@dataclass(frozen=True)
-class Kept(Generic[Model]):
+class Kept(NamedTuple):
     """A pretrained model, the file of its weights with their SHA-256, and whether the file was there before."""
 
-    model: Model
+    model: Any
     path: Path
     sha256: str
     was_found: bool
@@ -33,10 +29,10 @@ def kept_weights(
     name: str,
     recipe: Mapping[str, Any],
     *,
-    train: Callable[[], Model],
-    save: Callable[[Model, Path], None],
-    load: Callable[[Path, str], Model],
-) -> Kept[Model]:
+    train: Callable[[], Any],
+    save: Callable[[Any, Path], None],
+    load: Callable[[Path, str], Any],
+) -> Kept:
     """Loads the weights of a recipe from the cache, or trains, saves and loads them.
 
     The weights are always those that were read from the file, so the first run starts from the same bits as others.

@@ -11,9 +11,9 @@ from ...nn.spectral import Factors, Spectrum, product_spectrum
 
 RATIOS = {
     "ratio": "ratio",
-    "head_ratio": "ratio, heads",
-    "mean_ratio": "mean of ratios",
-    "mean_head_ratio": "mean of ratios, heads",
+    "head_ratio": "of heads",
+    "mean_ratio": "mean ratio",
+    "mean_head_ratio": "of heads, mean",
 }
 """The four ratios by their names in datasets, with headings of tables; the first is the paper's."""
 

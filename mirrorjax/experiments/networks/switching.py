@@ -106,13 +106,15 @@ def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int, names: Nam
     folder.save_table(names.crossings, crossings)
     weaker, strong = size.pair
     title = f"Crossings of the ratio of decay {strong:g}, switched off, with that of decay {weaker:g}{names.where}"
-    folder.show(title, crossings, CROSSING_COLUMNS, names.crossings)
+    for columns in (CROSSING_COLUMNS, ACCURACY_COLUMNS):
+        folder.show(title, crossings, columns, names.crossings)
     if size.paper:
         title = f"The paper's Table 3 (ImageNet, {EPOCHS} epochs) beside{names.where}"
         folder.show(title, crossings, PAPER_COLUMNS, names.crossings)
     finals = final_rows(dataset, labels)
     folder.save_table(names.ends, finals)
-    folder.show(f"At the end, mean ± standard deviation over seeds{names.where}", finals, END_COLUMNS, names.ends)
+    for columns in END_COLUMNS:
+        folder.show(f"At the end, mean ± standard deviation over seeds{names.where}", finals, columns, names.ends)
     folder.save_figure(names.ratio, over_epochs(dataset, size, labels), OVER_EPOCHS_CAPTION)
     folder.save_figure(names.layers, by_layer(dataset, size), BY_LAYER_CAPTION)
     constant = dataset.isel(decay=slice(len(size.strengths)))
@@ -142,11 +144,9 @@ def label(decay: Decay, steps_of_epoch: int) -> str:
     return f"{decay.strength:g} until epoch {decay.off_at / steps_of_epoch:g}"
 
 
-CROSSING_COLUMNS = {
+CROSSING_COLUMNS = {"off_at": "off at", "seeds": "seeds", "at": "at epoch", "ratio": "ratio"}
+ACCURACY_COLUMNS = {
     "off_at": "off at",
-    "seeds": "seeds",
-    "at": "at epoch",
-    "ratio": "ratio",
     "on": "accuracy, on",
     "off": "accuracy, off",
     "interval": "off - on, 95 %",
