@@ -15,7 +15,7 @@ dry=
 folder=${1:-runs/gpu}
 shift || true
 steps=("$@")
-[ ${#steps[@]} -eq 0 ] && steps=(tests sweep vit lr-schedule pilot lora)
+[ ${#steps[@]} -eq 0 ] && steps=(tests sweep vit vit-scratch lr-schedule pilot lora)
 
 # What differs between devices: products, loops with conditions, scatters of finished lanes, random numbers, training.
 tests=(

@@ -20,7 +20,7 @@ def commands() -> list[str]:
 
 
 def test_every_step_has_a_limit_of_time(commands):
-    assert len(commands) == 6
+    assert len(commands) == 7
     for line in commands:
         assert re.match(r"== [a-z-]+, at most \d+ s: python3 -m ", line), line
 

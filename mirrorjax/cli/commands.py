@@ -8,20 +8,19 @@ Every command computes in float64 unless told otherwise; the flag of jax is set 
 
 import importlib.metadata
 import importlib.resources
-import json
-from contextlib import nullcontext
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from ..experiments.core.experiment import LARGEST_SEED, Experiment
-from ..experiments.core.folders import exists, new_folder
+from ..experiments.core.folders import exists
 from ..experiments.table import EXPERIMENTS
-from ..files import write_text
 from .ending import FAILED, console, fail, stopping, tell
+from .recipes import RECIPE, run_recipe, summarise
+from .setup import read_json, require_new_files, set_precision
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -32,7 +31,7 @@ app = typer.Typer(
     "Compiled programs are kept in your cache folder; MIRRORJAX_COMPILATION_CACHE=off turns that off.",
 )
 ALL = "all"
-CONFIG, RECIPE = "config.json", "recipe.json"
+CONFIG = "config.json"
 
 
 class Preset(StrEnum):
@@ -114,7 +113,7 @@ def reproduce(
     from ..experiments.core.reproduce import print_summary
 
     chosen = _with_preset(list(EXPERIMENTS.values()) if name == ALL else [_find(name)], str(preset))
-    _set_precision(float32)
+    set_precision(float32)
     bits = 32 if float32 else 64
     path = out if out is not None else _run_folder(f"{name}-{preset}", resume)
     terminal, failed = console(), []
@@ -194,9 +193,9 @@ def explain_schedule(
     """
     from .explain import Question, explain_bias
 
-    _set_precision(False)
+    set_precision(False)
     outs = [] if out is None else out
-    _require_new_files(outs)
+    require_new_files(outs)
     end = 2 * t_off if t1 is None else t1
     asked = Question(family, init, schedule, alpha, t_off, end, scale, times, weight_decay)
     with stopping(lambda: "Interrupted."):
@@ -233,7 +232,7 @@ def spectra(
     from .checkpoints import show_spectra
 
     outs = [] if out is None else out
-    _require_new_files(outs)
+    require_new_files(outs)
     with stopping(lambda: "Interrupted."):
         show_spectra(checkpoints, heads, outs, console())
 
@@ -262,9 +261,9 @@ def bias(
     """
     from .checkpoints import show_bias
 
-    _set_precision(False)
+    set_precision(False)
     outs = [] if out is None else out
-    _require_new_files(outs)
+    require_new_files(outs)
     with stopping(lambda: "Interrupted."):
         show_bias(start, checkpoints, family, outs, console())
 
@@ -289,7 +288,7 @@ def sweep_file(
     if file is None:
         fail("give the TOML file of a sweep, or --example for one to begin with")
     stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-    _run_recipe(file.absolute(), out if out is not None else Path("runs") / f"{file.stem}-{stamp}", resume=False)
+    run_recipe(file.absolute(), out if out is not None else Path("runs") / f"{file.stem}-{stamp}", resume=False)
 
 
 @app.command()
@@ -298,10 +297,10 @@ def resume(run: Annotated[Path, typer.Argument(help="The folder of a sweep.", sh
     pointer = run / RECIPE
     if not pointer.exists():
         fail(f"{run} is not the folder of `mirrorjax sweep`: it has no {RECIPE}")
-    file = _read_json(pointer).get("file")
+    file = read_json(pointer).get("file")
     if not isinstance(file, str):
         fail(f'{pointer} does not name the TOML file of a sweep; it must be {{"file": "PATH"}}')
-    _run_recipe(Path(file), run, resume=True)
+    run_recipe(Path(file), run, resume=True)
 
 
 @app.command()
@@ -309,7 +308,7 @@ def status(
     run: Annotated[Path, typer.Argument(help="The folder of a sweep, or of `reproduce`.", show_default=False)],
 ) -> None:
     """Show how far a sweep is, and the statuses of its lanes; or, of a folder of `reproduce`, its claims and states."""
-    config = _read_json(run / CONFIG) if (run / CONFIG).exists() else {}
+    config = read_json(run / CONFIG) if (run / CONFIG).exists() else {}
     if "experiment" in config or "experiments" in config:
         from ..experiments.core.reproduce import print_summary
 
@@ -319,65 +318,8 @@ def status(
         return
     from ..runs import open_sweep
 
-    _set_precision(False)
-    _summarise(open_sweep(run), run)
-
-
-def _run_recipe(file: Path, run: Path, *, resume: bool) -> None:
-    from ..sweeps.recipe import read_recipe, single_precision
-
-    _set_precision(single_precision(file))
-    recipe = read_recipe(file)
-    if not resume and exists(run):
-        fail(f"the folder {run} exists and is not overwritten; choose another with --out, or `mirrorjax resume {run}`")
-    with stopping(lambda: _where_it_was(run)), nullcontext() if resume else new_folder(run, marker=RECIPE):
-        if not resume:
-            write_text(run / RECIPE, json.dumps({"file": str(file)}) + "\n")
-        dataset = recipe.sweep(run, resume)
-    _summarise(dataset, run)
-
-
-def _where_it_was(run: Path) -> str:
-    begun = exists(run)  # a run that computed nothing has left no folder
-    return f"Interrupted. Go on with: mirrorjax resume {run}" if begun else "Interrupted. Nothing was computed yet."
-
-
-def _summarise(dataset: Any, run: Path) -> None:
-    import numpy as np
-    from rich.markup import escape
-    from rich.table import Table
-
-    if "status" in dataset:
-        names, counts = np.unique(dataset["status"].values, return_counts=True)
-        title = escape(f"{dataset['status'].size} lanes in {run}")
-        table = Table("status", "lanes", title=title, title_justify="left")
-        for name, count in zip(names, counts, strict=True):
-            table.add_row(escape(str(name)), str(count))
-        console().print(table)
-    else:  # a run of `map_grid`, whose function returned no status
-        tell(f"{run} holds {', '.join(map(str, dataset.data_vars))} over {', '.join(map(str, dataset.coords))}")
-    if "efficiency" in dataset.attrs:
-        tell(f"efficiency: {dataset.attrs['efficiency']:.0%} of the work was work of lanes")
-    tell(f'open it with: mirrorjax.open_sweep("{run}")')
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    """The JSON mapping in a file of a run folder; ends the command where the file holds anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        fail(f"{path} is not JSON, as mirrorjax writes it: {error}")
-    if not isinstance(content, dict):
-        fail(f"{path} is not as mirrorjax writes it: it must be a JSON mapping, got {content!r}")
-    return content
-
-
-def _require_new_files(outs: list[Path]) -> None:
-    for out in outs:
-        if exists(out):
-            fail(f"the file {out} exists and is not overwritten; choose another with --out")
-        if not out.parent.is_dir():
-            fail(f"the folder {out.parent} of --out does not exist; make it, or choose another")
+    set_precision(False)
+    summarise(open_sweep(run), run)
 
 
 def _find(name: str) -> Experiment:
@@ -391,18 +333,3 @@ def _with_preset(experiments: list[Experiment], preset: str) -> list[Experiment]
     if not chosen:
         fail(f"{experiments[0].name} has no preset {preset!r}; it has: {', '.join(experiments[0].presets)}")
     return chosen
-
-
-def _set_precision(float32: bool) -> None:
-    """Sets up jax for a command: its precision, and the cache of compiled programs where it is wanted."""
-    import jax
-
-    from ..compilation import is_wanted, open_cache
-
-    jax.config.update("jax_enable_x64", not float32)
-    if not is_wanted():
-        return
-    try:
-        open_cache(None)
-    except OSError as error:
-        tell(f"Compiled programs are not kept: {error}", stderr=True)

@@ -101,10 +101,7 @@ def train(
     _require_functions(loss=loss, batch=batch, metrics=metrics or _nothing)
     lanes, chosen = Grid(grid), choose_devices(devices)
     require_parameters(lane, lanes.labels.parameters(), "the lane")
-    steps, every = as_count(steps, "steps"), as_count(every, "every")
-    accumulate = as_count(accumulate, "accumulate")
-    if steps % every:
-        raise ValueError(f"steps must be a multiple of every, got steps={steps} and every={every}")
+    steps, every, accumulate = _counts(steps, every, accumulate)
     shares = chosen if len(lanes) < len(chosen) else ()
     task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
     one = lanes.first()
@@ -142,6 +139,13 @@ def train(
         progress=progress,
         callback=callback,
     )
+
+
+def _counts(steps: int, every: int, accumulate: int) -> tuple[int, int, int]:
+    steps, every, accumulate = as_count(steps, "steps"), as_count(every, "every"), as_count(accumulate, "accumulate")
+    if steps % every:
+        raise ValueError(f"steps must be a multiple of every, got steps={steps} and every={every}")
+    return steps, every, accumulate
 
 
 def _require_functions(**functions: Any) -> None:

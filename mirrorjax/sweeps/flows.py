@@ -125,25 +125,8 @@ def sweep(
     refuse_traced((lane, grid, t1, steady, given), "sweep")
     lanes, (chosen, workers), t1 = Grid(grid), choose_place(devices, executor), as_time_scalar(t1, "t1")
     require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
-    start_of = Start(lane, choose_flow(given).without_dual(), t1)
-    one = lanes.first()
-    start = program_of(lambda: start_of.traced(one), "the lane")
-    with calling("the lane"):
-        motion, state = _shapes_of_motion(start, one)
-    how = _with_metrics(given, motion, state)
-    # Arguments that do not fit are refused before anything is computed of the lanes.
-    make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, lambda: False)
-    is_free = given.get("flow") is None
-    if is_free:
-        with calling("the lane"):
-            start = choose_representation(start_of, start, lanes)
-            motion, state = _shapes_of_motion(start, one)
-        how = _with_metrics(given, motion, state)
-    options = make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, partial(all_stiff, start, lanes))
-    if is_free and given.get("solver") is None:
-        options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options))
-    refuse_traced((one, start, options), "sweep")
-    program = Program(start, options, _tolerance(steady))
+    one, program = lanes.first(), _program(lane, lanes, t1, steady, given)
+    start, options = program.start, program.options
     with calling("the lane or metrics"):
         like = carried, outcome = shapes(program, one)
     traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
@@ -175,6 +158,31 @@ def sweep(
     )
     dataset.attrs["representation"] = _name(start.flow)
     return dataset
+
+
+def _program(
+    lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Number | None, given: Integration
+) -> Program:
+    """What the lanes share: their start, in the variables and by the solver that are given or cheapest."""
+    start_of = Start(lane, choose_flow(given).without_dual(), t1)
+    one = lanes.first()
+    start = program_of(lambda: start_of.traced(one), "the lane")
+    with calling("the lane"):
+        motion, state = _shapes_of_motion(start, one)
+    how = _with_metrics(given, motion, state)
+    # Arguments that do not fit are refused before anything is computed of the lanes.
+    make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, lambda: False)
+    is_free = given.get("flow") is None
+    if is_free:
+        with calling("the lane"):
+            start = choose_representation(start_of, start, lanes)
+            motion, state = _shapes_of_motion(start, one)
+        how = _with_metrics(given, motion, state)
+    options = make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, partial(all_stiff, start, lanes))
+    if is_free and given.get("solver") is None:
+        options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options))
+    refuse_traced((one, start, options), "sweep")
+    return Program(start, options, _tolerance(steady))
 
 
 def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> Integration:

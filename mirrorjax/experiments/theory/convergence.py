@@ -275,6 +275,11 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
         ours=f"within {100 * off:.2g} %",
         holds=bool(off < 0.02),
     )
+    _claim_conditions(folder, outside)
+
+
+def _claim_conditions(folder: RunFolder, outside: list[dict[str, Any]]) -> None:
+    """Claims what holds, or need not, outside the conditions of the theorem."""
     kept = [row["family"] for row in outside if row["theorem_3_10"] == "yes"]
     folder.claim(
         "check refuses every pair outside the theorem: h < 0, not commuting, or R_a no Bregman function",
