@@ -37,7 +37,7 @@ from sklearn.datasets import load_digits
 import mirrorjax as mj
 from mirrorjax import nn, optim
 
-plt.style.use("talk.mplstyle")
+plt.style.use("mirrorjax.plot.talk")
 short = "MIRRORJAX_SHORT" in os.environ  # smaller sizes, for tests
 
 # %% [markdown]

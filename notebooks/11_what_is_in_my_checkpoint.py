@@ -41,7 +41,7 @@ from safetensors.numpy import load_file, save_file
 import mirrorjax as mj
 from mirrorjax import nn, optim
 
-plt.style.use("talk.mplstyle")
+plt.style.use("mirrorjax.plot.talk")
 short = "MIRRORJAX_SHORT" in os.environ  # smaller sizes, for tests
 
 # %% [markdown]
