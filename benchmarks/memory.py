@@ -1,6 +1,6 @@
 """Compares the memory that runs take with what they plan for, in fresh processes.
 
-    python benchmarks/memory.py               # two minutes on two idle cores
+    python benchmarks/memory.py               # minutes: a sweep starts a million lanes four at a time
 
 - `lanes`: a sweep of 1,000,000 lanes of a scalar flow, results in memory. The plan is `memory_of` the results; used is
   what the peak of the process rises by, against a sweep of two groups, which compiles the same programs.
