@@ -19,6 +19,10 @@ from .checks import is_concrete
 from .paths import path_name
 from .places import user_place
 
+KEPT = (
+    "{} uses a traced value that an earlier call kept{}; it must be a pure function: compute everything from its "
+    "arguments, and store nothing outside"
+)
 # Errors of a function that wants the number behind a tracer, or keeps a tracer.
 WANTS_VALUES = (
     jax.errors.ConcretizationTypeError,
@@ -57,10 +61,7 @@ def calling(name: str, advice: str = "") -> Iterator[None]:
             f"decides shapes outside the traced arguments{advice}"
         ) from None
     except jax.errors.UnexpectedTracerError as error:
-        raise TypeError(
-            f"{name} uses a traced value that an earlier call kept{user_place(error)}; it must be a pure "
-            "function: compute everything from its arguments, and store nothing outside"
-        ) from None
+        raise TypeError(KEPT.format(name, user_place(error))) from None
     except (TypeError, ValueError, IndexError) as error:
         if "No constant handler" in str(error):  # JAX met a tracer inside a function that is compiled
             raise TypeError(

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 
 import mirrorjax as mj
 from mirrorjax.nn.tensor_files import write_tensors
@@ -80,7 +81,10 @@ def given(tmp_path, monkeypatch) -> dict[str, Any]:
     mj.nn.save_weights("start.safetensors", weights)
     mj.nn.save_weights("end.safetensors", train(weights))
     m, w = jnp.ones(3), jnp.full(3, 0.5)
-    names = {"params": params, "train": train, "m": m, "w": w, "gradients": (0.1 * m, 0.1 * w)}
+    pilot = mj.optim.pilot(optax.sgd(0.1), balance=1.0, width=0.1, t_off=5.0, step_size=0.1, mask="*/kernel")
+    names = {"on_training_data": lambda params: jnp.float32(0.5), "state": pilot.init(weights), "nnx": nnx}
+    names |= {"W_K": np.ones((768, 768), np.float32), "W_Q": np.ones((768, 768), np.float32)}
+    names |= {"params": params, "train": train, "m": m, "w": w, "gradients": (0.1 * m, 0.1 * w)}
     return names | {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "mj": mj, "nn": mj.nn, "optim": mj.optim}
 
 

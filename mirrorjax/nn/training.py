@@ -20,7 +20,8 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Numbers, as_count, require_kind
-from ..optim import ClockState, warn_of_collapse
+from ..optim import ClockState
+from ..optim.pilot import warn_of_collapse
 from ..paths import leaf_names, named_leaves, variable_name
 from ..programs import as_program
 from ..runs.archive import TEXT, Arrays, Shape

@@ -19,5 +19,4 @@ from .pilot import (
     pilot as pilot,
     pilot_decay as pilot_decay,
     pilot_schedule as pilot_schedule,
-    warn_of_collapse as warn_of_collapse,
 )

@@ -11,7 +11,8 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
 
-from ..calls import calling, refuse_traced
+from ..calls import KEPT, calling, refuse_traced
+from ..checks import is_concrete
 from ..programs import is_same
 from ..signals import raise_if_stopped
 from .dataset import versions
@@ -80,15 +81,18 @@ def trace_pure(fn: Callable[[OneLane], PyTree], values: OneLane, name: str = "th
     return first
 
 
-def program_of(make: Callable[[], PyTree], name: str) -> PyTree:
+def program_of(make: Callable[[], PyTree], name: str, caller: str) -> PyTree:
     """Traces functions of a user to their programs by `make()`, twice.
 
+    **Arguments:** `name`: the function, and `caller`: who calls it, in errors.
     **Raises:** as `trace_pure`.
     """
     with calling(name):
         first, second = make(), make()
     raise_if_stopped()
-    refuse_traced((first, second), name)
+    refuse_traced(first, caller)
+    if not is_concrete(second):
+        raise TypeError(KEPT.format(name, ""))
     if not is_same(first, second):
         raise ValueError(_IMPURE.format(name))
     return first

@@ -72,7 +72,8 @@ def map_grid(
     chosen, workers = choose_place(devices, executor)
     one = lanes.first()
     with calling("the function"):
-        program = as_program(_ByName(fn), one)
+        # Workers get the function itself, because a jaxpr cannot be pickled.
+        program = as_program(_ByName(fn), one) if workers is None else _ByName(fn)
     traced, outputs = _trace(fn, one)
     results = _shapes(outputs)
     room = {"result_bytes": size_of(outputs), "stored": store is not None}

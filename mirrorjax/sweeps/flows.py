@@ -134,7 +134,9 @@ def sweep(
     room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None}
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen, **room)
     shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
-    scheduler = Scheduler(program, lanes, min(slots, len(lanes)), chosen, like, shrink)
+    # Workers get the functions themselves, because a jaxpr cannot be pickled.
+    carried_out = program if workers is None else _untraced(program, lane, given)
+    scheduler = Scheduler(carried_out, lanes, min(slots, len(lanes)), chosen, like, shrink)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     dataset = run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
@@ -166,7 +168,7 @@ def _program(
     """What the lanes share: their start, in the variables and by the solver that are given or cheapest."""
     start_of = Start(lane, choose_flow(given).without_dual(), t1)
     one = lanes.first()
-    start = program_of(lambda: start_of.traced(one), "the lane")
+    start = program_of(lambda: start_of.traced(one), "the lane", "sweep")
     with calling("the lane"):
         motion, state = _shapes_of_motion(start, one)
     how = _with_metrics(given, motion, state)
@@ -185,9 +187,16 @@ def _program(
     return Program(start, options, _tolerance(steady))
 
 
+def _untraced(program: Program, lane: LaneFunction, given: Integration) -> Program:
+    """The same, with the user's functions in the place of their programs."""
+    metrics = given.get("metrics")
+    options = dataclasses.replace(program.options, metrics=_no_metrics if metrics is None else metrics)
+    return Program(Start(lane, program.start.flow, program.start.t1), options, program.steady)
+
+
 def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> Integration:
     """The keywords, with the metrics as their program."""
-    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics")
+    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics", "sweep")
     return how if how.get("metrics") is not None else {**how, "metrics": _no_metrics}
 
 

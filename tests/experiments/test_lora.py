@@ -80,7 +80,7 @@ def test_a_run_writes_whole_files_and_its_tables_are_those_of_its_dataset(tmp_pa
     assert np.all(constant[:, 4:] != switched[:, 4:])
     assert (tmp_path / "run" / "lora.png").stat().st_size > 10_000
     table = pd.read_csv(tmp_path / "run" / "table5.csv")
-    assert list(zip(table.model, table.run, table.constant, strict=True)) == [("small GPT", "2, off at 6", "0.5")]
+    assert list(zip(table.model, table.run, table.constant, strict=True)) == [("small GPT", "2, off at 6", 0.5)]
     assert len(pd.read_csv(tmp_path / "run" / "claims.csv")) == 5
     start = pd.read_csv(tmp_path / "run" / "pretrained.csv")
     assert (list(start.was), Path(start.file[0]).parent) == (["made"], tmp_path / "cache")

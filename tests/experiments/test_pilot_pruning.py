@@ -106,7 +106,12 @@ def test_the_files_are_there_and_no_lane_failed(outcome):
     folder, _, printed = outcome
     datasets = {f"training_{program.name}.nc" for program in pilot.PROGRAMS}
     datasets |= {f"tuning_{method.program.name}_{method.rounds}.nc" for method in METHODS}
-    others = {"config.json", "pilot.csv", "claims.csv", "accuracy.png", "training.png"}
+    others = {
+        "config.json",
+        "pilot.csv",
+        "claims.csv",
+        *(f"{name}.{ending}" for name in ("accuracy", "training") for ending in ("png", "pdf")),
+    }
     assert {path.name for path in folder.path.iterdir()} == datasets | others
     assert set(pd.read_csv(folder.path / "pilot.csv").status) == {"successful"}
     assert json.loads((folder.path / "config.json").read_text())["figures"].keys() == {"accuracy", "training"}

@@ -133,7 +133,9 @@ def choice(alpha, t1, scale=1.0):
     """0 for Tsit5, 1 for RKC: the default of a flow x' = -x near its end, to which t1 says how stiff it is."""
     # The function holds `scale`, and no leaf of the problem does.
     objective = mj.CustomObjective(lambda x: scale * jnp.sum((x - 1) ** 2) / 2)
-    motion = mj.PrimalFlow().prepare(mj.Problem(mj.Hadamard(), mj.WeightDecay(), alpha, objective), (ONES, 0 * ONES))
+    w0 = ONES, 0 * ONES
+    problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), alpha, objective).capture(w0)  # as solve does
+    motion = mj.PrimalFlow().prepare(problem, w0)
     how: Integration = {"rtol": 1e-4}
     options = make_options(mj.PrimalFlow(), motion, jnp.dtype(float), jnp.asarray(t1), how)
     return jnp.asarray(float(isinstance(options.solver, mj.RKC))) + 0 * alpha

@@ -11,7 +11,7 @@ from training import train
 
 import mirrorjax as mj
 from mirrorjax import optim
-from mirrorjax.optim.pilot import SizeState
+from mirrorjax.optim.pilot import SizeState, warn_of_collapse
 
 
 @pytest.mark.parametrize("width", [0.5, 0.1, 1e-6])
@@ -135,7 +135,7 @@ def test_runs_at_chance_are_seen_and_others_are_not():
         _, state = train(optimizer, loss, start, 200)
         assert bool(optim.has_collapsed(state)) is collapsed
     with pytest.warns(UserWarning, match="1 of 2 lanes of PILoT ended at chance"):
-        optim.warn_of_collapse(SizeState((), jnp.array([1.0, 1e-4, 0.0])), 2)
+        warn_of_collapse(SizeState((), jnp.array([1.0, 1e-4, 0.0])), 2)
 
 
 def test_a_switch_off_a_million_steps_away_is_warned_of():

@@ -179,7 +179,7 @@ def _ledger(folder: Path, alone: bool) -> Table | None:
     """The ledger of the paper with what the runs of a folder measured of it: the whole of it for several runs, for one
     the claims that it measures."""
     rows = [row for row in read_ledger(folder) if not alone or row.holds is not None]
-    if not rows:
+    if all(row.holds is None for row in rows):
         return None
     heads = ("claim of the paper", "where", "paper", "here", "preset", "verdict")
     texts = [
