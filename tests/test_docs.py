@@ -83,7 +83,7 @@ def given(tmp_path, monkeypatch) -> dict[str, Any]:
     m, w = jnp.ones(3), jnp.full(3, 0.5)
     pilot = mj.optim.pilot(optax.sgd(0.1), balance=1.0, width=0.1, t_off=5.0, step_size=0.1, mask="*/kernel")
     names = {"on_training_data": lambda params: jnp.float32(0.5), "state": pilot.init(weights), "nnx": nnx}
-    names |= {"W_K": np.ones((768, 768), np.float32), "W_Q": np.ones((768, 768), np.float32)}
+    names |= dict.fromkeys(("W_K", "W_Q"), jnp.ones((768, 768), jnp.float32))
     names |= {"params": params, "train": train, "m": m, "w": w, "gradients": (0.1 * m, 0.1 * w)}
     return names | {"jax": jax, "jnp": jnp, "np": np, "optax": optax, "mj": mj, "nn": mj.nn, "optim": mj.optim}
 

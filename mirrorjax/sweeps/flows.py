@@ -196,8 +196,10 @@ def _untraced(program: Program, lane: LaneFunction, given: Integration) -> Progr
 
 def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> Integration:
     """The keywords, with the metrics as their program."""
-    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics", "sweep")
-    return how if how.get("metrics") is not None else {**how, "metrics": _no_metrics}
+    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics", "sweep").copy()
+    if how.get("metrics") is None:
+        how["metrics"] = _no_metrics
+    return how
 
 
 def _name(flow: AbstractFlow) -> str:
