@@ -202,6 +202,17 @@ def explain_schedule(
         explain_bias(asked, outs, console())
 
 
+Written = Annotated[
+    list[Path] | None,
+    typer.Option(
+        "--out",
+        help="Where to write: .png, .pdf or .svg for curves, .csv for all numbers. May be given several times "
+        "[default: printed only].",
+        show_default=False,
+    ),
+]
+
+
 @app.command()
 def spectra(
     checkpoints: Annotated[
@@ -212,14 +223,7 @@ def spectra(
         int | None,
         typer.Option(help="Query heads [default: as the config.json beside the file says].", show_default=False),
     ] = None,
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Where to write: .png, .pdf or .svg for curves, .csv for all numbers. May be given several times "
-            "[default: printed only].",
-            show_default=False,
-        ),
-    ] = None,
+    out: Written = None,
 ) -> None:
     """Show the spectra of W_K^T W_Q of each attention head, and of LoRA products, in checkpoints of any framework.
 
@@ -242,14 +246,7 @@ def bias(
     start: Annotated[Path, typer.Argument(help="The weights before training.", show_default=False)],
     checkpoints: Annotated[list[Path], typer.Argument(help="The weights later in training.", show_default=False)],
     family: Annotated[str, typer.Option(help="The family g that the tensors are written by.")] = "hadamard",
-    out: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="Where to write: .png, .pdf or .svg for curves, .csv for all numbers. May be given several times "
-            "[default: printed only].",
-            show_default=False,
-        ),
-    ] = None,
+    out: Written = None,
 ) -> None:
     """Show the bias a that training has accumulated in the weights of tensors x = g(w), as mirrorjax.read_bias does.
 

@@ -49,7 +49,7 @@ MOMENTS, POINTS = 61, 201  # times of the slider of the page, and points of a cu
 
 @dataclass(frozen=True)
 class Question:
-    """What `mirrorjax explain` is asked.
+    """The arguments of `mirrorjax explain`.
 
     `family`: a name in `family_names()`, or `"module:object"`; `init`: one number a factor, whose count is the depth of
     `hadamard`; `schedule`: a name in `SCHEDULES`, with `alpha` and `t_off`; `t1`: the last time; `scale`: the distance

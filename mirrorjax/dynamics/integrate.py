@@ -1,4 +1,4 @@
-"""One solve by diffrax: the traced core of `solve`, and the call of diffrax that segments of a sweep share with it.
+"""One solve by diffrax: the traced core of `solve`, and the choice of a first step that steppers share with it.
 
 No checks on values and no exceptions, a status instead.
 """
@@ -35,7 +35,7 @@ def integrate(motion: AbstractMotion, options: Options) -> Solution:
         end = jnp.where(ok, clock.ticks(usable.t1, dtype), jnp.finfo(dtype).tiny)
         ts = jnp.minimum(clock.ticks(usable.ts, dtype), end)
         step, control = first_step(motion, usable, state, end)
-        span = {"start": jnp.zeros_like(end), "end": end, "ts": ts, "max_steps": usable.max_steps}
+        span = {"end": end, "ts": ts, "max_steps": usable.max_steps}
         save = save_state if usable.metrics is None else save_metrics
         # A velocity that is not finite at the start, of which the status is found in the end, may give no first step.
         step = jnp.where(ok & (step > 0), step, end)
@@ -62,21 +62,20 @@ def run(
     state: PyTree,
     save: Save,
     *,
-    start: Float[Array, ""],
     end: Float[Array, ""],
     ts: Float[Array, " time"],
     step: Float[Array, ""],
     control: PyTree,
     max_steps: int,
 ) -> diffrax.Solution:
-    """Integrates from tick `start` to tick `end`, or `max_steps` steps, the first of size `step`.
+    """Integrates from tick 0 to tick `end`, or `max_steps` steps, the first of size `step`.
 
-    **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at `start`.
+    **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at tick 0.
     **Returns:** a diffrax solution, whose `ys` is `(saved, packed state)`.
     """
     field = Field.packed(motion, state)
     controller = motion.controller(options.rtol, options.atol, end.dtype)
-    first = jnp.minimum(start + step, end)
+    first = jnp.minimum(step, end)
     if isinstance(controller, diffrax.AbstractAdaptiveStepSizeController):
         ending = Ending(controller, end, first, control)
     else:
@@ -84,7 +83,7 @@ def run(
     return diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),
-        t0=start,
+        t0=jnp.zeros_like(end),
         t1=float(jnp.finfo(end.dtype).max),  # never reached: see `Ending`
         dt0=None,
         y0=field.anchor,

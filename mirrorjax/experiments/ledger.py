@@ -67,7 +67,7 @@ class Row:
 
     @property
     def missing(self) -> str:
-        """What a measurement needs, where there is none."""
+        """The reason why there is no measurement: what one needs, or that no run is recorded."""
         return self.said.needs or "no run of the experiment is recorded"
 
 

@@ -270,7 +270,7 @@ def has_collapsed(state: PyTree) -> Bool[Array, "*lanes"]:
 
 
 def _signs(state: PyTree) -> list[Bool[Array, "*lanes"]]:
-    """Whether a run is at chance, by each transformation of PILoT in the state."""
+    """Returns for each transformation of PILoT in the state a flag that is True if the run is at chance."""
     is_one = lambda node: isinstance(node, SizeState | RuleState)  # noqa: E731
     found = [node for node in jax.tree.leaves(state, is_leaf=is_one) if is_one(node)]
     return [node.share < DEAD if isinstance(node, SizeState) else node.last <= node.first for node in found]

@@ -165,7 +165,7 @@ def sweep(
 def _program(
     lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Number | None, given: Integration
 ) -> Program:
-    """What the lanes share: their start, in the variables and by the solver that are given or cheapest."""
+    """Builds the part that the lanes share, with the variables and the solver that are given or, else, cheapest."""
     start_of = Start(lane, choose_flow(given).without_dual(), t1)
     one = lanes.first()
     start = program_of(lambda: start_of.traced(one), "the lane", "sweep")

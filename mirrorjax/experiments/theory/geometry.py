@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from ... import plot
 from ...geometry import AbstractLegendre, legendre
 from ...geometry.effects import Effects, effects
+from ...plot.flows import excess_along
 from ...problem import (
     AbstractReparameterization,
     Compatible,
@@ -282,7 +283,7 @@ class Curve:
 
 def curve(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float) -> Curve:
     """`R_a` at the points x, by the mirror map of R alone."""
-    mu, excess = _integrated(R, jnp.asarray(x), jnp.asarray(a))
+    mu, excess = (along(R, jnp.asarray(x), jnp.asarray(a)) for along in (_mirror_map, excess_along))
     return Curve(x, np.asarray(mu), np.asarray(excess))
 
 
@@ -298,27 +299,6 @@ def recovery(R: AbstractLegendre, x: Float[np.ndarray, " n"], a: float, drawn: b
 
 
 Evaluated = tuple[Float[Array, " n"], Float[Array, " n"]]
-# Points q^4 of [0, 1] with q at the nodes of Gauss and Legendre: most are close to 0, where mu is steep.
-_Q, _W = (each / 2 for each in np.polynomial.legendre.leggauss(24))
-NODES, WEIGHTS = (_Q + 0.5) ** 4, 4 * (_Q + 0.5) ** 3 * _W
-
-
-@eqx.filter_jit
-def _integrated(R: AbstractLegendre, x: Float[Array, " n"], a: Float[Array, ""]) -> Evaluated:
-    """mu and `R_a(x) - min R_a = int mu dx` from argmin R_a: a sum of numbers of one sign.
-
-    A difference of values of Q_a has no digits left where decay has made Q_a small beside mu x, and its Hessian, which
-    the divergence integrates along mu, is then 0 at all but the last of the nodes.
-    """
-    minimizer = R.primal(jnp.zeros(1, x.dtype), a).value[0]
-    nodes, weights = jnp.asarray(NODES, x.dtype), jnp.asarray(WEIGHTS, x.dtype)
-
-    def mu(point: Float[Array, ""]) -> Float[Array, ""]:
-        return R.dual(point[None], a).value[0]
-
-    inner = jax.vmap(jax.vmap(mu))(minimizer + jnp.outer(x - minimizer, nodes))
-    outer = jax.vmap(mu)(x)
-    return outer, jnp.where(jnp.isfinite(outer), (x - minimizer) * (inner @ weights), jnp.nan)
 
 
 @eqx.filter_jit
