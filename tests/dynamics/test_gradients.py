@@ -39,7 +39,9 @@ def solved(p, family, schedule, adjoint=None, throw=True):
     else:
         g, objective = Gram(), MatrixSensing(data, target)
     problem = Problem(g, WeightDecay(), SCHEDULES[schedule](p["alpha"], p["t_off"]), objective)
-    return solve(problem, p["w0"], t1=1.7, rtol=1e-10, atol=1e-12, adjoint=adjoint, throw=throw)
+    # Programs for derivatives grow with the steps that they must have room for.
+    how = {"adjoint": adjoint, "max_steps": 256, "throw": throw}
+    return solve(problem, p["w0"], t1=1.7, rtol=1e-10, atol=1e-12, **how)
 
 
 def end(p, family, schedule, adjoint=None):

@@ -1,5 +1,7 @@
 """A Legendre function that the caller gives to a flow: does it belong to the problem?"""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -84,9 +86,8 @@ def _distances(
     def psi(mu: Float[Array, "..."], a: Float[Array, ""]) -> Weights:
         return jax.tree.unflatten(structure, jax.tree.leaves(R.weights(mu, a)))
 
-    mu, a = jnp.zeros_like(x0), jnp.zeros((), x0.dtype)
-    start, worst = _ratio(_difference(psi(mu, a), w0), w0), jnp.zeros((), x0.dtype)
-    for _ in range(POINTS):
+    def follow(place: Any, _: None) -> tuple[Any, Float[Array, ""]]:
+        mu, a = place
         w = psi(mu, a)
         x, pull = jax.vjp(g, w)
         slope, decay = objective.gradient(x), jax.grad(h)(w)
@@ -94,11 +95,13 @@ def _distances(
         da = -SHARE * _ratio(w, decay)
         moved = jax.jvp(psi, (mu, a), (dmu, da))[1]
         by_mu = pull(dmu - da * R.leak_product(mu))[0]
-        expected = jax.tree.map(lambda by_mu, by_a, da=da: by_mu + da * by_a, by_mu, decay)
-        for apart in (_ratio(_difference(moved, expected), expected), _ratio(R.primal(mu, a).value - x, x)):
-            worst = jnp.maximum(worst, jnp.where(jnp.isfinite(apart), apart, 0.0))
-        mu, a = mu + dmu, a + da
-    return start, worst
+        expected = jax.tree.map(lambda by_mu, by_a: by_mu + da * by_a, by_mu, decay)
+        apart = jnp.stack([_ratio(_difference(moved, expected), expected), _ratio(R.primal(mu, a).value - x, x)])
+        return (mu + dmu, a + da), jnp.max(jnp.where(jnp.isfinite(apart), apart, 0.0))
+
+    origin = jnp.zeros_like(x0), jnp.zeros((), x0.dtype)
+    _, mismatches = jax.lax.scan(follow, origin, length=POINTS)
+    return _ratio(_difference(psi(*origin), w0), w0), jnp.max(mismatches)
 
 
 def _difference(one: PyTree, other: PyTree) -> PyTree:
