@@ -29,15 +29,20 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Modules that import flax, or another package that few tests need: the tests that use them import them. And the command
 # line, unchecked: typer passes values that its annotations do not describe, None for a flag that is not given.
 LATER = ("mirrorjax.nn.", "mirrorjax.experiments.networks.", "mirrorjax.cli")
-# The hook sees only what is imported inside this block, and `mirrorjax` imports nothing by itself.
-with install_import_hook("mirrorjax", "beartype.beartype"):
-    import mirrorjax
 
-    root = Path(mirrorjax.__path__[0])
-    for path in sorted(root.rglob("*.py")):
-        name = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
-        if not name.startswith(LATER):
-            importlib.import_module(name)
+
+def pytest_sessionstart(session):
+    """Imports the package with its types checked, in the processes that run tests: it takes them ten seconds."""
+    if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
+        return
+    # The hook sees only what is imported inside this block, and `mirrorjax` imports nothing by itself.
+    with install_import_hook("mirrorjax", "beartype.beartype"):
+        package = importlib.import_module("mirrorjax")
+        root = Path(package.__path__[0])
+        for path in sorted(root.rglob("*.py")):
+            name = ".".join(path.relative_to(root.parent).with_suffix("").parts).removesuffix(".__init__")
+            if not name.startswith(LATER):
+                importlib.import_module(name)
 
 
 MAPS = Path("/proc/self/maps")

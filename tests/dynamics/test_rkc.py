@@ -69,6 +69,7 @@ class TestMethod:
         z = np.linspace(-0.9, -0.1, 33)
         one = jnp.array(1.0)
 
+        @jax.jit
         def amplification(z, s):
             closed = eqx.filter_closure_convert(lambda t, y: z * y, one, one)
             return 1 + _move(_Step(closed, jnp.array(0.0), one, one, one, z, s), max_stages=64)
@@ -77,10 +78,10 @@ class TestMethod:
         for s, at in zip(stages, z, strict=True):
             T, w0, w1, a, b = polynomials(int(s))
             expected.append(a + b * T(w0 + w1 * at))
-        batch = jax.vmap(amplification)(jnp.asarray(z), jnp.asarray(stages))
+        batch = jax.jit(jax.vmap(amplification))(jnp.asarray(z), jnp.asarray(stages))
         np.testing.assert_allclose(batch, expected, atol=10 * 40**2 * np.finfo(float).eps)
         # One number of stages for all, and all but one number the same, are batches too.
-        shared = jax.vmap(amplification, in_axes=(0, None))(jnp.asarray(z), jnp.array(7))
+        shared = jax.jit(jax.vmap(amplification, in_axes=(0, None)))(jnp.asarray(z), jnp.array(7))
         alone = [amplification(at, jnp.array(7)) for at in jnp.asarray(z)]
         np.testing.assert_allclose(shared, alone, rtol=1e-14)
 
