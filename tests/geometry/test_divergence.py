@@ -37,6 +37,7 @@ class Legendre(NamedTuple):
     c: Decimal
     k: int = 0
 
+    @functools.cache
     def mu_and_potential(self, x: Decimal, a: Decimal) -> tuple[Decimal, Decimal]:
         """`grad R_a(x)` and Q_a there, up to terms that are the same for all x."""
         ca = self.c * a
