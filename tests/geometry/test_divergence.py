@@ -37,41 +37,9 @@ class Legendre(NamedTuple):
     c: Decimal
     k: int = 0
 
-    @functools.cache
     def mu_and_potential(self, x: Decimal, a: Decimal) -> tuple[Decimal, Decimal]:
-        """`grad R_a(x)` and Q_a there, up to terms that are the same for all x."""
-        ca = self.c * a
-        if self.family == "square":
-            return (x / self.w[0] ** 2).ln() / 4 - ca, x / 4
-        if self.family in ("hadamard", "power1"):
-            p, A = (
-                (2, abs(self.w[0] ** 2 - self.w[1] ** 2) / 2)
-                if self.family == "hadamard"
-                else (4, 2 * self.w[0] * self.w[1])
-            )
-            u, v = self.w if self.family == "power1" else (abs(self.w[0] + self.w[1]), abs(self.w[0] - self.w[1]))
-            A *= (4 * ca).exp()
-            return (asinh(x / A) - (u / v).ln()) / p, (x * x + A * A).sqrt() / p
-        u, v = self.w
-        if self.family == "log":
-            U, V = u * u + 2 * ca, v * v + 2 * ca
-            T = U + V
-            P, S = (T / (1 + (sign * 2 * x).exp()) for sign in (-1, 1))
-            initial = u * u + v * v
-            entropy = [level * level.ln() - level for level in (P, S, initial)]
-            return (P - U) / 2, (entropy[0] + entropy[1] - entropy[2]) / 4
-        if self.family == "exp":
-            U, V = (-u).exp() - ca, (-v).exp() - ca
-            s = asinh(x * (U + V) / 2)
-            P, S = (U + V) / (1 + s.exp()), (U + V) / (1 + (-s).exp())
-            return U - P, -P.ln() - S.ln()
-        k, K = self.k, 2 * self.k * (2 * self.k - 2)
-        U, V = u ** (2 - 2 * k) - K * ca, v ** (2 - 2 * k) - K * ca
-        q, T = Decimal(k) / (k - 1), U + V
-        s = self.root(x, T, q)
-        P, S = T / (1 + s.exp()), T / (1 + (-s).exp())
-        b = Decimal(-1) / (k - 1)
-        return (U - P) / K, (power(P, b) + power(S, b)) / (4 * k)
+        """`grad R_a(x)` and Q_a there, up to terms that are the same for all x; computed once."""
+        return mu_and_potential(self, x, a)
 
     def root(self, x: Decimal, T: Decimal, q: Decimal) -> Decimal:
         """s with `(1 + e^s)^q - (1 + e^-s)^q = x T^q`, by Newton's method on asinh of both sides."""
@@ -93,6 +61,39 @@ class Legendre(NamedTuple):
 
     def bregman(self, x: Decimal, z: Decimal, a: Decimal) -> Decimal:
         return self.value(x, a) - self.value(z, a) - self.mu_and_potential(z, a)[0] * (x - z)
+
+
+@functools.cache
+def mu_and_potential(R: Legendre, x: Decimal, a: Decimal) -> tuple[Decimal, Decimal]:
+    """`grad R_a(x)` and Q_a there, up to terms that are the same for all x."""
+    ca = R.c * a
+    if R.family == "square":
+        return (x / R.w[0] ** 2).ln() / 4 - ca, x / 4
+    if R.family in ("hadamard", "power1"):
+        p, A = (2, abs(R.w[0] ** 2 - R.w[1] ** 2) / 2) if R.family == "hadamard" else (4, 2 * R.w[0] * R.w[1])
+        u, v = R.w if R.family == "power1" else (abs(R.w[0] + R.w[1]), abs(R.w[0] - R.w[1]))
+        A *= (4 * ca).exp()
+        return (asinh(x / A) - (u / v).ln()) / p, (x * x + A * A).sqrt() / p
+    u, v = R.w
+    if R.family == "log":
+        U, V = u * u + 2 * ca, v * v + 2 * ca
+        T = U + V
+        P, S = (T / (1 + (sign * 2 * x).exp()) for sign in (-1, 1))
+        initial = u * u + v * v
+        entropy = [level * level.ln() - level for level in (P, S, initial)]
+        return (P - U) / 2, (entropy[0] + entropy[1] - entropy[2]) / 4
+    if R.family == "exp":
+        U, V = (-u).exp() - ca, (-v).exp() - ca
+        s = asinh(x * (U + V) / 2)
+        P, S = (U + V) / (1 + s.exp()), (U + V) / (1 + (-s).exp())
+        return U - P, -P.ln() - S.ln()
+    k, K = R.k, 2 * R.k * (2 * R.k - 2)
+    U, V = u ** (2 - 2 * k) - K * ca, v ** (2 - 2 * k) - K * ca
+    q, T = Decimal(k) / (k - 1), U + V
+    s = R.root(x, T, q)
+    P, S = T / (1 + s.exp()), T / (1 + (-s).exp())
+    b = Decimal(-1) / (k - 1)
+    return (U - P) / K, (power(P, b) + power(S, b)) / (4 * k)
 
 
 class Case(NamedTuple):
