@@ -72,10 +72,6 @@ class AbstractLegendre(eqx.Module):
         """`R_a(x)`, for x in range and mu = grad R_a(x), with the derivative mu in x."""
         return envelope(self, x, mu, a)
 
-    def weighted_potential_at(self, mu: Point, weights: Float[Array, "..."], a: Strength) -> Float[Array, ""]:
-        """`weights Q_a(mu)`; for a separable R also `sum_i weights_i Q_a,i(mu_i)`, of one weight a coordinate."""
-        return weights * self.potential_at(mu, a)
-
     def hessian_at(self, x: Point, mu: Point, a: Strength) -> Float[Array, "..."]:
         """`Hess R_a(x)`, for x in range and mu = grad R_a(x)."""
         basis = jnp.eye(x.size, dtype=x.dtype).reshape(x.size, *x.shape)

@@ -146,6 +146,7 @@ def _check(g, h, w, a, radius, points, tolerance, key) -> Report:
         tolerance=tolerance,
         shape=fields.shape,
         bregman=g.bounded_sublevels,
+        flows_end_at_infinity=g.smooth_everywhere,
         rank_exact=rank_is_exact(fields, flat.size),
         notes=(*h.notes(g), *g.notes()),
     )

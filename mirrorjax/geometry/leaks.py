@@ -12,10 +12,10 @@ from jaxtyping import Array, Float
 from ..checks import Number, Numbers, as_count, as_float, as_scalar, nonnegative, require_nonnegative, require_positive
 from ..results import RESULTS, select
 from .base import AbstractLegendre, require_legendre
-from .points import Point, Recovered, as_point, as_strength, at_strength
+from .points import Point, Recovered, Strength, as_point, as_strength, at_strength
 
 # What rounding leaves undecided in a difference of two values of mu, relative to them: each has a few operations.
-_ROUNDINGS = 8
+_ROUNDINGS = 16
 
 
 def clock(R: AbstractLegendre, a: Number) -> Float[Array, "..."]:
@@ -61,15 +61,17 @@ def remaining_time(R: AbstractLegendre, x: Numbers, mu: Numbers, a: Numbers, slo
     can be at x. After the switch-off the loss does not rise, so that for least squares
     `|df/dx_i| <= |Z e_i| sqrt(2 f / n)` with the loss f at the switch-off is a bound for all time.
 
-    A difference of mu that rounding cannot tell from 0 counts as 0, so that the bound stays a bound.
+    Where decay was strong a coordinate that is alive has a mu near the end of its interval, `e^(-a Lambda)` times as
+    large as what x tells apart there. A difference of mu that rounding cannot tell from 0 counts as 0, so that the
+    bound stays a bound.
 
     **Arguments:** `R`: the Legendre function; `x`: the point to reach, shaped like g(w); `mu`: the dual variable now,
     such as `sol.mu[i]` at the switch-off; `a`: the accumulated regularization, a scalar <= 0, or for separable R one
     number a coordinate; `slope`: >= 0, a scalar
     or shaped like x, in units of f over units of x.
     **Returns:** `Recovered`: the times, shaped like x, in units of the flow, infinite where the slope is 0 and mu has
-    to move; and a status: that of `R.dual` at x, that of `R.primal` at mu, or `invalid_options` for a traced slope
-    that is NaN or negative. Times are NaN where the status is not successful.
+    to move; and a status: that of `R.dual` at x, `outside_dual_interval` for a mu beyond the ends, or
+    `invalid_options` for a traced slope that is NaN or negative. Times are NaN where the status is not successful.
     **Raises:** `ValueError` for an R that is no Legendre function, points of another shape, an a that is not a finite
     scalar <= 0, or a known slope that is NaN or negative.
 
@@ -85,11 +87,14 @@ def remaining_time(R: AbstractLegendre, x: Numbers, mu: Numbers, a: Numbers, slo
     x, mu, slope = as_point(x, like, "x"), as_point(mu, like, "mu"), _as_slope(R, slope)
 
     def at(a):
-        there, here = R.dual(x, a), R.primal(mu, a)
+        there = R.dual(x, a)
+        # mu = e^(a Lambda^T) nu also has the rounding of the exponent.
+        exponents = _ROUNDINGS + jnp.max(jnp.abs(a * R.leak))
+        rounding = exponents * jnp.finfo(like.dtype).eps * jnp.maximum(jnp.abs(there.value), jnp.abs(mu))
+        here = _inside(R, mu, a, rounding)
         ok = there.ok & here.ok
-        size = jnp.maximum(jnp.abs(there.value), jnp.abs(mu))
         moved = jnp.abs(there.value - mu)
-        moved = jnp.where(moved > _ROUNDINGS * jnp.finfo(like.dtype).eps * size, moved, 0.0)
+        moved = jnp.where(moved > rounding, moved, 0.0)
         usable = slope > 0
         times = moved / jnp.where(usable, slope, 1.0)
         times = jnp.where(usable | (moved == 0), times, jnp.inf)
@@ -99,6 +104,17 @@ def remaining_time(R: AbstractLegendre, x: Numbers, mu: Numbers, a: Numbers, slo
         return Recovered(jnp.where(ok & known, times, jnp.nan), result)
 
     return at_strength(at, as_strength(a, R))
+
+
+def _inside(R: AbstractLegendre, mu: Point, a: Strength, rounding: Point) -> Recovered:
+    """mu, with `outside_dual_interval` where it lies beyond an end by more than rounding: x need not be told by it."""
+    if not R.separable:
+        return R.primal(mu, a)
+    lower, upper = R.dual_interval(a)
+    exists = R.primal(jnp.zeros_like(mu), a).result
+    inside = (mu > lower - rounding) & (mu < upper + rounding)
+    outside = select(exists == RESULTS.successful, RESULTS.outside_dual_interval, exists)
+    return Recovered(mu, select(inside, exists, outside))
 
 
 def strength_bound(R: AbstractLegendre, slope: Numbers) -> Recovered:

@@ -22,6 +22,13 @@ _BREGMAN = {
 }
 
 
+_FLOWS = {
+    True: "end only where weights become infinite",
+    False: "may leave the domain of g at finite weights",
+    None: "not known to end only where weights become infinite",
+}
+
+
 class VERDICT(eqx.Enumeration):
     """The conclusion of `check` from the brackets; printing one shows what follows from it.
 
@@ -79,6 +86,10 @@ class Report(eqx.Module):
     `contracting` means h >= 0 on the flow of h from the sampled points down to `a`, the strength asked about. `bregman`
     is Definition 3.7 (ii), bounded sublevel sets of D(x, .): a fact of the family of g, `None` where it is not known.
 
+    `flows_end_at_infinity` means that a flow along a grad g_i ends, if it ends, only where weights become infinite, and
+    does not leave the domain of g before: a fact of the family as well. That this is the Assumption A.6 of the paper is
+    not confirmed, so no conclusion uses it.
+
     Source: Jacobs, Zhou, Burkholz (arXiv 2504.12883), Theorems 3.6, 3.10, 3.15, Corollary 3.12.
     """
 
@@ -98,6 +109,7 @@ class Report(eqx.Module):
     tolerance: Float[Array, ""]
     shape: tuple[int, ...] = eqx.field(static=True)  # static: the shape of x
     bregman: bool | None = eqx.field(static=True)  # static: a fact of the class of g
+    flows_end_at_infinity: bool | None = eqx.field(static=True)  # static: a fact of the class of g
     rank_exact: bool = eqx.field(static=True)  # static: fixed by shapes
     notes: tuple[str, ...] = eqx.field(static=True)  # static: text, fixed by the classes of g and h
 
@@ -172,6 +184,7 @@ class Report(eqx.Module):
             ("Hess Q against J J^T", f"{float(self.hessian_error):.2e}"),
             ("contracting", f"{_yes(self.contracting)}, smallest h met down to a = {float(self.a):.3g}: {lowest}"),
             ("Definition 3.7 (ii)", _BREGMAN[self.bregman]),
+            ("flows of grad g_i", _FLOWS[self.flows_end_at_infinity]),
             ("Theorem 3.10", f"{_yes(self.theorem_3_10)}; it asks for alpha = 0 after a finite time as well"),
             ("sampled", f"{count} points, tolerance {float(self.tolerance):.2e}"),
             *(("note", note) for note in self.notes),

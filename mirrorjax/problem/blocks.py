@@ -39,8 +39,11 @@ class Blocks(AbstractReparameterization):
 
     @property
     def bounded_sublevels(self) -> bool | None:
-        facts = {part.bounded_sublevels for part in self.parts}
-        return False if False in facts else None if None in facts else True
+        return _of_all([part.bounded_sublevels for part in self.parts])
+
+    @property
+    def smooth_everywhere(self) -> bool | None:
+        return _of_all([part.smooth_everywhere for part in self.parts])
 
     def __call__(self, w: Weights) -> Float[Array, " d"]:
         return jnp.concatenate([part(own).reshape(-1) for part, own in zip(self.parts, w, strict=True)])
@@ -61,6 +64,10 @@ class Blocks(AbstractReparameterization):
 
     def notes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(note for part in self.parts for note in part.notes()))
+
+
+def _of_all(facts: list[bool | None]) -> bool | None:
+    return False if False in facts else None if None in facts else True
 
 
 class Blockwise(AbstractRegularizer):

@@ -76,6 +76,7 @@ class PowerDifference(AbstractDifference):
 
     degree = property(lambda self: 2 * self.k)
     bounded_sublevels = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
     compatible_is_squares = property(lambda self: self.k == 1)
 
     def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -106,6 +107,7 @@ class LogDifference(AbstractDifference):
     degree = property(lambda self: None)
     # Q_a = U log U, U = u^2, stays finite where u or v goes to 0: D(x, y) is bounded as y goes to infinity.
     bounded_sublevels = property(lambda self: False)
+    smooth_everywhere = property(lambda self: False)  # u^2 = u0^2 + 2 mu reaches 0
 
     def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.log(u)
@@ -141,6 +143,7 @@ class ExpDifference(AbstractDifference):
 
     degree = property(lambda self: None)
     bounded_sublevels = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
 
     def plus(self, u: Float[Array, "..."]) -> Float[Array, "..."]:
         return jnp.exp(u)

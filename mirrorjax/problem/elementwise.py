@@ -24,6 +24,7 @@ class Linear(AbstractReparameterization):
     degree = property(lambda self: 1)
     elementwise = property(lambda self: True)
     bounded_sublevels = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:
         return w
@@ -70,6 +71,7 @@ class Hadamard(AbstractReparameterization):
     degree = property(lambda self: self.depth)
     elementwise = property(lambda self: True)
     bounded_sublevels = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
     compatible_is_squares = property(lambda self: self.depth == 2)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:
@@ -124,6 +126,7 @@ class Square(AbstractReparameterization):
     degree = property(lambda self: 2)
     elementwise = property(lambda self: True)
     bounded_sublevels = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
     compatible_is_squares = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "..."]:

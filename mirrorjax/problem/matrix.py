@@ -52,6 +52,7 @@ class Gram(AbstractReparameterization):
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)
     compatible_is_squares = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "n n"]:
         return w @ w.T
@@ -100,6 +101,7 @@ class MatrixProduct(AbstractReparameterization):
     degree = property(lambda self: 2)
     elementwise = property(lambda self: False)
     compatible_is_squares = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "n m"]:
         first, second = w
@@ -161,6 +163,7 @@ class Quadratic(AbstractReparameterization):
     elementwise = property(lambda self: False)
     quadratic_forms = property(lambda self: self.G)
     bounded_sublevels = property(lambda self: True)
+    smooth_everywhere = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, " d"]:
         return jnp.einsum("i,dij,j->d", w, self.G, w) / 2

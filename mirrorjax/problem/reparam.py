@@ -70,6 +70,14 @@ class AbstractReparameterization(AbstractOfWeights):
         return None
 
     @property
+    def smooth_everywhere(self) -> bool | None:
+        """True if g is smooth at all weights, so that flows along grad g_i end only where weights become infinite.
+
+        `False` if they may leave the domain of g in a finite time, at finite weights; `None` where it is not known.
+        """
+        return None
+
+    @property
     def quadratic_forms(self) -> Float[Array, "d D D"] | None:
         """The symmetric matrices of `x_i = w^T G_i w / 2`; `None` where g does not hold such matrices."""
         return None

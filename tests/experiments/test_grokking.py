@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import mirrorjax as mj
 from mirrorjax.experiments.core.curves import settling_time
-from mirrorjax.experiments.theory.grokking import incremental_time
+from mirrorjax.experiments.theory.grokking import GENERAL, incremental_time, sparse_task
 from mirrorjax.experiments.theory.planted import sparse_regression
 
 
@@ -36,6 +37,16 @@ def test_the_incremental_time_scales_with_the_data_and_does_not_know_signs():
     assert incremental_time(Z, -y) == pytest.approx(once, rel=1e-9)
     signs = np.where(np.arange(Z.shape[1]) % 2, 1.0, -1.0)
     assert incremental_time(Z * signs, y) == pytest.approx(once, rel=1e-9)
+
+
+def test_a_decay_that_leaves_no_x_in_the_floats_is_followed_to_the_end():
+    """|a| above 186, where A = e^(-4|a|)/2 underflows: x is 0 at first, and a step may reach beyond all floats."""
+    task = sparse_task(11)
+    lanes = mj.Zip(alpha=[10.0, 4.6415888336127775], t_off=[50.0, 150.0])
+    flows = mj.sweep(task.lane, lanes, t1=4000.0, metrics=task.metrics, solver=mj.RKC())
+    assert set(flows.status.values) == {"successful"}
+    assert np.all(flows.rejected_steps < flows.steps)
+    assert np.all(flows.rel_error[:, -1] < GENERAL)
 
 
 @pytest.mark.slow

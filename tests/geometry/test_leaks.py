@@ -79,6 +79,23 @@ def test_the_remaining_time_bounds_a_recovery_from_below(alpha, needed):
         assert 1e11 < least < 1e14
 
 
+def test_rounding_of_a_large_mu_is_no_time(needed):
+    """Decay of 0.1 until t = 275 leaves x alive, with mu = 1e24 near the end of its interval: its rounding is 1e8."""
+    off = flowed([0.0, 1.0, 1.0], 0.1, 275.0).y[:, -1]
+    x = np.prod(off)
+
+    def arrived(t, w):
+        return np.prod(w) - 0.99
+
+    arrived.terminal = True
+    taken = flowed(off, 0.0, 1e3, events=arrived).t_events[0][0]
+    found = needed(0.99, x, -27.5, 1 - x)
+    assert bool(found.ok[0])
+    assert float(found.value[0]) <= taken < 100
+    # A coordinate that the same decay has killed needs what its way takes, pi/2 over the clock.
+    assert float(needed(0.99, 0.0, -27.5, 1.0).value[0]) == pytest.approx(np.pi / 2 * np.exp(55.0), rel=1e-9)
+
+
 def test_the_remaining_time_is_exact_for_a_constant_slope(needed):
     """f = -x / 2, whose slope is 1/2 all along: the time is that of an integration of nu' = clock / 2."""
     a = -1.0

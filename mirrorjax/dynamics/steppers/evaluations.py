@@ -154,7 +154,9 @@ def _end_step(options: Options, motion: AbstractMotion, lane: Lane, f: PyTree) -
     t1 = motion.clock.ticks(options.t1, dtype)
 
     def estimate(d: Array, before: Array, after: Array) -> Array:
-        return 0.4 * h.astype(d.dtype) * (before + after) - 0.8 * d
+        error = 0.4 * h.astype(d.dtype) * (before + after) - 0.8 * d
+        # A step far beyond where the velocity overflows: a controller makes of NaN a step size that is NaN for good.
+        return jnp.where(jnp.isnan(error), jnp.inf, error)
 
     kept, tick, until, jumped, control, result = motion.controller(options.rtol, options.atol, dtype).adapt_step_size(
         lane.tick,

@@ -96,8 +96,6 @@ def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapp
         ours=f"at least {needed:.1e} time units are needed",
         holds=bool(needed > left and stuck["recovered"] == "no"),
     )
-    if t_off != OFF:  # a coordinate that is within rounding of 1 at the switch-off has no least time
-        return
     within = [row for row in rows if row["least_time"] is not None and row["recovered"] != "no"]
     folder.claim(
         f"Every lane that recovers x* takes at least the least time told at its switch-off ({split})",

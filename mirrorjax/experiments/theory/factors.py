@@ -112,18 +112,19 @@ class Forecast(NamedTuple):
 
 def forecast(model: Model, seeds: Int[np.ndarray, " seeds"]) -> Forecast:
     """The forecast of a model of depth 2 or more, from Z, y and the strength alone: lanes are (seed, strength)."""
+    critical, way = zip(*(_forecast_of_seed(model, int(seed)) for seed in seeds), strict=True)
+    return Forecast(np.stack(critical), np.stack(way))
 
-    def lane(seed, alpha):
-        objective = sparse_regression(seed).objective
-        Z, slope = objective.Z[:, :PLANTED], -objective.gradient(jnp.zeros(COORDINATES))[:PLANTED]
-        curvature = jnp.sum(Z**2, axis=0) / len(Z)
-        critical = critical_strength(model.depth, slope / curvature, curvature)
-        height = objective(jnp.zeros(COORDINATES))
-        return critical, _least_time(model, objective, jnp.zeros(PLANTED), height, -alpha * OFF)
 
-    over = jax.vmap(jax.vmap(lane, in_axes=(None, 0)), in_axes=(0, None))
-    critical, way = jax.jit(over)(jnp.asarray(seeds), jnp.asarray(STRENGTHS))
-    return Forecast(np.asarray(critical), np.asarray(way))
+def _forecast_of_seed(model: Model, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`critical` and `way` of all strengths. In numpy, and by the program of `needed_times`: grad R_a = 0 at x = 0."""
+    objective = sparse_regression(seed).objective
+    Z, y = np.asarray(objective.Z), np.asarray(objective.y)
+    planted, nothing = Z[:, :PLANTED], np.zeros((len(STRENGTHS), PLANTED), Z.dtype)
+    slope, curvature = planted.T @ y / len(y), np.sum(planted**2, axis=0) / len(y)
+    critical = np.asarray(critical_strength(model.depth, slope / curvature, curvature))
+    height = np.full(len(STRENGTHS), y @ y / (2 * len(y)), Z.dtype)
+    return np.broadcast_to(critical, nothing.shape), needed_times(model, seed, nothing, height)
 
 
 def needed_times(

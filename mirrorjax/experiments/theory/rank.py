@@ -112,7 +112,7 @@ def solve_attention(setting: Setting) -> Dataset:
     V = jnp.asarray(rng.normal(size=(WIDTH, WIDTH)) / WIDTH**0.5)
     left, right = (np.linalg.qr(rng.normal(size=(WIDTH, WIDTH)))[0] for _ in range(2))
     teacher = jnp.asarray((left * TEACHER) @ right)
-    outputs = jax.vmap(functools.partial(attend, teacher, V=V))(tokens)
+    outputs = jax.jit(jax.vmap(functools.partial(attend, teacher, V=V)))(tokens)
     start = tuple(jnp.asarray(0.5 * rng.normal(size=(WIDTH, WIDTH))) for _ in range(2))
 
     def loss(M: Float[Array, "n n"]) -> Float[Array, ""]:

@@ -43,7 +43,7 @@ from .schedule_tasks import (
 SEEDS = 10
 OFF = (0.1, 0.5)  # switch-off times of the hand-made schedules, in units of t1
 ALWAYS_ON = ("constant, never off", "exponential")
-RATE = 0.1  # of Adam, on logarithms of strengths and times
+ADAM = optax.adam(0.1)  # on logarithms of strengths and times
 AGREE = 1e-4  # gradients and finite differences: the error of the solver, 1e-8 a step, over steps of 1e-3
 Evaluate = Callable[[PyTree, Sample], Errors]
 
@@ -162,23 +162,34 @@ def differentiated(evaluate: Evaluate) -> Callable[[PyTree, Sample], tuple[Error
 
 def improve(evaluated: Callable, start: PyTree, samples: Sample, steps: int) -> tuple[PyTree, Errors]:
     """Adam on the validation error, every seed for itself; the parameters that were best there, and their errors."""
-    optimizer = optax.adam(RATE)
-    parameters, state = start, optimizer.init(start)
+    parameters, state = start, eqx.filter_jit(ADAM.init)(start)
     best, (kept, gradient) = start, evaluated(start, samples)
     for step in range(steps):
         _refuse_undefined(gradient, step)
-        with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in whole numbers
-            updates, state = optimizer.update(gradient, state)
-        parameters = optax.apply_updates(parameters, updates)
+        parameters, state = _step(parameters, gradient, state)
         measured, gradient = evaluated(parameters, samples)
-        better = measured.validation < kept.validation
-        best, kept = _choose(better, parameters, best), _choose(better, measured, kept)
+        best, kept = _better((parameters, measured), (best, kept))
     return best, kept
+
+
+# Whole, since each of their operations alone would be compiled by itself.
+@eqx.filter_jit
+def _step(parameters: PyTree, gradient: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+    with jax.numpy_dtype_promotion("standard"):  # optax counts its steps in whole numbers
+        updates, state = ADAM.update(gradient, state)
+    return optax.apply_updates(parameters, updates), state
+
+
+@eqx.filter_jit
+def _better(new: tuple[PyTree, Errors], old: tuple[PyTree, Errors]) -> tuple[PyTree, Errors]:
+    """The parameters of less validation error, seed by seed, and their errors."""
+    return _choose(new[1].validation < old[1].validation, new, old)
 
 
 def _refuse_undefined(gradient: PyTree, step: int) -> None:
     """A seed whose gradient is NaN would keep the schedule it has, and look as if there were nothing to gain."""
-    finite = [jnp.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in jax.tree.leaves(gradient)]
+    leaves = map(np.asarray, jax.tree.leaves(gradient))
+    finite = [np.isfinite(leaf.reshape(leaf.shape[0], -1)).all(axis=1) for leaf in leaves]
     if seeds := np.flatnonzero(~np.all(finite, axis=0)).tolist():
         raise FloatingPointError(f"the gradient of the validation error is not finite at step {step} of seeds {seeds}")
 
@@ -195,18 +206,20 @@ def _choose(condition: Array, new: PyTree, old: PyTree) -> PyTree:
 def gradient_gap(evaluated: Callable, parameters: PyTree, samples: Sample, step: float = 1e-3) -> float:
     """Largest relative difference over seeds of a directional derivative and its central difference of fourth order."""
     generator = np.random.default_rng(0)
-    direction = jax.tree.map(lambda leaf: jnp.asarray(generator.normal(size=leaf.shape)), parameters)
     _, gradient = evaluated(parameters, samples)
+    leaves, structure = jax.tree.flatten(parameters)
+    direction = [generator.normal(size=leaf.shape) for leaf in leaves]
 
-    def value(k: int) -> Array:
-        return evaluated(jax.tree.map(lambda p, v: p + k * step * v, parameters, direction), samples)[0].validation
+    def value(k: int) -> np.ndarray:
+        moved = [jnp.asarray(np.asarray(p) + k * step * v) for p, v in zip(leaves, direction, strict=True)]
+        return np.asarray(evaluated(jax.tree.unflatten(structure, moved), samples)[0].validation)
 
     exact = sum(
-        jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
-        for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(direction), strict=True)
+        np.sum((np.asarray(a) * b).reshape(len(b), -1), axis=1)
+        for a, b in zip(jax.tree.leaves(gradient), direction, strict=True)
     )
     differenced = (8 * (value(1) - value(-1)) - value(2) + value(-2)) / (12 * step)
-    return float(jnp.max(jnp.abs(exact - differenced) / jnp.max(jnp.abs(differenced))))
+    return float(np.max(np.abs(exact - differenced) / np.max(np.abs(differenced))))
 
 
 def best_hand_made(tried: Dataset) -> Int[np.ndarray, " seeds"]:
@@ -257,10 +270,10 @@ def limit_rows(task: AbstractTask, samples: Sample, steps: int) -> list[dict[str
     """The same for t -> infinity, where only the total matters: the best of the grid, and the learned total."""
     evaluated = differentiated(functools.partial(limit, task))
     # With a dtype, so that one program serves the grid and what is learned.
-    grid = [evaluated(jnp.full(SEEDS, jnp.log(total), float), samples)[0] for total in task.totals]
+    grid = [evaluated(jnp.asarray(np.full(SEEDS, np.log(total))), samples)[0] for total in task.totals]
     validation, test = (np.stack([np.asarray(getattr(each, key)) for each in grid]) for key in ("validation", "test"))
     chosen, seeds = np.nanargmin(validation, axis=0), np.arange(SEEDS)
-    start = jnp.log(jnp.asarray(task.totals))[chosen]
+    start = jnp.asarray(np.log(np.asarray(task.totals, float))[chosen])
     _, end = improve(evaluated, start, samples, steps)
     gap = gradient_gap(evaluated, start, samples)
     difference, width = confidence(np.asarray(end.test) - test[chosen, seeds])
@@ -342,14 +355,14 @@ def error_figure(rows: Sequence[dict[str, Any]], name: str, noise: float) -> Any
 
 def schedule_panel(task: AbstractTask, tried: Dataset, learned: Learned, name: str, shown: int = 3) -> plot.Panel:
     """alpha(t) of the learned schedules of the first seeds, and of the hand-made ones they started from."""
-    ts = jnp.linspace(0.0, task.t1, 601)
+    ts = jnp.asarray(np.linspace(0.0, task.t1, 601))
     chosen = tried.isel(candidate=best_hand_made(tried))
     strength = eqx.filter_jit(jax.vmap(lambda schedule, t: schedule(t), in_axes=(None, 0)))
     lines = []
     for index, color in zip(range(shown), ("#440154", "#21918c", "#b5a000"), strict=True):
         shape, total, t_off = (chosen[key].values[index] for key in ("shape", "total", "t_off"))
         before = hand_made(shape, total, t_off, task.t1)
-        after = jax.tree.map(lambda leaf, index=index: leaf[index], learned).schedule
+        after = jax.tree.map(lambda leaf, index=index: jnp.asarray(np.asarray(leaf)[index]), learned).schedule
         for schedule, label, style in ((after, f"{index}", "-"), (before, "", "--")):
             lines.append(plot.Line(np.asarray(ts), np.asarray(strength(schedule, ts)), label, style, color))
     return plot.Panel(lines, name, "time t (flow)", r"strength $\alpha(t)$")

@@ -62,6 +62,9 @@ class PowerDifferenceLegendre(AbstractLevelLegendre):
     def factor(self, level: Values) -> Values:
         return level ** (-1 / (2 * self.k - 2))
 
+    def from_scaled_start(self, factor: Values) -> "PowerDifferenceLegendre":
+        return PowerDifferenceLegendre(factor * self.u0, factor * self.v0, self.scale, self.k)
+
     def dilated_bias_at(self, w: Weights, scale: Float[Array, ""]) -> Bias:
         """`e^((2k-2) s) = T0 / T` with `s = 2ca` and T = P + S, and `mu = (U0 S - V0 P) / (K T0)`."""
         moves = (self.u0, w[0]), (self.v0, w[1])

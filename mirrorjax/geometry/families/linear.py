@@ -1,11 +1,12 @@
 """R_a of x = w with weight decay: a quadratic, of which decay moves the minimum and nothing else."""
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...problem import Linear, WeightDecay
 from ...problem.reparam import Weights
-from ..points import Recovered, Strength
+from ..points import Recovered, Strength, shape_of
 from ..registry import register_legendre
 from .dilated import DilatedLegendre
 from .separable import AbstractSeparableLegendre, Values, exact
@@ -22,6 +23,12 @@ class LinearLegendre(AbstractSeparableLegendre):
     """
 
     start: Values
+
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.start)
+
+    def from_scaled_start(self, factor: Values) -> "LinearLegendre":
+        return LinearLegendre(factor * self.start)
 
     def flow(self, mu: Values, a: Strength) -> Weights:
         return self.start + mu

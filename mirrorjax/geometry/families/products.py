@@ -3,7 +3,10 @@
 One factor parametrizes everything. Along the flow of g the differences of squares w_j^2 - w_m^2 stay as they are, so
 the smallest factor, v = w_m up to signs, gives all the others, and x and mu are increasing functions of v. Depth 2 has
 a formula (`hyperbolic.py`); from depth 3 on mu is an elliptic or hyperelliptic integral of v, which one Gauss
-quadrature computes in a variable in which no singularity comes near the path.
+quadrature computes in a variable y in which no singularity comes near the path.
+
+For depth 3 and more mu has ends, which large x approach like a power: far out mu has few digits left for x, or none. So
+whatever is asked of a point x is computed from the y of x, and never from its mu.
 """
 
 import operator
@@ -15,16 +18,19 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from ...checks import freeze
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
-from ..points import Recovered, Strength
+from ..divergence import rule
+from ..points import Recovered, Strength, shape_of
 from ..roots import monotone_root
+from ..tied import tied
 from .separable import AbstractSeparableLegendre, Values
 
-# In the variable y no singularity comes nearer to the path than pi/2, and a path is rarely longer than 24 (x of size
-# e^70). Gauss's rule with 16 nodes on a panel of length 3 errs by (pi/3 + sqrt(1 + pi^2/9))^-32 = 2e-13, relatively.
-_PANELS, _NODES = 8, 16
-# From there on, in y beyond the largest difference of squares, the integrand is its leading power up to e^-40.
+# In the variable y no singularity comes nearer to the path than pi/2, and a path is rarely longer than 24. Gauss's rule
+# with 20 nodes on a panel of length 3 errs by (pi/3 + sqrt(1 + pi^2/9))^-40 = 1e-16, relatively.
+_PANELS, _NODES = 8, 20
+# So far in y beyond the largest difference of squares the integrand is its leading power up to e^-40.
 _FAR = 20.0
 
 
@@ -54,10 +60,16 @@ class ProductLegendre(AbstractSeparableLegendre):
     factors: tuple[Values, ...]
 
     def existence_status(self, a: Strength) -> RESULTS:
-        return select(_Curve(self.factors).exists, RESULTS.successful, RESULTS.invalid_weights)
+        curve = _Curve(self.factors)
+        exists = select(curve.exists, RESULTS.successful, RESULTS.range_exhausted)
+        return select(curve.admissible, exists, RESULTS.invalid_weights)
+
+    def point_like(self) -> jax.ShapeDtypeStruct:
+        return shape_of(self.factors[0])
 
     def dual_interval_at(self, a: Strength) -> tuple[Values, Values]:
-        return _Curve(self.factors).ends()
+        curve = _Curve(self.factors)
+        return curve.lower, curve.upper
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
         curve = _Curve(self.factors)
@@ -65,55 +77,90 @@ class ProductLegendre(AbstractSeparableLegendre):
 
     def flow(self, mu: Values, a: Strength) -> Weights:
         curve = _Curve(self.factors)
-        return curve.weights(curve.value(self._place(mu)))
+        return curve.weights(curve.value(_place_of_mu(curve, mu)))
 
     def potential_terms(self, mu: Values, a: Strength) -> Values:
-        w = self.flow(mu, a)
-        return reduce(operator.add, [factor**2 for factor in w]) / (2 * len(w))
+        curve = _Curve(self.factors)
+        return curve.potential(_place_of_mu(curve, mu))
 
     def primal_terms(self, mu: Values, a: Strength) -> Values:
         curve = _Curve(self.factors)
-        return curve.product(curve.value(self._place(mu)))
+        return curve.product(_place_of_mu(curve, mu))
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
         curve = _Curve(self.factors)
-        # Of the right sign at points that x = 1 replaced although the flow cannot reach them.
-        x = jnp.where(curve.crosses, x, curve.side * jnp.abs(x))
-        found = monotone_root(_product_at, x, *_everywhere(x), self.factors)
+        found = _place_of(curve, x)
         ok = found.result == RESULTS.successful
-        mu = _dual_at(jnp.where(ok, found.value, curve.start), self.factors)
+        mu = curve.dual(jnp.where(ok, found.value, curve.start))
         return Recovered(jnp.where(ok, mu, jnp.nan), found.result)
 
     def metric(self, mu: Values, a: Strength) -> Values:
-        squares = [factor**2 for factor in self.flow(mu, a)]
-        return reduce(operator.add, [reduce(operator.mul, squares[:i] + squares[i + 1 :]) for i in range(len(squares))])
+        curve = _Curve(self.factors)
+        return curve.metric(_place_of_mu(curve, mu))
 
-    def _place(self, mu: Values) -> Values:
-        """y at mu, for mu inside the dual interval."""
-        return monotone_root(_dual_at, mu, *_everywhere(mu), self.factors).value
+    def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
+        curve = _Curve(self.factors)
+        return 1 / curve.metric(_place_of(curve, x).value)
+
+    def value_at(self, x: Values, mu: Values, a: Strength) -> Float[Array, ""]:
+        curve = _Curve(self.factors)
+        y = _place_of(curve, x).value
+        return _tie_value(_value(*freeze((curve, x, y))), curve, x, y)
+
+    def bregman_at(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Float[Array, ""]:
+        """`int (x - X(y)) dmu` from the y of z to that of x, differentiable as it stands.
+
+        For points farther apart than 1 in y it is `x (mu_x - mu_z) - (Q_x - Q_z)`, in which little cancels. For closer
+        ones it is an integral of positive numbers along a way whose length has the digits of x - z.
+        """
+        curve = _Curve(self.factors)
+        y_x, y_z = _place_of(curve, x).value, _place_of(curve, z).value
+        near = jnp.abs(y_x - y_z) < 1
+        (end_x, mu_x), (end_z, mu_z) = curve.dual_parts(y_x), curve.dual_parts(y_z)
+        far = x * ((end_x - end_z) + (mu_x - mu_z)) - (curve.potential(y_x) - curve.potential(y_z))
+        step, length = jnp.where(near, x - z, 0.0), jnp.where(near, y_x - y_z, 0.0)
+        length = length + (step - curve.change(y_z, length)) / curve.speed(y_x)
+        s, weights = rule(x.dtype)
+        terms = jax.vmap(lambda s: curve.slope(y_z + s * length) * curve.change(y_z + s * length, (1 - s) * length))(s)
+        return jnp.sum(jnp.where(near, length * jnp.tensordot(weights, terms, 1), far))
+
+    def from_scaled_start(self, factor: Values) -> "ProductLegendre":
+        return ProductLegendre(tuple(factor * own for own in self.factors))
 
 
 class _Curve(eqx.Module):
     """The weights that the flow of g reaches from the start, by the smallest factor v or by y, which grow along it.
 
     `v = b sinh y`, with b^2 the smallest gap, where the flow crosses v = 0; `v = side e^(side y)` where it cannot,
-    since another factor has the same size. In both `dv/dy = sqrt(v^2 + b^2)`.
+    since another factor has the same size. In both `dv/dy = sqrt(v^2 + b^2)`. Above `high` and below `low` the slope
+    `dmu/dy` is the exponential `slope(high) e^(rate (y - high))`, up to rounding.
     """
 
     smallest: Bool[Array, "k ..."]  # one True a coordinate
     signs: Float[Array, "k ..."]  # of the other factors; 1 at the smallest
     gaps: Float[Array, "k ..."]  # delta_j; 0 at the smallest
-    exists: Bool[Array, "..."]
+    admissible: Bool[Array, "..."]
+    exists: Bool[Array, "..."]  # admissible, and the gaps are floats: not after a decay of e^-350
     crosses: Bool[Array, "..."]
     b: Values
     side: Values
     start: Values  # y of the start
+    low: Values
+    high: Values
+    falls: Values  # the rates outwards below `low` and above `high`: negative where mu has an end
+    rises: Values
+    lower: Values  # the ends of mu
+    upper: Values
 
     def __init__(self, factors: tuple[Values, ...]):
         w = jnp.stack(factors)
         index = jnp.expand_dims(jnp.argmin(jnp.abs(w), axis=0), 0)
         self.smallest = jnp.arange(w.shape[0]).reshape(-1, *[1] * (w.ndim - 1)) == index
-        self.exists = (jnp.sum(w == 0, axis=0) < 2) & jnp.all(jnp.isfinite(w), axis=0)
+        vanished = jnp.all(w == 0, axis=0)  # no weights are given like this, and a decay of e^-750 leaves none
+        self.admissible = ((jnp.sum(w == 0, axis=0) < 2) | vanished) & jnp.all(jnp.isfinite(w), axis=0)
+        size = jnp.abs(w)
+        lost = (size > jnp.min(size, axis=0, keepdims=True)) & (size**2 < jnp.finfo(w.dtype).tiny)
+        self.exists = self.admissible & ~vanished & ~jnp.any(lost, axis=0)
         # Points without R are replaced by one that has it, so that they spoil no derivative of others.
         w = jnp.where(self.exists, w, 1.0)
         least = jnp.take_along_axis(w, index, axis=0)
@@ -127,6 +174,29 @@ class _Curve(eqx.Module):
         self.side = jnp.where(v < 0, -1.0, 1.0)
         by_sinh = jnp.arcsinh(v / jnp.where(self.crosses, self.b, 1.0))
         self.start = jnp.where(self.crosses, by_sinh, self.side * jnp.log(jnp.where(self.crosses, 1.0, jnp.abs(v))))
+        self.low, self.high, self.falls, self.rises = self._regions()
+        self.lower = jnp.where(self.falls < 0, self._integral(self.start, self.low) - self._rest(self.low), -jnp.inf)
+        self.upper = jnp.where(self.rises < 0, self._integral(self.start, self.high) + self._rest(self.high), jnp.inf)
+
+    def _regions(self) -> tuple[Values, Values, Values, Values]:
+        """`(low, high, falls, rises)`."""
+        outwards = jnp.full_like(self.b, 2.0 - len(self.gaps))
+        widest = jnp.sqrt(jnp.max(self.gaps, axis=0))
+        far = _FAR + jnp.log(2 * widest / jnp.where(self.crosses, self.b, 1.0))
+        # Where the flow cannot cross, in side * y: far out beyond the widest gap, and far in below the narrowest one
+        # that is not 0; there the other factors of the smallest size make the slope grow, or leave it constant.
+        narrow = jnp.min(jnp.where(self.gaps > 0, self.gaps, jnp.inf), axis=0)
+        narrow, gapless = jnp.where(jnp.isinf(narrow), 1.0, narrow), jnp.isinf(narrow)
+        own = self.side * self.start
+        out = jnp.where(gapless, own, jnp.maximum(own, _FAR + jnp.log(jnp.where(gapless, 1.0, widest))))
+        into = jnp.where(gapless, own, jnp.minimum(own, jnp.log(narrow) / 2 - _FAR))
+        inwards = jnp.sum(self.gaps == 0, axis=0).astype(self.b.dtype) - 2
+        right = self.side > 0
+        low = jnp.where(self.crosses, jnp.minimum(-far, self.start), jnp.where(right, into, -out))
+        high = jnp.where(self.crosses, jnp.maximum(far, self.start), jnp.where(right, out, -into))
+        falls = jnp.where(self.crosses | ~right, outwards, inwards)
+        rises = jnp.where(self.crosses | right, outwards, inwards)
+        return *jax.lax.stop_gradient((low, high)), falls, rises
 
     def value(self, y: Values) -> Values:
         """v at y."""
@@ -140,10 +210,6 @@ class _Curve(eqx.Module):
             for smallest, gap in zip(self.smallest, self.gaps, strict=True)
         ]
 
-    def product(self, v: Values) -> Values:
-        """x at v."""
-        return v * reduce(operator.mul, self.sizes(v))
-
     def weights(self, v: Values) -> Weights:
         """The factors at v."""
         own = jnp.prod(self.signs, axis=0) * v
@@ -152,44 +218,115 @@ class _Curve(eqx.Module):
             for smallest, sign, size in zip(self.smallest, self.signs, self.sizes(v), strict=True)
         )
 
+    def product(self, y: Values) -> Values:
+        """x at y."""
+        v = self.value(y)
+        return v * reduce(operator.mul, self.sizes(v))
+
+    def potential(self, y: Values) -> Values:
+        """Q at y."""
+        w = self.weights(self.value(y))
+        return reduce(operator.add, [factor**2 for factor in w]) / (2 * len(w))
+
+    def metric(self, y: Values) -> Values:
+        """`J J^T = dx/dmu` at y."""
+        squares = [factor**2 for factor in self.weights(self.value(y))]
+        return reduce(operator.add, [reduce(operator.mul, squares[:i] + squares[i + 1 :]) for i in range(len(squares))])
+
     def slope(self, y: Values) -> Values:
         """`dmu/dy = (dv/dy) / P(v)`."""
         v = self.value(y)
         return jnp.sqrt(v**2 + self.b**2) / reduce(operator.mul, self.sizes(v))
 
+    def speed(self, y: Values) -> Values:
+        """`dx/dy`."""
+        return self.metric(y) * self.slope(y)
+
+    def change(self, y: Values, length: Values) -> Values:
+        """`X(y + length) - X(y)`, with all its digits, for a length of at most 1."""
+        s, weights = rule(y.dtype)
+        speeds = jax.vmap(lambda s: self.speed(y + s * length))(s)
+        return length * jnp.tensordot(weights, speeds, 1)
+
     def dual(self, y: Values) -> Values:
-        """mu at y, the integral of the slope from the start."""
-        length = y - self.start
-        slopes = jax.vmap(lambda share: self.slope(self.start + share * length))(jnp.asarray(_AT, y.dtype))
+        """mu at y."""
+        end, distance = self.dual_parts(y)
+        return end + distance
+
+    def dual_parts(self, y: Values) -> tuple[Values, Values]:
+        """mu at y as an end of mu and the distance from it, where that end is nearer than the start; else 0 and mu.
+
+        The distance has all its digits: it decides about x where it is below the rounding of mu.
+        """
+        to_high = (self.rises < 0) & (y > self.start) & (self.high - y < y - self.start)
+        to_low = (self.falls < 0) & (y < self.start) & (y - self.low < self.start - y)
+        origin = jnp.where(to_high, self.high, jnp.where(to_low, self.low, self.start))
+        inside = self._integral(origin, jnp.clip(y, self.low, self.high))
+        above, below = jnp.maximum(y - self.high, 0.0), jnp.maximum(self.low - y, 0.0)
+        beyond = self.slope(self.high) * _growth(self.rises, above) - self.slope(self.low) * _growth(self.falls, below)
+        to_start = inside + beyond
+        to_upper = inside - self._rest(self.high) * jnp.exp(jnp.minimum(self.rises, 0.0) * above)
+        to_lower = inside + self._rest(self.low) * jnp.exp(jnp.minimum(self.falls, 0.0) * below)
+        end = jnp.where(to_high, self.upper, jnp.where(to_low, self.lower, 0.0))
+        return end, jnp.where(to_high, to_upper, jnp.where(to_low, to_lower, to_start))
+
+    def _integral(self, y: Values, end: Values) -> Values:
+        """mu at the end minus mu at y, for both between `low` and `high`."""
+        length = end - y
+        slopes = jax.vmap(lambda share: self.slope(y + share * length))(jnp.asarray(_AT, y.dtype))
         return length * jnp.tensordot(jnp.asarray(_WEIGHT, y.dtype), slopes, 1)
 
-    def ends(self) -> tuple[Values, Values]:
-        """mu where v goes to minus and plus infinity; infinite at depth 2, and where x cannot cross 0."""
-        depth = self.gaps.shape[0]
-        if depth == 2:
-            end = jnp.full_like(self.b, jnp.inf)
-            return -end, end
-        widest = jnp.sqrt(jnp.max(self.gaps, axis=0))
-        far = _FAR + jnp.maximum(jnp.log(2 * jnp.maximum(widest, self.b) / jnp.where(self.crosses, self.b, 1.0)), 0.0)
-        far = jnp.where(self.crosses, far, _FAR + jnp.log(jnp.maximum(widest, jnp.exp(jnp.abs(self.start)))))
-        far = jnp.maximum(far, self.side * self.start + _FAR)
-        tail = jnp.abs(self.value(far * self.side)) ** (2 - depth) / (depth - 2)
-        upper, lower = self.dual(far) + tail, self.dual(-far) - tail
-        one_sided = ~self.crosses
-        lower = jnp.where(one_sided & (self.side > 0), -jnp.inf, lower)
-        return lower, jnp.where(one_sided & (self.side < 0), jnp.inf, upper)
+    def _rest(self, end: Values) -> Values:
+        """The length of mu beyond `low` or `high`, whichever is given, where mu has an end."""
+        rate = 2.0 - len(self.gaps)
+        return self.slope(end) / -rate if rate < 0 else jnp.zeros_like(end)
 
 
-def _product_at(y: Values, factors: tuple[Values, ...]) -> Values:
-    curve = _Curve(factors)
-    return curve.product(curve.value(y))
+def _growth(rate: Values, length: Values) -> Values:
+    """`int_0^length e^(rate t) dt`."""
+    flat = rate == 0
+    safe = jnp.where(flat, 1.0, rate)
+    return jnp.where(flat, length, jnp.expm1(safe * length) / safe)
 
 
-def _dual_at(y: Values, factors: tuple[Values, ...]) -> Values:
-    return _Curve(factors).dual(y)
+def _place_of(curve: _Curve, x: Values) -> Recovered:
+    """y at x."""
+    # Of the right sign at points that x = 1 replaced although the flow cannot reach them.
+    x = jnp.where(curve.crosses, x, curve.side * jnp.abs(x))
+    return monotone_root(_product_at, x, *_everywhere(x), curve)
+
+
+def _place_of_mu(curve: _Curve, mu: Values) -> Values:
+    """y at mu, for mu inside the dual interval."""
+    return monotone_root(_dual_at, mu, *_everywhere(mu), curve).value
+
+
+def _product_at(y: Values, curve: _Curve) -> Values:
+    return curve.product(y)
+
+
+def _dual_at(y: Values, curve: _Curve) -> Values:
+    return curve.dual(y)
 
 
 def _everywhere(like: Values) -> tuple[Values, Values]:
     """The interval of y: e to the power of its ends overflows soon after."""
     end = jnp.full_like(like, 0.45 * np.log(float(jnp.finfo(like.dtype).max)).item())
     return -end, end
+
+
+def _value(curve: _Curve, x: Values, y: Values) -> Float[Array, ""]:
+    """`R(x) = mu x - Q` at the y of x."""
+    return jnp.sum(curve.dual(y) * x - curve.potential(y))
+
+
+@tied
+def _tie_value(value: Array, args: tuple, tangents: tuple) -> Array:
+    """`R(x)`, known to be `value`: `dR = mu dx`, and along a change of the curve that of `mu x - Q` with y held."""
+    curve, x, y = args
+    t_curve, t_x, _ = tangents
+    change = jnp.zeros_like(value) if t_x is None else jnp.sum(curve.dual(y) * t_x)
+    if not jax.tree.leaves(t_curve):
+        return change
+    _, along = eqx.filter_jvp(lambda curve: _value(curve, x, y), (curve,), (t_curve,))
+    return change if along is None else change + along

@@ -30,7 +30,9 @@ class AbstractSeparableLegendre(AbstractLegendre):
     `value_at` is `sum mu x - Q`, `curvature` is `1 / metric`, and `bregman_at` an integral of `metric`. By default R_a
     exists at every a, and x is out of range where that root does not exist. A subclass overrides these defaults where
     a formula keeps more digits or costs less, and `existence_status` where R_a may fail to exist. A value of its own
-    must have the mirror map as its derivative, and a divergence of its own must not be a difference of values.
+    must have the mirror map as its derivative, and a divergence of its own must not be a difference of values. Where
+    the dual interval has an end, what is computed at a point x must not pass through mu, which has too few digits near
+    the end to tell x.
 
     The formulas are evaluated only at points where they hold: others are replaced before, and answered with NaN and a
     status after, so that a bad point poisons no derivative of a good one. The replacements are mu = 0 and x = 1, at
@@ -78,14 +80,19 @@ class AbstractSeparableLegendre(AbstractLegendre):
 
     def weights_at(self, mu: Values, a: Strength) -> Weights:
         safe, inside, exists = self._inside(mu, a)
-        return jax.tree.map(lambda leaf: jnp.where(inside & exists, leaf, jnp.nan), self.flow(safe, a))
+        told = inside & exists & clear_of_ends(mu, *self.dual_interval_at(a))
+        return jax.tree.map(lambda leaf: jnp.where(told, leaf, jnp.nan), self.flow(safe, a))
+
+    def from_scaled_start(self, factor: Values) -> "AbstractSeparableLegendre":
+        """The R of the same g, without a regularizer, from the weights `factor w0`. Raises `ValueError` without a rule.
+
+        **Arguments:** `factor`: positive, a scalar or one number a coordinate.
+        """
+        raise ValueError(f"{type(self).__name__} has no rule for R from scaled initial weights")
 
     def potential_at(self, mu: Values, a: Strength) -> Float[Array, ""]:
         """`Q_a(mu)`; `inf` outside the dual interval, as for any convex function, and NaN where R_a does not exist."""
         return jnp.sum(self.potential_terms_at(mu, a))
-
-    def weighted_potential_at(self, mu: Values, weights: Values, a: Strength) -> Float[Array, ""]:
-        return jnp.sum(weights * self.potential_terms_at(mu, a))
 
     def potential_terms_at(self, mu: Values, a: Strength) -> Values:
         """The summands of `Q_a(mu)` at any mu."""
@@ -95,12 +102,18 @@ class AbstractSeparableLegendre(AbstractLegendre):
         return jnp.where(exists, terms, jnp.nan)
 
     def primal_at(self, mu: Values, a: Strength) -> Recovered:
-        """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype."""
+        """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype.
+
+        The status is `not_converged` where mu is so near an end of its interval that its rounding decides about x.
+        """
         safe, inside, exists = self._inside(mu, a)
+        told = clear_of_ends(mu, *self.dual_interval_at(a))
         x = self.primal_terms(safe, a)
         result = select(jnp.isfinite(x), RESULTS.successful, RESULTS.diverged)
+        result = select(told, result, RESULTS.not_converged)
         result = select(inside, result, RESULTS.outside_dual_interval)
-        return Recovered(jnp.where(inside & exists, x, jnp.nan), select(exists, result, self.existence_status(a)))
+        x = jnp.where(inside & exists & told, x, jnp.nan)
+        return Recovered(x, select(exists, result, self.existence_status(a)))
 
     def dual_at(self, x: Values, a: Strength) -> Recovered:
         status = self.existence_status(a)
@@ -134,6 +147,20 @@ class AbstractSeparableLegendre(AbstractLegendre):
         return jnp.where(inside & exists, mu, 0.0), inside, exists
 
 
+def clear_of_ends(mu: Values, lower: Values, upper: Values) -> Bool[Array, "..."]:
+    """True where the distance of mu from each finite end has at least a quarter of the digits of the dtype.
+
+    x there is a power or a logarithm of that distance, which has the absolute rounding of mu. Nearer to an end nothing
+    that is computed from mu is a property of the flow.
+    """
+    margin = float(jnp.finfo(mu.dtype).eps) ** 0.75
+
+    def clear(distance: Values, end: Values) -> Bool[Array, "..."]:
+        return jnp.isinf(end) | (distance > margin * jnp.abs(end))
+
+    return clear(mu - lower, lower) & clear(upper - mu, upper)
+
+
 def exact(value: Values) -> Recovered:
     """A value found by formula, successful at each point."""
     everywhere = jnp.ones(value.shape, dtype=bool)
@@ -148,7 +175,7 @@ def positive(*factors: Values) -> Bool[Array, "..."]:
     return good
 
 
-def scaled_strength(scale: Number, a: Numbers, like: Array) -> Float[Array, "..."]:
+def scaled_strength(scale: Number, a: Numbers, like: Array | jax.ShapeDtypeStruct) -> Float[Array, "..."]:
     """`c a`, shaped like a: multiplied in the default precision (a = -1e4 has few digits in float32), in `like`'s."""
     return (jnp.asarray(scale).astype(float) * jnp.asarray(a).astype(float)).astype(like.dtype)
 
