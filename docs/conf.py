@@ -68,7 +68,9 @@ OTHERS = {
     "numpy": "https://numpy.org/doc/stable/",
     "scipy": "https://docs.scipy.org/doc/scipy/",
 }
-intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items()} if "MIRRORJAX_DOCS_LINKS" in os.environ else {}
+intersphinx_mapping = (
+    {name: (url, None) for name, url in OTHERS.items()} if "MIRRORJAX_DOCS_LINKS" in os.environ else {}
+)
 
 html_theme = "furo"
 html_title = "mirrorjax"

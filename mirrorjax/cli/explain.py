@@ -66,6 +66,8 @@ SPECTRA: dict[type[AbstractReparameterization], tuple[AbstractReparameterization
 MATRICES = {"gram": Gram, "matrix-product": MatrixProduct}
 PAGE = ".html"
 MOMENTS, POINTS = 61, 201  # times of the slider of the page, and points of a curve
+# The same where coordinates mix: each point of the curve then takes searches in all of them.
+FEW_MOMENTS, FEW_POINTS = 21, 61
 
 
 @dataclass(frozen=True)
@@ -211,13 +213,14 @@ def _figure(R: AbstractLegendre, explanation: Explanation, scale: float) -> Any:
 
 def _moments(R: AbstractLegendre, alpha_t: AbstractSchedule, asked: Question) -> Moments:
     """R_a and its effects at the times of the slider, the switch-off among them."""
-    ts = np.linspace(0.0, asked.t1, MOMENTS)
+    moments, points = (MOMENTS, POINTS) if R.point_like().size == 1 else (FEW_MOMENTS, FEW_POINTS)
+    ts = np.linspace(0.0, asked.t1, moments)
     if 0 < asked.t_off < asked.t1:
         ts[np.argmin(np.abs(ts - asked.t_off))] = asked.t_off
     effects = explain(R, alpha_t, ts, asked.scale, _direction(R)).effects
     minimizer = np.asarray(effects.minimizer)[:, 0]
     around = minimizer[np.isfinite(minimizer)]
-    x = np.linspace(around.min() - 2 * asked.scale, around.max() + 2 * asked.scale, POINTS)
+    x = np.linspace(around.min() - 2 * asked.scale, around.max() + 2 * asked.scale, points)
     excess = np.stack([np.asarray(excess_along(R, jnp.asarray(x), a)) for a in effects.a])
     largest = np.nanmax(np.where(np.isfinite(excess), excess, 0.0), axis=1, keepdims=True)
     lower, upper = (np.asarray(end)[:, 0] for end in (effects.dual_lower, effects.dual_upper))
