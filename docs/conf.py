@@ -55,9 +55,9 @@ autodoc_typehints = "none"  # docstrings name shapes and meanings, and signature
 autodoc_member_order = "bysource"
 autosummary_generate = True
 
-# Links into the documentation of others need their inventories from the network, and a build must work without. Shipped
-# inventories would be 1 MB that grows stale, so the links are made where MIRRORJAX_DOCS_LINKS is set, for a build that is
-# published; without it a role such as {py:obj}`optax.MultiSteps` is plain code, and nothing warns.
+# Links into the documentation of others need their inventories from the network, and a build must work without one.
+# Shipped inventories would be 1 MB that grows stale, so these links are made where MIRRORJAX_DOCS_LINKS is set, to publish.
+# Without it a role such as {py:obj}`optax.MultiSteps` shows plain code, and nothing warns.
 OTHERS = {
     "jax": "https://docs.jax.dev/en/latest/",
     "diffrax": "https://docs.kidger.site/diffrax/",
@@ -68,9 +68,7 @@ OTHERS = {
     "numpy": "https://numpy.org/doc/stable/",
     "scipy": "https://docs.scipy.org/doc/scipy/",
 }
-intersphinx_mapping = (
-    {name: (url, None) for name, url in OTHERS.items()} if "MIRRORJAX_DOCS_LINKS" in os.environ else {}
-)
+intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items() if "MIRRORJAX_DOCS_LINKS" in os.environ}
 
 html_theme = "furo"
 html_title = "mirrorjax"
