@@ -56,7 +56,7 @@ autodoc_member_order = "bysource"
 autosummary_generate = True
 
 # Links into the documentation of others need their inventories from the network, and a build must work without one.
-# Shipped inventories would be 1 MB that grows stale, so these links are made where MIRRORJAX_DOCS_LINKS is set, to publish.
+# Shipped inventories would be 1 MB that grows stale, so links are made where MIRRORJAX_DOCS_LINKS is set, to publish.
 # Without it a role such as {py:obj}`optax.MultiSteps` shows plain code, and nothing warns.
 OTHERS = {
     "jax": "https://docs.jax.dev/en/latest/",
