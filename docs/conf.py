@@ -5,6 +5,7 @@ the notebooks are shown with the outputs that are committed. Pages need no netwo
 them.
 """
 
+import os
 import re
 import shutil
 from importlib.metadata import version as version_of
@@ -20,6 +21,8 @@ HERE = Path(__file__).parent
 # Sphinx reads only what lies below this folder.
 shutil.rmtree(HERE / "notebooks", ignore_errors=True)
 shutil.copytree(HERE.parent / "notebooks", HERE / "notebooks", ignore=shutil.ignore_patterns("*.py", ".*", "*.toml"))
+for copied in (HERE / "notebooks").glob("*.[mi]*"):  # README.md and *.ipynb: the pages lie elsewhere for them here
+    copied.write_text(copied.read_text(encoding="utf-8").replace("](../docs/", "](../"), encoding="utf-8")
 
 project = "mirrorjax"
 author = "The mirrorjax authors"
@@ -51,6 +54,21 @@ nb_render_markdown_format = "myst"
 autodoc_typehints = "none"  # docstrings name shapes and meanings, and signatures stay on one line
 autodoc_member_order = "bysource"
 autosummary_generate = True
+
+# Links into the documentation of others need their inventories from the network, and a build must work without one.
+# Shipped inventories would be 1 MB that grows stale, so links are made where MIRRORJAX_DOCS_LINKS is set, to publish.
+# Without it a role such as {py:obj}`optax.MultiSteps` shows plain code, and nothing warns.
+OTHERS = {
+    "jax": "https://docs.jax.dev/en/latest/",
+    "diffrax": "https://docs.kidger.site/diffrax/",
+    "equinox": "https://docs.kidger.site/equinox/",
+    "optax": "https://optax.readthedocs.io/en/latest/",
+    "flax": "https://flax.readthedocs.io/en/latest/",
+    "xarray": "https://docs.xarray.dev/en/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "scipy": "https://docs.scipy.org/doc/scipy/",
+}
+intersphinx_mapping = {name: (url, None) for name, url in OTHERS.items() if "MIRRORJAX_DOCS_LINKS" in os.environ}
 
 html_theme = "furo"
 html_title = "mirrorjax"

@@ -149,3 +149,5 @@ print(f"d loss / d t_off = {float(slope):.4f}")
 #
 # *Hint:* no flow is needed. `mj.predict_limit` inside `mj.map_grid` over `k`, with `(jnp.arange(100) < k) * 1.0` as
 # $x^*$, is one line. The error does not grow gradually.
+#
+# [Solution](../docs/solutions.md)

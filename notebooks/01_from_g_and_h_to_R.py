@@ -171,3 +171,5 @@ plt.show()
 # *Hint:* `R.weights(mu, a)` is $\psi$, with $\mu$ from `R.mirror_map`. Spending decay makes $a$ fall; does $R_a$ rise
 # then, or fall? Where $h \ge 0$ the sign is the same everywhere. The paper calls that *contracting*, and Theorem 3.10,
 # that the flow converges after the switch-off, needs it.
+#
+# [Solution](../docs/solutions.md)

@@ -151,3 +151,5 @@ plt.show()
 #
 # *Hint:* compare with the solution of least Frobenius norm, `jnp.linalg.lstsq` of the flattened $A_i$ and $y$. Then
 # change the total, and see whether the answer moves.
+#
+# [Solution](../docs/solutions.md)

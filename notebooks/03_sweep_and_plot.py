@@ -191,3 +191,5 @@ plt.show()
 #
 # *Hint:* leave `flow` out of `settings` (and `chunk`, to let the batch be chosen). Datasets on one grid subtract:
 # `abs(a.error - b.error)`; its largest entries, `.to_series().nlargest()`, name their strengths.
+#
+# [Solution](../docs/solutions.md)

@@ -203,3 +203,5 @@ print(f"distance of grad R_a from range(Z^T), relative: {float(mj.kkt_residual(R
 #
 # *Hint:* `mj.check(g, h, (u, v))` with positive $u$ and $v$. The gradient of $\phi(g(w))$ is $\sum_i \phi_i'(x)
 # \nabla g_i$, and $[X, c\,Y] = c\,[X, Y]$ needs $c$ to be constant.
+#
+# [Solution](../docs/solutions.md)

@@ -195,3 +195,5 @@ plt.show()
 #
 # *Hint:* only `start` changes; give it a learning rate of 0.1 and 60 steps, and print the total,
 # `schedule(parameters).integral(t1)`, beside the errors.
+#
+# [Solution](../docs/solutions.md)

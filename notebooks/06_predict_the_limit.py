@@ -156,3 +156,5 @@ for name, function, argument in (("predicted", prediction, -3.0), ("integrated",
 #
 # *Hint:* `jax.value_and_grad` of `lambda a: jnp.sum(jnp.abs(mj.predict_limit(R, f, a).x))`, from $a = -2$; the excess
 # falls nearly exponentially, so that Newton on its logarithm needs few steps.
+#
+# [Solution](../docs/solutions.md)

@@ -180,3 +180,5 @@ plt.show()
 #
 # *Hint:* build `R` for each depth from $(0, 1, \dots, 1)$; the clock is $e^{(p-2)s}$, and the distance falls like
 # $e^{ps}$.
+#
+# [Solution](../docs/solutions.md)

@@ -236,3 +236,5 @@ for rate in (0.03, 0.003):
 # *Hint:* the noise in $g_i$ has the variance $\sigma^2 |Z_{\cdot i}|^2 / (n b)$, and a step lowers $4 a_i$ by $\eta^2
 # g_i^2$ to leading order: solve for $\sigma$, then correct it with one run. `mj.read_bias` on both runs shows that the
 # spread of $a_i$ is the difference that is left.
+#
+# [Solution](../docs/solutions.md)

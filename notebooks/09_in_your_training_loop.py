@@ -281,3 +281,5 @@ for dtype in (jnp.float32, jnp.bfloat16):
 #
 # *Hint:* the bias is decided by the total $-a = \alpha\, t_{\rm off}$, and what is left of the run is for the fit.
 # Print `strengths[:, None] * shares * steps` beside the held-out errors.
+#
+# [Solution](../docs/solutions.md)

@@ -270,3 +270,5 @@ plt.show()
 #
 # *Hint:* call `pruned` and `fit` in turn inside `lane`, each with `tuning // 4` epochs; `mirrorjax reproduce pilot`
 # has this as "magnitude, iterative".
+#
+# [Solution](../docs/solutions.md)

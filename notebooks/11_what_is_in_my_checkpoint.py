@@ -206,3 +206,5 @@ for name, off_at in {"no decay": 0, "off after a third": 1_000, "always on": 3_0
 # of the heads go back to that of "no decay"?
 #
 # *Hint:* give `trained` the parameters to start from as an argument, and call it with `weight_decay=0.0`.
+#
+# [Solution](../docs/solutions.md)

@@ -95,6 +95,12 @@ def test_the_example_of_a_docstring_runs(name, given):
             exec(compile(example(part), f"example of {part}", "exec"), given)
 
 
+def test_every_exercise_has_a_solution():
+    """Its code runs when the site is built."""
+    solved = re.findall(r"^## (\d\d) ", (API.parent / "solutions.md").read_text(), flags=re.MULTILINE)
+    assert solved == [path.stem[:2] for path in sorted((API.parent.parent / "notebooks").glob("*.py"))]
+
+
 @pytest.mark.slow
 def test_the_page_of_examples_uses_every_public_name_and_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

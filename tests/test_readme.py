@@ -1,4 +1,4 @@
-"""The README's Python runs when pasted."""
+"""The README's Python runs when it is pasted in order."""
 
 import re
 import subprocess
@@ -15,11 +15,10 @@ def blocks() -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("block", blocks(), ids=lambda block: block.split("\n", 1)[0])
-def test_block_runs(block: str, tmp_path: Path):
-    """In a fresh interpreter, in an empty folder, with warnings as errors for our own package only."""
+def test_blocks_run_one_after_the_other(tmp_path: Path):
+    """In one fresh interpreter, in an empty folder, with warnings as errors for our own package only."""
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning:mirrorjax", "-c", block],
+        [sys.executable, "-W", "error::UserWarning:mirrorjax", "-c", "\n".join(blocks())],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -28,7 +27,9 @@ def test_block_runs(block: str, tmp_path: Path):
     )
     assert done.returncode == 0, done.stderr
     assert "nan" not in done.stdout.lower()
+    assert (tmp_path / "runs" / "first").is_dir()
 
 
-def test_there_is_a_block():
-    assert len(blocks()) >= 1
+def test_every_block_of_python_is_run():
+    """A block with a word after `python` would be left out."""
+    assert len(blocks()) == README.read_text().count("```python") >= 3

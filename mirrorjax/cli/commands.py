@@ -186,7 +186,8 @@ def explain_schedule(
     Prints, over time, the regularization spent a, the minimizer of R_a (positional bias), and the local exponent of R_a
     at a scale (2 is L2-like, 1 is L1-like), with the regularizer that fits the family, or weight decay where none does.
     hadamard has as many factors as --init is given; for three and more, and for --weight-decay, the dual variable
-    leaks, and the clock and the least time of a recovery are printed too. A family of your own is file.py:object or
+    leaks, and the clock and the least time of a recovery are printed too. Of gram (U U^T) x is one eigenvalue, of
+    matrix-product (attention, LoRA) one singular value. A family of your own is file.py:object or
     package.module:object.
 
     Example: mirrorjax explain hadamard -i 1 -i 0 --alpha 0.2 --t-off 62.5 --out R.png --out R.html

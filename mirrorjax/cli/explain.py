@@ -22,12 +22,17 @@ from ..plot.interactive import Moments, bias_page
 from ..problem import (
     AbstractReparameterization,
     AbstractSchedule,
+    Blocks,
     Compatible,
     Constant,
     CosineDecay,
+    Gram,
     Hadamard,
     Linear,
     LinearDecay,
+    MatrixProduct,
+    Quadratic,
+    Square,
     SwitchOff,
     WeightDecay,
     families_by_name,
@@ -43,8 +48,26 @@ SCHEDULES: dict[str, Callable[[float, float], AbstractSchedule]] = {
     "linear": LinearDecay,
     "cosine": CosineDecay,
 }
+# Matrices have no R_a of their entries. Their eigenvalues or singular values follow the family of one number given
+# here, and the sentence says when. Sources: SpectralGram, SpectralProduct.
+SPECTRA: dict[type[AbstractReparameterization], tuple[AbstractReparameterization, str]] = {
+    Gram: (
+        Square(),
+        "x is one eigenvalue of X = U U^T, which starts at u^2. Eigenvalues have this R_a if the sensing matrices of f "
+        "commute with each other and with U U^T; else, as in a network, it is a model.",
+    ),
+    MatrixProduct: (
+        Hadamard(),
+        "x is one singular value of X = K^T Q (attention) or A B (LoRA), which starts at m w. Singular values have "
+        "this R_a if the factors and the gradients of f share their singular vectors; else, as in a network, it is a "
+        "model.",
+    ),
+}
+MATRICES = {"gram": Gram, "matrix-product": MatrixProduct}
 PAGE = ".html"
 MOMENTS, POINTS = 61, 201  # times of the slider of the page, and points of a curve
+# The same where coordinates mix: each point of the curve then takes searches in all of them.
+FEW_MOMENTS, FEW_POINTS = 21, 61
 
 
 @dataclass(frozen=True)
@@ -52,9 +75,10 @@ class Question:
     """The arguments of `mirrorjax explain`.
 
     `family`: a name in `family_names()`, or `"module:object"`; `init`: one number a factor, whose count is the depth of
-    `hadamard`; `schedule`: a name in `SCHEDULES`, with `alpha` and `t_off`; `t1`: the last time; `scale`: the distance
-    from the minimum at which the local exponent is read; `times`: rows of the table; `weight_decay`: ordinary weight
-    decay in place of the regularizer that commutes with the family, which some families do not have.
+    `hadamard`, or for `Quadratic` one number a weight; `schedule`: a name in `SCHEDULES`, with `alpha` and `t_off`;
+    `t1`: the last time; `scale`: the distance from the minimum at which the local exponent is read; `times`: rows of
+    the table; `weight_decay`: ordinary weight decay in place of the regularizer that commutes with the family, which
+    some families do not have.
     """
 
     family: str
@@ -70,7 +94,11 @@ class Question:
 
 def family_names() -> list[str]:
     """The names that `explain` takes for a family, besides `module:object`."""
-    return [*families_by_name(), "linear"]
+    return [*_families()]
+
+
+def _families() -> dict[str, Callable[[], AbstractReparameterization]]:
+    return {**families_by_name(), "linear": Linear, **MATRICES}
 
 
 def explain_bias(asked: Question, outs: Sequence[Path], console: Console) -> None:
@@ -91,15 +119,14 @@ def explain_bias(asked: Question, outs: Sequence[Path], console: Console) -> Non
         raise ValueError(f"initial weights must be finite, got {numbers}; choose them with --init")
     if not asked.t1 > 0 or not np.isfinite(asked.t1):
         raise ValueError(f"the last time must be positive and finite, got {asked.t1}; choose it with --t1")
-    factors = tuple(jnp.asarray([value], float) for value in asked.init)
-    h = WeightDecay() if asked.weight_decay or not _has_compatible(g) else Compatible(g)
-    R = legendre(g, h, factors[0] if len(factors) == 1 else factors)
-    explanation = explain(R, alpha_t, np.linspace(0.0, asked.t1, asked.times), asked.scale)
-    regularizer = "compatible regularizer" if isinstance(h, Compatible) else "weight decay"
+    R, regularizer, words = _geometry(g, asked)
+    explanation = explain(R, alpha_t, np.linspace(0.0, asked.t1, asked.times), asked.scale, _direction(R))
     title = (
         f"{asked.family}, {regularizer} at scale 1; {asked.schedule}: alpha = {asked.alpha:g}, t_off = {asked.t_off:g}"
     )
     console.print(title, markup=False, highlight=False, soft_wrap=True)
+    if words:
+        console.print(words, markup=False, highlight=False, soft_wrap=True)
     console.print(explanation.table())
     for status in np.unique(status_name(explanation.effects.result)):
         if status != "successful":
@@ -127,7 +154,29 @@ def _family(asked: Question) -> AbstractReparameterization:
         return g
     if asked.family == "hadamard":
         return Hadamard(len(asked.init))
-    return _named(asked.family, {**families_by_name(), "linear": Linear}, "family")()
+    return _named(asked.family, _families(), "family")()
+
+
+def _geometry(g: AbstractReparameterization, asked: Question) -> tuple[AbstractLegendre, str, str]:
+    """R_a, the name of its regularizer, and the sentence that says what x is, "" where it is the x of the family."""
+    words = ""
+    if type(g) in SPECTRA:
+        g, words = SPECTRA[type(g)]
+    if isinstance(g, Blocks):
+        raise ValueError("the coordinates of Blocks follow several families; explain the family of one block instead")
+    if isinstance(g, Quadratic):
+        w0 = jnp.asarray(asked.init, float)
+        words = f"x is the first of {len(g.G)} coordinates, moved alone from argmin R_a."
+    else:
+        factors = tuple(jnp.asarray([value], float) for value in asked.init)
+        w0 = factors[0] if len(factors) == 1 else factors
+    h = WeightDecay() if asked.weight_decay or not _has_compatible(g) else Compatible(g)
+    return legendre(g, h, w0), "compatible regularizer" if isinstance(h, Compatible) else "weight decay", words
+
+
+def _direction(R: AbstractLegendre) -> jax.Array:
+    """The first coordinate: the one that is drawn."""
+    return jnp.zeros(R.point_like().shape).at[0].set(1.0)
 
 
 def _show_leak(R: AbstractLegendre, explanation: Explanation, scale: float, console: Console) -> None:
@@ -164,13 +213,14 @@ def _figure(R: AbstractLegendre, explanation: Explanation, scale: float) -> Any:
 
 def _moments(R: AbstractLegendre, alpha_t: AbstractSchedule, asked: Question) -> Moments:
     """R_a and its effects at the times of the slider, the switch-off among them."""
-    ts = np.linspace(0.0, asked.t1, MOMENTS)
+    moments, points = (MOMENTS, POINTS) if R.point_like().size == 1 else (FEW_MOMENTS, FEW_POINTS)
+    ts = np.linspace(0.0, asked.t1, moments)
     if 0 < asked.t_off < asked.t1:
         ts[np.argmin(np.abs(ts - asked.t_off))] = asked.t_off
-    effects = explain(R, alpha_t, ts, asked.scale).effects
+    effects = explain(R, alpha_t, ts, asked.scale, _direction(R)).effects
     minimizer = np.asarray(effects.minimizer)[:, 0]
     around = minimizer[np.isfinite(minimizer)]
-    x = np.linspace(around.min() - 2 * asked.scale, around.max() + 2 * asked.scale, POINTS)
+    x = np.linspace(around.min() - 2 * asked.scale, around.max() + 2 * asked.scale, points)
     excess = np.stack([np.asarray(excess_along(R, jnp.asarray(x), a)) for a in effects.a])
     largest = np.nanmax(np.where(np.isfinite(excess), excess, 0.0), axis=1, keepdims=True)
     lower, upper = (np.asarray(end)[:, 0] for end in (effects.dual_lower, effects.dual_upper))

@@ -252,6 +252,27 @@ def test_explain_takes_weight_decay_for_a_family_without_a_regularizer_of_its_ow
     assert done.stdout.count("2.0000") == 3
 
 
+def test_explain_shows_the_spectra_of_matrices_and_the_first_of_several_coordinates(mirrorjax, tmp_path):
+    given = "-i", "0.5", "--alpha", "0.1", "--t-off", "5", "--times", "3"
+    gram, product = mirrorjax("explain", "gram", *given), mirrorjax("explain", "matrix-product", "-i", "1", *given)
+    # argmin R_a = e^(4a) x_0 at a = -0.5, with x_0 = u^2 and m w.
+    for done, words, start in ((gram, "one eigenvalue", 0.25), (product, "one singular value", 0.5)):
+        assert done.returncode == 0, done.stderr
+        assert words in done.stdout
+        assert f"{np.exp(-2) * start:.4g}" in done.stdout
+    (tmp_path / "mine.py").write_text(
+        "import jax.numpy as jnp, mirrorjax as mj\nforms = mj.Quadratic(jnp.array([[[2., 0.], [0., 0.]], [[0., 0.], "
+        "[0., 2.]]]))\nblocks = mj.Blocks(mj.Hadamard(), mj.Square())\n"
+    )
+    done = mirrorjax("explain", "mine.py:forms", "-i", "2", *given)
+    assert done.returncode == 0, done.stderr
+    assert "the first of 2 coordinates" in done.stdout
+    assert f"{np.exp(-2) * 0.25:.4g} .. {np.exp(-2) * 4:.4g}" in done.stdout  # x = w^2, twice
+    refused = mirrorjax("explain", "mine.py:blocks", *given)
+    assert refused.returncode == 2
+    assert "explain the family of one block" in " ".join(refused.stderr.split())
+
+
 def test_explain_shows_the_clock_and_the_least_time_of_a_leak(mirrorjax):
     decay = "--weight-decay", "--alpha", "0.3", "--t-off", "50", "--times", "2", "--t1", "50"
     done = mirrorjax("explain", "power-difference-2", "-i", "1", "-i", "1", *decay)
