@@ -137,6 +137,7 @@ def test_gpt2_xl_is_found_by_folder(tmp_path, monkeypatch):
     (tmp_path / lora.XL).mkdir()
     (tmp_path / lora.XL / "model.safetensors").touch()
     assert lora.find_weights(lora.XL) == tmp_path / lora.XL / "model.safetensors"
+    assert lora.find_weights(lora.GPT2) is None
 
 
 def test_the_gpu_preset_traces_at_full_size():
@@ -159,7 +160,7 @@ def test_the_gpu_preset_traces_at_full_size():
 
 def test_gpt2_xl_traces_at_full_size():
     """One record, with shapes in place of 1.6 billion numbers; the gradient would take three times as long to trace."""
-    size = dataclasses.replace(lora.SIZES["paper"].adapter, model=GPT2Config.named(lora.XL))
+    size = dataclasses.replace(lora.PUBLISHED.adapter, model=GPT2Config.named(lora.XL))
     graph, params, tokens = shapes_of(size)
 
     def record(params: Any, tokens: Any) -> Any:

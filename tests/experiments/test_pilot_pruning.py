@@ -88,6 +88,7 @@ def outcome(tmp_path_factory) -> tuple[RunFolder, list[Kept], str]:
         setting, printed = Setting("quick", 5, 64), io.StringIO()
         folder = RunFolder(tmp_path_factory.mktemp("pilot") / "run", "pilot", setting, Console(file=printed))
         pilot.run(folder, setting)
+        folder.finish("finished")  # which removes the checkpoints
         return folder, Kept.every, printed.getvalue()
 
 

@@ -92,7 +92,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     splits = load(size, setting.seed)
     found: dict[Method, Outcome] = {}
     for program in PROGRAMS:
-        runs = Runs(size, program, splits, setting.seed)
+        runs = Runs(size, program, splits, setting.seed, folder.checkpoints)
         training = without_weights(runs.training)
         folder.save_dataset(f"training_{program.name}", training)
         for text in runs.warnings:

@@ -217,10 +217,15 @@ class Tuning(eqx.Module):
 
 
 class Runs:
-    """The networks of one program: trained at every rate, strength and seed, then pruned in any number of rounds."""
+    """The networks of one program: trained at every rate, strength and seed, then pruned in any number of rounds.
 
-    def __init__(self, size: Size, program: Program, splits: Splits, seed: int):
-        self.size, self.program = size, program
+    **Arguments:** `checkpoints`: the name of a training -> the arguments `store` and `resume` of `train`.
+    """
+
+    def __init__(
+        self, size: Size, program: Program, splits: Splits, seed: int, checkpoints: Callable[[str], dict[str, Any]]
+    ):
+        self.size, self.program, self.checkpoints = size, program, checkpoints
         self.network, self.starts = begin(size, program.is_factored, seed)
         self.per_epoch = len(splits.train[1]) // size.batch
         # How many strengths a preset has; the last ones are those that prune most.
@@ -253,7 +258,8 @@ class Runs:
         }
         with warnings.catch_warnings(record=True) as caught:  # some settings of a search are bound to be too strong
             warnings.simplefilter("always")
-            self.trained = train(lane, grid, steps=size.epochs * self.per_epoch, **self.options)
+            store = checkpoints(f"training_{program.name}")
+            self.trained = train(lane, grid, steps=size.epochs * self.per_epoch, **self.options, **store)
         self.warnings = sorted({str(warning.message) for warning in caught})
 
     @property
@@ -284,6 +290,7 @@ class Runs:
                 },
                 steps=steps,
                 **self.options,
+                **self.checkpoints(f"tuning_{self.program.name}_{k}_of_{rounds}"),
             )
             ends = weights_of(dataset, stacked(self.starts, *lanes)) if k < rounds else ends
         return self.labelled(dataset, size.epochs + size.tuning * (rounds - 1) / rounds)
