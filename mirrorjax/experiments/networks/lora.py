@@ -2,9 +2,9 @@
 
 `quick` and `paper` adapt a small GPT, pretrained on the characters of the first half of the plays, to the second.
 `gpu` adapts the published GPT-2 to all of them, and so does `paper`, with GPT-2 xl as well, where the data folder has
-their weights. SGD with momentum 0.9, a constant learning rate, no dropout, 500 steps. A run whose decay is switched off keeps its ratio,
-and the ratio of a smaller constant decay, still falling, crosses it. There two schedules of decay have led to one
-ratio, so the validation losses of the two runs can be compared.
+their weights. SGD with momentum 0.9, a constant learning rate, no dropout, 500 steps. A run whose decay is switched off
+keeps its ratio, and the ratio of a smaller constant decay, still falling, crosses it. There two schedules of decay have
+led to one ratio, so the validation losses of the two runs can be compared.
 """
 
 import dataclasses
