@@ -92,6 +92,15 @@ class Choice:
     printed: bool
 
 
+@dataclass(frozen=True)
+class NotRun:
+    """A preset that was not run to its end, and the reason: the time that it takes, or what it needs."""
+
+    experiment: str
+    preset: str
+    why: str
+
+
 def statements() -> list[Statement]:
     """The claims of the paper, in its order."""
     return [Statement(**each) for each in _load()["claim"]]
@@ -105,6 +114,11 @@ def pictures() -> list[Picture]:
 def choices() -> list[Choice]:
     """The settings of the experiments, each printed in the paper or recovered."""
     return [Choice(**each) for each in _load()["setting"]]
+
+
+def not_run() -> list[NotRun]:
+    """The presets that were not run to their end."""
+    return [NotRun(**each) for each in _load().get("not_run", ())]
 
 
 def read_ledger(folder: Path | None = None) -> list[Row]:
@@ -234,7 +248,7 @@ def choices_table() -> str:
 
 
 def runs_table() -> str:
-    """The recorded runs, in Markdown: when and on which machine each was made."""
+    """The recorded runs, in Markdown, with the time and the machine of each; and the presets that were not run."""
     rows = [
         (
             run["experiment"],
@@ -247,6 +261,7 @@ def runs_table() -> str:
         )
         for run in _recorded()
     ]
+    rows += [(each.experiment, each.preset, "-", f"not run: {each.why}", "-", "-", "-") for each in not_run()]
     return _table(("experiment", "preset", "seed", "time", "started", "commit", "machine"), rows)
 
 

@@ -66,7 +66,8 @@ class Kept:
     every: ClassVar[list[Any]] = []
 
     def __init__(self, *arguments: Any):
-        self.runs = pruning.Runs(*arguments)
+        self.runs, self.splits = pruning.Runs(*arguments), arguments[2]
+        self.program = self.runs.program
         self.training, self.trained, self.warnings = self.runs.training, self.runs.trained, self.runs.warnings
         self.rounds: dict[int, xr.Dataset] = {}
         self.every.append(self)
@@ -88,7 +89,6 @@ def outcome(tmp_path_factory) -> tuple[RunFolder, list[Kept], str]:
         setting, printed = Setting("quick", 5, 64), io.StringIO()
         folder = RunFolder(tmp_path_factory.mktemp("pilot") / "run", "pilot", setting, Console(file=printed))
         pilot.run(folder, setting)
-        folder.finish("finished")  # which removes the checkpoints
         return folder, Kept.every, printed.getvalue()
 
 
@@ -108,6 +108,7 @@ def test_the_files_are_there_and_no_lane_failed(outcome):
     datasets = {f"training_{program.name}.nc" for program in pilot.PROGRAMS}
     datasets |= {f"tuning_{method.program.name}_{method.rounds}.nc" for method in METHODS}
     others = {
+        "checkpoints",  # until the run is finished
         "config.json",
         "pilot.csv",
         "claims.csv",
@@ -117,6 +118,19 @@ def test_the_files_are_there_and_no_lane_failed(outcome):
     assert set(pd.read_csv(folder.path / "pilot.csv").status) == {"successful"}
     assert json.loads((folder.path / "config.json").read_text())["figures"].keys() == {"accuracy", "training"}
     assert "the best of 4 settings by 60 training images" in printed
+
+
+def test_every_training_of_an_interrupted_run_is_found_again(outcome, monkeypatch):
+    folder, kept, _ = outcome
+    stores = folder.path / "checkpoints"
+    rounds = {(runs.program.name, count, k) for runs, count, _ in tunings(kept) for k in range(1, count + 1)}
+    names = {f"tuning_{name}_{k}_of_{count}" for name, count, k in rounds}
+    assert {path.name for path in stores.iterdir()} == names | {f"training_{each.name}" for each in pilot.PROGRAMS}
+    monkeypatch.setattr("mirrorjax.nn.training._Job.solve", None)  # nothing is trained anew
+    splits = kept[0].splits
+    again = pruning.Runs(SIZE, pilot.DENSE, splits, 5, lambda name: {"store": stores / name, "resume": True})
+    xr.testing.assert_identical(again.trained, kept[0].trained)
+    xr.testing.assert_identical(again.tuned(ROUNDS), kept[0].rounds[ROUNDS])
 
 
 def test_what_is_smallest_before_tuning_is_zero_after_it_and_nothing_else(outcome):
@@ -252,10 +266,10 @@ def test_the_vit_of_the_large_preset_trains_as_far_as_shapes_tell():
         lane, (network, starts, batch) = lane_of(size, program, 100)
         zero, rate = jnp.asarray(0), jnp.float32(1e-3)
         training = lane(rate, jnp.float32(0.05), zero, zero)
-        lanes = jax.tree.map(lambda x: x[None, None], starts)  # by rate and strength, too
-        pruned = jax.tree.map(lambda x: x[None], pruning.prune_weights(network, lanes, 0.9))
+        lanes = jax.tree.map(lambda x: x[None, None, None], starts)  # by sparsity, rate and strength, too
+        pruned = pruning.prune_weights(network, lanes, [0.9])
         numbers = rate, zero, rate, zero, jnp.float32(0.9), zero, zero, zero
-        tuning = pruning.Tuning(pruned, size.direction, 1000)(*numbers)
+        tuning = pruning.Tuning(pruned, size.direction, jnp.asarray(1000))(*numbers)
         losses, trees = [], []
         for optimizer, weights, _ in (training, tuning):
             loss, gradient = jax.value_and_grad(CrossEntropy(network))(weights, batch)
