@@ -311,7 +311,7 @@ def begin(size: Size, is_factored: bool, seed: int) -> tuple[Network, PyTree]:
     """The network as a function of its weights, and the weights it starts from, stacked over seeds."""
 
     def one(seed: Int[Array, ""]) -> tuple[Network, PyTree]:
-        graph, params = nnx.split(size.network(nnx.Rngs(seed)))
+        graph, params = nnx.split(size.network(nnx.Rngs(jax.random.key(seed))))
         split, weights = reparameterize(params, {KERNELS: Factored(Hadamard(), BALANCE)} if is_factored else {})
         return Network(graph, split), weights
 
