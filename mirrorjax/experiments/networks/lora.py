@@ -56,17 +56,18 @@ class Size:
 
 
 SMALL = GPT2Config(vocabulary=65, context=64, layers=3, width=48, heads=4)
-PRETRAINING = Pretraining(500, 64, 16)
+TINY = GPT2Config(vocabulary=65, context=32, layers=2, width=32, heads=4)
+PRETRAINING = {"paper": Pretraining(500, 64, 16), "quick": Pretraining(500, 32, 16)}
 SIZES = {
-    "paper": Size(Adapter(SMALL, steps=500, records=50, length=64, batch=16, seeds=5), PRETRAINING),
+    "paper": Size(Adapter(SMALL, steps=500, records=50, length=64, batch=16, seeds=5), PRETRAINING["paper"]),
     "gpu": Size(
         Adapter(GPT2Config(dtype=jnp.bfloat16), steps=500, records=25, length=256, batch=8, alpha=16.0),
     ),
     "quick": Size(
-        Adapter(SMALL, steps=500, records=25, length=32, batch=16),
-        PRETRAINING,
-        (0.0, 0.003, 0.007),
-        ((0.007, 0.25),),
+        Adapter(TINY, steps=400, records=20, length=32, batch=16),
+        PRETRAINING["quick"],
+        (0.0, 0.004, 0.009),
+        ((0.009, 0.25),),
     ),
 }
 # Rank and alpha are those that most codes of LoRA begin with; the paper's are not in its text.

@@ -23,7 +23,7 @@ from ..core.run import RunFolder
 from ..core.statistics import OverSeeds, crossing_columns, interval_columns
 from .adapters import Adapter, Corpus, adapt, corpus, run_name, trained
 from .gpt_start import Halves, Pretraining, pretrained_gpt, read_halves
-from .lora import SIZES as LORA
+from .lora import PRETRAINING, SMALL, TINY
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,19 @@ class Size:
         return constant + [Decay(self.decays[-1], round(end * steps)) for end in self.ends]
 
 
-_SMALL, _PRETRAINING = LORA["quick"].adapter, LORA["quick"].pretraining
-assert _PRETRAINING is not None
+# The models of `lora`, from the same pretrained starts.
 SIZES = {
     "paper": Size(
-        dataclasses.replace(_SMALL, seeds=5), _PRETRAINING, (0.0, 0.003, 0.007, 0.015, 0.03), (0.1, 0.2, 0.4)
+        Adapter(SMALL, steps=500, records=25, length=32, batch=16, seeds=5),
+        PRETRAINING["paper"],
+        (0.0, 0.003, 0.007, 0.015, 0.03),
+        (0.1, 0.2, 0.4),
     ),
     "quick": Size(
-        dataclasses.replace(_SMALL, steps=120, records=12, seeds=2), _PRETRAINING, (0.0, 0.015, 0.03), (0.3,)
+        Adapter(TINY, steps=120, records=12, length=32, batch=16, seeds=2),
+        PRETRAINING["quick"],
+        (0.0, 0.015, 0.03),
+        (0.3,),
     ),
 }
 

@@ -71,7 +71,7 @@ SIZES = {
     ),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
     "quick": Size(
-        vision.Training(vision.SMALL, 2, 32, 2, records=4),
+        vision.Training(vision.COARSE, 2, 32, 2, records=4),
         1.0,
         (Method("AdamW", 3e-3, (0.0, 1.5, 4.5)), Method("SGD", 0.05, (0.0, 0.01, 0.03))),
     ),

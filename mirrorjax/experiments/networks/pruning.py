@@ -36,6 +36,7 @@ DELTA = 1.2  # the factor of PILoT's rule
 LEAST = 0.05  # K of PILoT's rule, as a share of |x|_1 at the start
 
 Lane = tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]
+Build = Callable[[nnx.Rngs], nnx.Module]
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Size:
 
     images: str
     side: int
-    network: Callable[[nnx.Rngs], nnx.Module]
+    network: Build
     direction: Callable[[], optax.GradientTransformation]
     epochs: int
     decaying: int
@@ -309,15 +310,22 @@ class Runs:
 
 def begin(size: Size, is_factored: bool, seed: int) -> tuple[Network, PyTree]:
     """The network as a function of its weights, and the weights it starts from, stacked over seeds."""
+    network, _ = eqx.filter_eval_shape(_start, size.network, is_factored, jnp.asarray(seed))  # no tensors are in it
+    return network, _starts(size.network, is_factored, seed + jnp.arange(size.seeds))
 
-    def one(seed: Int[Array, ""]) -> tuple[Network, PyTree]:
-        graph, params = nnx.split(size.network(nnx.Rngs(jax.random.key(seed))))
-        split, weights = reparameterize(params, {KERNELS: Factored(Hadamard(), BALANCE)} if is_factored else {})
-        return Network(graph, split), weights
 
-    network, _ = eqx.filter_eval_shape(one, jnp.asarray(seed))  # there are no tensors in it
-    starts = jax.jit(jax.vmap(lambda seed: one(seed)[1]))(seed + jnp.arange(size.seeds))  # drawn by one program
-    return network, starts
+def _start(
+    network: Callable[[nnx.Rngs], nnx.Module], is_factored: bool, seed: Int[Array, ""]
+) -> tuple[Network, PyTree]:
+    graph, params = nnx.split(network(nnx.Rngs(jax.random.key(seed))))
+    split, weights = reparameterize(params, {KERNELS: Factored(Hadamard(), BALANCE)} if is_factored else {})
+    return Network(graph, split), weights
+
+
+@eqx.filter_jit
+def _starts(network: Build, is_factored: bool, seeds: Int[Array, " seed"]) -> PyTree:
+    # One program draws all seeds: drawn one by one, each operation would be compiled by itself.
+    return jax.vmap(lambda seed: _start(network, is_factored, seed)[1])(seeds)
 
 
 def stacked(starts: PyTree, *lanes: int) -> PyTree:
