@@ -37,7 +37,7 @@ SIZES = {
         Training(TINY, 30, 128, 5, padding=4, chunk=6), 1e-4, constant_rate, (0.0, 2.5, 5.0, 7.5), _ends(30), TABLE_3
     ),
     "quick": Size(
-        Training(COARSE, 6, 32, 3, padding=2, records=2), 2e-3, constant_rate, (0.0, 1.95, 3.0), _ends(6), TABLE_3
+        Training(COARSE, 4, 32, 3, padding=2, records=3), 3e-3, constant_rate, (0.0, 1.95, 3.0), _ends(4), TABLE_3
     ),
 }
 # The paper's own: the published ViT on a folder of ImageNet. Its learning rate and strengths are not in the text.
