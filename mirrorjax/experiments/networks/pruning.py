@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ... import data
 from ...nn import Factored, reparameterize, sparsity
@@ -212,8 +212,9 @@ class Tuning(eqx.Module):
         seed: Int[Array, ""],
         start: Int[Array, ""],
     ) -> Lane:
-        def falling(count: Int[Array, ""]) -> Float[Array, ""]:  # optax's own refuses a traced number of steps
-            return rate / 2 * (1 + jnp.cos(jnp.pi * jnp.minimum(count / self.steps, 1.0).astype(rate.dtype)))
+        def falling(count: ArrayLike) -> Array:  # optax's own refuses a traced number of steps
+            share = jnp.minimum(jnp.asarray(count) / self.steps, 1.0).astype(rate.dtype)
+            return rate / 2 * (1 + jnp.cos(jnp.pi * share))
 
         optimizer = optax.chain(self.direction(), optax.scale_by_learning_rate(falling), keep_zeros(KERNELS))
         weights = jax.tree.map(lambda x: x[share, row, column, start], self.starts)
