@@ -24,7 +24,7 @@ from mirrorjax.nn.tasks import Decay, decay_grid
 from mirrorjax.nn.training import train
 
 LANES, STEPS = 8, 240
-QUICK = dataclasses.replace(lora.SIZES["quick"].adapter, length=64)  # as in the records
+QUICK = dataclasses.replace(lora.SIZES["paper"].adapter, records=25, seeds=3)  # as in the records
 RECORDS_EVERY = QUICK.steps // QUICK.records
 MODELS = {
     "quick": QUICK,

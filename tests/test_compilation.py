@@ -200,6 +200,24 @@ def test_a_training_that_is_defined_again_does_not_compile(compiled):
     assert np.all(trained(jnp.zeros(2))[..., -1] < first[..., -1])
 
 
+def test_trainings_by_other_optimizers_share_what_was_compiled_of_the_metrics(compiled):
+    def trained(optimizer):
+        train(
+            lambda rate: (optimizer(rate), {"w": X}, jax.random.key(0)),
+            {"rate": [0.1, 0.2]},
+            loss=lambda weights, batch: jnp.mean((weights["w"] - batch) ** 2),
+            batch=lambda key: jax.random.normal(key, (2,)),
+            metrics=lambda weights: {"sine": jnp.sum(jnp.sin(weights["w"]))},
+            steps=2,
+            every=1,
+            progress=False,
+        )
+        return [name for name in compiled() if "on_devices" in name]
+
+    assert len(trained(optax.sgd)) == 3  # the starts, the steps and the metrics
+    assert len(trained(lambda rate: optax.sgd(rate, 0.9))) == 2
+
+
 @pytest.fixture
 def restored():
     """Puts JAX's settings of the persistent cache back."""

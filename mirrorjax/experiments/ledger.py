@@ -10,7 +10,6 @@ the statements with the runs of a folder instead. Only the standard library is i
 """
 
 import json
-import subprocess
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,7 @@ from .table import EXPERIMENTS
 
 HERE = Path(__file__).parent
 STATEMENTS, MEASURED = HERE / "ledger.toml", HERE / "measured.json"
-KEPT = ("experiment", "preset", "seed", "bits", "started", "seconds", "versions", "machine")
+KEPT = ("experiment", "preset", "seed", "bits", "started", "seconds", "versions", "machine", "commit")
 MOST_SHOWN = 3  # measurements of one row, which several claims may share
 
 
@@ -93,6 +92,15 @@ class Choice:
     printed: bool
 
 
+@dataclass(frozen=True)
+class NotRun:
+    """A preset that was not run to its end, and the reason: the time that it takes, or what it needs."""
+
+    experiment: str
+    preset: str
+    why: str
+
+
 def statements() -> list[Statement]:
     """The claims of the paper, in its order."""
     return [Statement(**each) for each in _load()["claim"]]
@@ -106,6 +114,11 @@ def pictures() -> list[Picture]:
 def choices() -> list[Choice]:
     """The settings of the experiments, each printed in the paper or recovered."""
     return [Choice(**each) for each in _load()["setting"]]
+
+
+def not_run() -> list[NotRun]:
+    """The presets that were not run to their end."""
+    return [NotRun(**each) for each in _load().get("not_run", ())]
 
 
 def read_ledger(folder: Path | None = None) -> list[Row]:
@@ -126,7 +139,6 @@ def record(folder: Path) -> list[str]:
     **Raises:** as `read_ledger`.
     """
     found = [_shortened(run) for run in _read_runs(Path(folder))]
-    found = [run | {"commit": _commit()} for run in found if run["claims"]]
     replaced = {(run["experiment"], run["preset"]) for run in found}
     kept = [run for run in _recorded() if (run["experiment"], run["preset"]) not in replaced]
     order = list(EXPERIMENTS)
@@ -180,15 +192,6 @@ def _shortened(run: Mapping[str, Any]) -> dict[str, Any]:
     """The run with the claims of the ledger alone."""
     mine = [said for said in statements() if said.experiment == run["experiment"]]
     return {**run, "claims": [claim for claim in run["claims"] if any(said.is_measured_by(claim) for said in mine)]}
-
-
-def _commit() -> str:
-    """The commit that the package is at when runs are recorded, or "-" outside of a repository."""
-    command = ["git", "-C", str(HERE), "rev-parse", "--short", "HEAD"]
-    try:
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "-"
 
 
 def _measured(said: Statement, runs: Sequence[Mapping[str, Any]]) -> Row:
@@ -245,7 +248,7 @@ def choices_table() -> str:
 
 
 def runs_table() -> str:
-    """The recorded runs, in Markdown: when and on which machine each was made."""
+    """The recorded runs, in Markdown, with the time and the machine of each; and the presets that were not run."""
     rows = [
         (
             run["experiment"],
@@ -258,6 +261,7 @@ def runs_table() -> str:
         )
         for run in _recorded()
     ]
+    rows += [(each.experiment, each.preset, "-", f"not run: {each.why}", "-", "-", "-") for each in not_run()]
     return _table(("experiment", "preset", "seed", "time", "started", "commit", "machine"), rows)
 
 

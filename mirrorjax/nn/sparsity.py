@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ArrayLike, Float, PyTree
+from jaxtyping import Array, ArrayLike, Float, Int, PyTree
 
 from ..checks import as_array, as_scalar, is_concrete, refuted, require_nonnegative
 from ..paths import Patterns, named_leaves, select
@@ -60,12 +60,22 @@ def prune(tree: PyTree, share: float | int, patterns: Patterns = "*") -> PyTree:
     Source: Han, Pool, Tran, Dally, Learning both weights and connections (2015).
     """
     known = _as_share(share)
+    entries = sum(tensor.size for tensor in _chosen(tree, patterns)[1])
+    return prune_count(tree, round(known * entries), patterns)
+
+
+def prune_count(tree: PyTree, count: int | Int[Array, ""], patterns: Patterns = "*") -> PyTree:
+    """`prune` by the number of entries that become 0, which may be traced: one compiled program for all shares.
+
+    **Raises:** as `prune`, but for the count, which is not checked.
+    """
     is_chosen, tensors = _chosen(tree, patterns)
     magnitudes = jnp.concatenate([jnp.abs(x).ravel() for x in tensors])
     if refuted(lambda: ~jnp.any(jnp.isnan(magnitudes)), magnitudes):
         raise ValueError("prune got tensors with NaN, which have no smallest entries: the training diverged before")
-    smallest = jnp.argsort(magnitudes)[: round(known * magnitudes.size)]  # a stable sort, with NaN last
-    is_cut = jnp.zeros(magnitudes.shape, bool).at[smallest].set(True) & ~jnp.isnan(magnitudes)
+    places = jnp.arange(magnitudes.size)
+    ranks = jnp.zeros_like(places).at[jnp.argsort(magnitudes)].set(places)  # a stable sort, with NaN last
+    is_cut = (ranks < count) & ~jnp.isnan(magnitudes)
     leaves, treedef = jax.tree.flatten(tree)
     first = 0
     for i, tensor in zip([i for i, chosen in enumerate(is_chosen) if chosen], tensors, strict=True):

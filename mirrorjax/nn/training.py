@@ -231,14 +231,15 @@ def _programs(task: Task, one: OneLane, carry: Carry) -> Programs:
         )
 
 
-def _begin(programs: Programs, values: Values) -> Carry:
-    return jax.vmap(programs.start)(values)
+# Each of the three gets its own program alone, so that trainings that differ elsewhere share what was compiled of it.
+def _begin(start: Callable, values: Values) -> Carry:
+    return jax.vmap(start)(values)
 
 
-def _advance(shared: tuple[Programs, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
+def _advance(shared: tuple[Callable, Array], lanes: tuple[Values, Carry]) -> tuple[Carry, Float[Array, " lanes"]]:
     """Takes the next steps of each lane from the count `first`; returns weights, states and mean losses."""
-    programs, first = shared
-    return jax.vmap(lambda values, carry: programs.advance(values, carry, first))(*lanes)
+    advance, first = shared
+    return jax.vmap(lambda values, carry: advance(values, carry, first))(*lanes)
 
 
 def _steps(task: Task, values: OneLane, carry: Carry, first: Int[Array, ""]) -> tuple[Carry, Float[Array, ""]]:
@@ -286,8 +287,8 @@ def _divide(batch: PyTree, devices: Devices) -> PyTree:
     )
 
 
-def _measure(programs: Programs, weights: PyTree) -> PyTree:
-    return jax.vmap(programs.measure)(weights)
+def _measure(measure: Callable, weights: PyTree) -> PyTree:
+    return jax.vmap(measure)(weights)
 
 
 def _warn_of_pending(carry: Carry, lanes: int, steps: int) -> None:
@@ -307,8 +308,8 @@ def _warn_of_pending(carry: Carry, lanes: int, steps: int) -> None:
 def _once(programs: Programs, values: OneLane) -> PyTree:
     """Computes one lane up to its first record; the checksum of this program identifies a stored run."""
     lanes = jax.tree.map(lambda value: value[None], values)
-    carry, losses = _advance((programs, jnp.zeros((), int)), (lanes, _begin(programs, lanes)))
-    return carry, losses, _measure(programs, carry[0])
+    carry, losses = _advance((programs.advance, jnp.zeros((), int)), (lanes, _begin(programs.start, lanes)))
+    return carry, losses, _measure(programs.measure, carry[0])
 
 
 class _Job(AbstractJob):
@@ -326,7 +327,7 @@ class _Job(AbstractJob):
 
     def solve(self, group: Lanes, checkpoint: Checkpoint | None, reporter: Reporter) -> Arrays:
         values = self.grid.take(np.pad(group, (0, self.group_size - len(group)), mode="edge"))
-        carry = self._call(_begin, self.programs, values)
+        carry = self._call(_begin, self.programs.start, values)
         fresh = (carry, self._record({}, 0, None, carry), np.asarray(0))
         found: Any = None if checkpoint is None else checkpoint.find(fresh, self._is_possible)
         state: State = fresh if found is None else found
@@ -349,7 +350,7 @@ class _Job(AbstractJob):
     def _step(self, values: Values, state: State) -> State:
         """Trains up to the next record and returns the new state."""
         carry, history, count = state
-        carry, loss = self._call(_advance, (self.programs, jnp.asarray(int(count))), (values, carry))
+        carry, loss = self._call(_advance, (self.programs.advance, jnp.asarray(int(count))), (values, carry))
         count = count + self.every
         return carry, self._record(history, int(count) // self.every, loss, carry), np.asarray(count)
 
@@ -360,7 +361,7 @@ class _Job(AbstractJob):
 
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
         """Returns the history with one more record; an empty history becomes one with the first record."""
-        measured = flatten(self._call(_measure, self.programs, carry[0]), "metric")
+        measured = flatten(self._call(_measure, self.programs.measure, carry[0]), "metric")
         now = {name: np.asarray(value, float) for name, value in measured.items()}
         now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
         length = 1 + self.steps // self.every

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
-from vision_task import CONFIG, SEEDS, few_images, new_folder
+from vision_task import CONFIG, SEEDS, new_folder
 
 from mirrorjax.experiments.networks import switching, vision, vit
 from mirrorjax.experiments.networks.imagenet import DrawnFiles, Reader, find_imagenet, list_images
@@ -78,7 +78,9 @@ def test_a_compiled_step_draws_files_in_lanes(folder):
     np.testing.assert_array_equal(pictures[1], draw(keys[1])[0])
 
 
-def test_the_published_network_is_tuned_on_a_folder(folder, tmp_path, monkeypatch):
+@pytest.fixture
+def tuning(folder, tmp_path, monkeypatch):
+    """A small network as if published, on the folder: its run, its task and its size, equal for all tests."""
     config = dataclasses.replace(CONFIG, layers=1)
     weights = tmp_path / "vit.npz"
     monkeypatch.setattr(vision, "PUBLISHED_CLASSES", 3)  # which the head of the file has, and the folder 2
@@ -86,10 +88,14 @@ def test_the_published_network_is_tuned_on_a_folder(folder, tmp_path, monkeypatc
     training = vision.Training(config, 2, 4, SEEDS)
     run = new_folder(tmp_path, "vit")
     task = vision.on_imagenet(run, training, folder, weights)
+    return run, task, switching.Size(training, 0.01, vision.constant_rate, (0.0, 1.0), (1.0,))
+
+
+def test_the_published_network_is_tuned_on_a_folder(tuning):
+    run, task, size = tuning
     started, _ = task.start(jnp.asarray(0))
     assert task.steps_of_epoch == 2  # nine images, four at a time
     assert started["head"]["kernel"].shape == (CONFIG.width, 2)
-    size = switching.Size(training, 0.01, vision.constant_rate, (0.0, 1.0), (1.0,))
     switching.reproduce(run, size, task, 0, vit.ON_IMAGENET)
     assert (run.path / "imagenet_vit.nc").exists()
     assert {claim.statement[-10:] for claim in run.claims} == {"(ImageNet)"}
@@ -111,13 +117,9 @@ def test_what_is_no_folder_of_images_is_refused(folder, monkeypatch):
         list_images(folder)
 
 
-def test_a_damaged_image_ends_training_with_its_path(folder, tmp_path):
+def test_a_damaged_image_ends_training_with_its_path(folder, tuning):
+    _, task, size = tuning
     for path in (folder / "train" / "n01").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    training = vision.Training(dataclasses.replace(CONFIG, layers=1), 1, 4, SEEDS)
-    images = list_images(folder)
-    whole = vision.vision(few_images(), training)
-    draw = DrawnFiles(jnp.asarray(images.train.labels), Reader(images.train.paths, SIDE), 4)
-    task = dataclasses.replace(whole, batches=dataclasses.replace(whole.batches, draw=draw))
     with pytest.raises(ValueError, match=r"n01/\d.JPEG is not a whole image"):
-        switching.solve(switching.Size(training, 0.01, vision.constant_rate, (0.0, 1.0), (1.0,)), task, [0])
+        switching.solve(size, task, vision.seeds_from(0, SEEDS))

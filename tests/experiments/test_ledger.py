@@ -3,6 +3,8 @@
 import ast
 import io
 import json
+import shutil
+import subprocess
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from rich.console import Console
 
 import mirrorjax
 from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting, ledger
+from mirrorjax.experiments.core import machine
 from mirrorjax.experiments.theory.geometry import CASES
 
 HOUSE = Path(mirrorjax.__file__).parent / "experiments"
@@ -71,6 +74,13 @@ def test_the_ledger_is_whole():
     assert {row.verdict for row in rows if row.holds is False} == {"NOT shown"}
 
 
+def test_no_paper_preset_is_passed_over_in_silence():
+    recorded = {(run["experiment"], run["preset"]) for run in ledger._recorded()}
+    listed = {(each.experiment, each.preset) for each in ledger.not_run()}
+    assert not recorded & listed
+    assert {(name, "paper") for name in EXPERIMENTS} <= recorded | listed
+
+
 def test_every_picture_is_drawn_under_its_number(sources):
     numbers = [each.number for each in ledger.pictures()]
     wanted = [f"Fig. {number}" for number in range(1, 17)] + [f"Table {number}" for number in range(1, 7)]
@@ -110,6 +120,11 @@ key = "it rises with *"
 statement = "It needs a machine."
 where = "Table 1"
 needs = "a machine"
+
+[[not_run]]
+experiment = "depth"
+preset = "paper"
+why = "ten hours"
 """
 
 
@@ -139,7 +154,9 @@ def test_verdicts_and_numbers_come_from_runs(run, capsys):
     assert ledger.record(runs) == ["depth (quick): 2 claims of the ledger"]
     assert [row.ours for row in ledger.read_ledger()] == ["a 0", "a 1", ""]
     assert ledger.counts() == "3 claims: 2 shown, 0 not shown, 1 not measured."
-    assert "depth | quick | 0" in ledger.runs_table()
+    table = ledger.runs_table().splitlines()
+    assert table[-2].startswith("| depth | quick | 0 |")
+    assert table[-1] == "| depth | paper | - | not run: ten hours | - | - | - |"
     # The larger preset counts, and a statement with several claims holds if all of them do.
     ledger.record(run("b", "paper", ("falls", "by flow", True), ("falls", "by descent", False)))
     first, second, _ = ledger.read_ledger()
@@ -149,6 +166,26 @@ def test_verdicts_and_numbers_come_from_runs(run, capsys):
     before = ledger.MEASURED.read_text()
     ledger.record(run("c", "paper", ("falls", "an unfinished run", True), state="interrupted"))
     assert ledger.MEASURED.read_text() == before
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_a_commit_is_that_of_the_source_tree_or_none(tmp_path, monkeypatch):
+    monkeypatch.setattr(machine, "HERE", tmp_path / "machine.py")
+    machine.HERE.touch()
+
+    def git(*arguments):
+        name = ("-c", "user.name=n", "-c", "user.email=e")
+        subprocess.run(["git", "-C", str(tmp_path), *name, *arguments], check=True, capture_output=True)
+
+    assert machine.commit() == "-"
+    git("init")
+    assert machine.commit() == "-"  # installed inside of another repository, which does not track it
+    git("add", "machine.py")
+    git("commit", "-m", "one")
+    known = machine.commit()
+    assert len(known) >= 7
+    machine.HERE.write_text("changed")
+    assert machine.commit() == f"{known}-dirty"
 
 
 def test_a_folder_that_is_none_of_runs_is_one_line(run, tmp_path):

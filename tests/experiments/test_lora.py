@@ -137,11 +137,12 @@ def test_gpt2_xl_is_found_by_folder(tmp_path, monkeypatch):
     (tmp_path / lora.XL).mkdir()
     (tmp_path / lora.XL / "model.safetensors").touch()
     assert lora.find_weights(lora.XL) == tmp_path / lora.XL / "model.safetensors"
+    assert lora.find_weights(lora.GPT2) is None
 
 
-def test_the_gpu_preset_traces_at_full_size():
-    """One step and one record, with shapes in place of GPT-2's 124 million numbers."""
-    size = lora.SIZES["gpu"].adapter
+def test_the_gpu_preset_traces_at_full_width():
+    """One step and one record of two of GPT-2's layers: the others are alike, and take as long to trace."""
+    size = of_two_layers(lora.SIZES["gpu"].adapter)
     graph, params, tokens = shapes_of(size)
 
     def step(params: Any, tokens: Any) -> Any:
@@ -153,23 +154,33 @@ def test_the_gpu_preset_traces_at_full_size():
 
     loss, updates, looked = eqx.filter_eval_shape(step, params, tokens)
     assert loss.dtype == looked["validation"].dtype == jnp.float32
-    assert looked["layer_ratio"].shape == (36,)  # query, key and value of 12 layers
-    assert sum(leaf.size for leaf in jax.tree.leaves(updates)) == 36 * 2 * 768 * size.rank
+    assert looked["layer_ratio"].shape == (6,)  # query, key and value of 2 layers
+    assert sum(leaf.size for leaf in jax.tree.leaves(updates)) == 6 * 2 * 768 * size.rank
 
 
-def test_gpt2_xl_traces_at_full_size():
-    """One record, with shapes in place of 1.6 billion numbers; the gradient would take three times as long to trace."""
-    size = dataclasses.replace(lora.SIZES["paper"].adapter, model=GPT2Config.named(lora.XL))
-    graph, params, tokens = shapes_of(size)
+def test_gpt2_xl_is_adapted_at_full_size():
+    """The adapters of all layers, and a record of two of them, with shapes in place of 1.6 billion numbers."""
+    whole = dataclasses.replace(lora.PUBLISHED.adapter, model=GPT2Config.named(lora.XL))
 
-    def record(params: Any, tokens: Any) -> Any:
-        parts = assemble(size, Corpus(tokens, tokens, jnp.asarray(10_000), tokens), graph, params)
-        weights = parts.lane.split(jax.random.key(0))[1]
-        return weights, parts.metrics(weights)
+    def adapted(size: Adapter) -> Any:
+        graph, params, tokens = shapes_of(size)
 
-    weights, looked = eqx.filter_eval_shape(record, params, tokens)
-    assert looked["layer_ratio"].shape == (144,)  # query, key and value of 48 layers
-    assert sum(leaf.size for leaf in jax.tree.leaves(weights)) == 144 * 2 * 1600 * size.rank
+        def record(params: Any, tokens: Any) -> Any:
+            parts = assemble(size, Corpus(tokens, tokens, jnp.asarray(10_000), tokens), graph, params)
+            weights = parts.lane.split(jax.random.key(0))[1]
+            return weights, parts.metrics(weights) if size is not whole else None
+
+        return eqx.filter_eval_shape(record, params, tokens)
+
+    weights, _ = adapted(whole)
+    # Query, key and value of 48 layers.
+    assert sum(leaf.size for leaf in jax.tree.leaves(weights)) == 144 * 2 * 1600 * whole.rank
+    _, looked = adapted(of_two_layers(whole))
+    assert looked["layer_ratio"].shape == (6,)
+
+
+def of_two_layers(size: Adapter) -> Adapter:
+    return dataclasses.replace(size, model=dataclasses.replace(size.model, layers=2))
 
 
 def shapes_of(size: Adapter) -> tuple[Any, Any, Any]:

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from vision_task import SEEDS, few_images, new_folder, shapes_of_a_step, small_task, small_training
+from vision_task import SEEDS, few_images, new_folder, of_two_layers, shapes_of_a_step, small_task, small_training
 
 from mirrorjax.experiments.networks import lr_schedule
 from mirrorjax.experiments.networks.vision import vision
@@ -69,7 +69,7 @@ def test_the_movement_of_a_ratio_over_the_last_fifth():
 
 def test_a_step_of_the_gpu_preset_traces():
     size = lr_schedule.SIZES["gpu"]
-    task = vision(few_images(400), size.training)
+    task = vision(few_images(400), of_two_layers(size.training))
     method = size.methods[1]
     optimizer = switch_off_sgd(method.rate, 0.9, weight_decay=method.strengths[-1], mask="*/kernel", off_at=10)
     before, after, _ = shapes_of_a_step(task, optimizer)

@@ -69,9 +69,15 @@ def stopped(folder: RunFolder, setting: Setting) -> None:
 BROKEN, STOPPED = Experiment("broken", "It breaks.", broken), Experiment("stopped", "It is stopped.", stopped)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quiet() -> Console:
     return Console(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def fake_run(tmp_path_factory: pytest.TempPathFactory, quiet: Console) -> Path:
+    """The folder of a finished run, which tests read: its figures are drawn once."""
+    return reproduce(FAKE, tmp_path_factory.mktemp("fake") / "run", SETTING, quiet).path
 
 
 class Page(HTMLParser):
@@ -96,9 +102,8 @@ def words(page: Page) -> str:
     return " ".join(page.text.split())
 
 
-def test_a_run_is_told_whole(tmp_path, quiet):
-    reproduce(FAKE, tmp_path / "run", SETTING, quiet)
-    page = Page(tmp_path / "run" / REPORT)
+def test_a_run_is_told_whole(fake_run):
+    page = Page(fake_run / REPORT)
     text = words(page)
     for expected in (
         "1 of 2 claims shown",
@@ -126,11 +131,10 @@ def test_a_run_is_told_whole(tmp_path, quiet):
     assert all("value y over time t" in picture["alt"] and "x squared" in picture["alt"] for picture in pictures)
 
 
-def test_the_same_folder_gives_the_same_page(tmp_path, quiet):
-    reproduce(FAKE, tmp_path / "run", SETTING, quiet)
-    before = (tmp_path / "run" / REPORT).read_bytes()
-    write_report(tmp_path / "run")
-    assert (tmp_path / "run" / REPORT).read_bytes() == before
+def test_the_same_folder_gives_the_same_page(fake_run):
+    before = (fake_run / REPORT).read_bytes()
+    write_report(fake_run)
+    assert (fake_run / REPORT).read_bytes() == before
 
 
 def test_one_that_fails_does_not_stop_the_others(tmp_path):
@@ -178,9 +182,9 @@ def test_existing_folders_are_refused(tmp_path, quiet):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_folder_of_folders_is_read_by_name(tmp_path, quiet):
+def test_a_folder_of_folders_is_read_by_name(tmp_path, fake_run):
     for name in ("b", "a"):
-        reproduce(FAKE, tmp_path / name, SETTING, quiet)
+        shutil.copytree(fake_run, tmp_path / name)
     (tmp_path / "else").mkdir()
     assert [run.anchor for run in read_runs(tmp_path)] == ["run-1", "run-2"]
     assert write_report(tmp_path) == tmp_path / REPORT
@@ -197,7 +201,7 @@ def test_durations_have_units(seconds, text):
     assert duration(seconds) == text
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     """A headless Chromium of the system."""
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -267,13 +271,12 @@ def test_a_browser_shows_the_report_of_several_runs(tmp_path, quiet, browser):
     assert page.locator("#run-2 .failure").inner_text().startswith("Failed: RuntimeError: it broke")
 
 
-def test_claims_link_to_what_shows_them_and_tables_sort_search_and_download(tmp_path, quiet, browser):
+def test_claims_link_to_what_shows_them_and_tables_sort_search_and_download(tmp_path, fake_run, browser):
     expect = pytest.importorskip("playwright.sync_api").expect
-    reproduce(FAKE, tmp_path / "run", SETTING, quiet)
     ledger = Table(
         "Ledger", "ledger.csv", [Heading("statement", False), Heading("verdict", False)], LEDGER, 3, "ledger-0"
     )
-    (tmp_path / "ledger.html").write_text(render(read_runs(tmp_path / "run"), ledger), encoding="utf-8")
+    (tmp_path / "ledger.html").write_text(render(read_runs(fake_run), ledger), encoding="utf-8")
     page = look(browser, tmp_path / "ledger.html")
     # The links that the claim names; the other claim, which names none, leads to all figures and all tables.
     assert page.locator("#run-1-claim-1 a.see").all_inner_texts() == ["first", "numbers"]
@@ -291,7 +294,7 @@ def test_claims_link_to_what_shows_them_and_tables_sort_search_and_download(tmp_
     expect(numbers.locator("tbody tr")).to_have_count(1)
     with page.expect_download() as started:
         page.locator("#run-1 a[download='long_list.csv']").click()
-    assert started.value.path().read_bytes() == (tmp_path / "run" / "long_list.csv").read_bytes()
+    assert started.value.path().read_bytes() == (fake_run / "long_list.csv").read_bytes()
 
     for name, labels in (("all-claims", ["✗ NOT shown"]), ("ledger-0", ["open", "refuted"])):
         for label in labels:
@@ -305,9 +308,8 @@ def test_claims_link_to_what_shows_them_and_tables_sort_search_and_download(tmp_
 LEDGER = [["a", "proved"], ["b", "open"], ["c", "refuted"]]
 
 
-def test_a_figure_wider_than_a_phone_says_that_it_scrolls(tmp_path, quiet, browser):
-    reproduce(FAKE, tmp_path / "run", SETTING, quiet)
-    page = look(browser, tmp_path / "run" / REPORT)
+def test_a_figure_wider_than_a_phone_says_that_it_scrolls(fake_run, browser):
+    page = look(browser, fake_run / REPORT)
     for width, is_shown in ((400, True), (1400, False)):
         page.set_viewport_size({"width": width, "height": 900})
         assert page.locator(".hint").first.is_visible() == is_shown
@@ -327,9 +329,8 @@ def test_formulas_in_plain_text_are_set(text, expected):
     assert formulas(text) == expected
 
 
-def test_figures_stand_on_white_in_the_dark_and_on_paper(tmp_path, quiet, browser):
-    reproduce(FAKE, tmp_path / "run", SETTING, quiet)
-    page = look(browser, tmp_path / "run" / REPORT)
+def test_figures_stand_on_white_in_the_dark_and_on_paper(fake_run, browser):
+    page = look(browser, fake_run / REPORT)
     ground = "element => getComputedStyle(element).backgroundColor"
     for options in ({"color_scheme": "dark"}, {"color_scheme": "dark", "media": "print"}):
         page.emulate_media(**options)

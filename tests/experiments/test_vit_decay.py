@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import xarray as xr
-from vision_task import SEEDS, few_images, new_folder, shapes_of_a_step, small_task, small_training
+from networks import count_by_layers
+from vision_task import SEEDS, few_images, new_folder, of_two_layers, shapes_of_a_step, small_task, small_training
 
 from mirrorjax.experiments.networks import switching, vit, vit_scratch
 from mirrorjax.experiments.networks.vision import OF_CIFAR10, Augmented, constant_rate, vision, warm_up_cosine
@@ -124,10 +125,10 @@ def test_a_step_of_the_large_presets_traces():
     # The pretraining and both experiments have one network.
     networks = {vit.PRETRAINING["gpu"].config, size.training.config, vit_scratch.SIZES["gpu"].training.config}
     assert networks == {size.training.config}
-    task = vision(few_images(400), size.training)
+    task = vision(few_images(400), of_two_layers(size.training))
     rate = warm_up_cosine(size.rate, task.steps)
     optimizer = switch_off_adamw(rate, weight_decay=size.strengths[-1], mask="*/kernel", off_at=size.ends[0])
     before, after, looked = shapes_of_a_step(task, optimizer)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), before) == jax.tree.map(lambda x: (x.shape, x.dtype), after)
-    assert sum(x.size for x in jax.tree.leaves(before)) > 5_000_000  # ViT-tiny
-    assert looked["layer_ratio"].shape == (12,)
+    assert count_by_layers(size.training.config) > 5_000_000  # ViT-tiny
+    assert (size.training.config.layers, looked["layer_ratio"].shape) == (12, (2,))

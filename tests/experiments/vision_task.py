@@ -36,6 +36,11 @@ def small_task(training: Training) -> Vision:
     return vision(few_images(), training)
 
 
+def of_two_layers(training: Training) -> Training:
+    """The training of a large network with two of its layers: the others are alike, and take as long to trace."""
+    return dataclasses.replace(training, config=dataclasses.replace(training.config, layers=2))
+
+
 def new_folder(path: Path, name: str) -> RunFolder:
     return RunFolder(path / name, name, Setting("quick", 0, 64), Console(file=io.StringIO()))
 

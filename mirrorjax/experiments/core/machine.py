@@ -1,11 +1,14 @@
-"""Describes the machine that a run uses."""
+"""Describes the machine and the commit that a run uses."""
 
 import os
 import platform
+import subprocess
 from collections import Counter
 from pathlib import Path
 
 import jax
+
+HERE = Path(__file__)
 
 
 def machine() -> dict[str, str]:
@@ -21,3 +24,20 @@ def machine() -> dict[str, str]:
         "python": platform.python_version(),
         "jax devices": ", ".join(f"{count} x {kind}" for kind, count in devices.items()),
     }
+
+
+def commit() -> str:
+    """The commit of the package's source tree, with "-dirty" where files differ from it; "-" outside of a repository.
+
+    A package that is installed inside of another repository has none: only a tracked file belongs to a commit.
+    """
+    try:
+        _git("ls-files", "--error-unmatch", HERE.name)
+        return _git("describe", "--always", "--dirty", "--exclude=*")
+    except (OSError, subprocess.CalledProcessError):
+        return "-"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(HERE.parent), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -20,7 +20,7 @@ from ...plot import Figure
 from ...runs.dataset import Dataset, versions
 from .experiment import Setting
 from .folders import make_folder
-from .machine import machine
+from .machine import commit, machine
 from .tables import Claim, as_text, write_rows
 
 CONFIG = "config.json"
@@ -28,7 +28,7 @@ CHECKPOINTS = "checkpoints"
 
 
 class RunFolder:
-    """A new folder that holds one run: datasets, tables, figures, and `config.json` with versions and seed.
+    """A new folder that holds one run: datasets, tables, figures, and `config.json` with versions, commit and seed.
 
     Each file is written under a temporary name and renamed, so no file is half-written; an interrupted run keeps its
     finished files, and its config says that it was interrupted. The config also holds the parts of a report that are
@@ -68,6 +68,7 @@ class RunFolder:
             "started": datetime.now(UTC).isoformat(timespec="seconds"),
             "versions": versions(),
             "machine": machine(),
+            "commit": commit(),
             "tables": [],
             "figures": {},
         }

@@ -16,13 +16,12 @@ from ... import data
 from ...nn import reparameterize
 from ...nn.gpt2 import GPT2, GPT2Config
 from ...nn.tasks import CrossEntropy, Network, Windows
-from ...nn.training import train, weights_of
+from ...nn.training import train
 from ...nn.weights import load_gpt2, save_gpt2
 from ..core.run import RunFolder
-from .pretrained import kept_weights, say_kept
+from .pretrained import SEED, pretrained, trained_model
 from .vision import warm_up_cosine
 
-SEED = 0  # of the pretraining: every run starts from the same weights
 RATE = 3e-3
 HELD_OUT = 0.1  # of the half that is adapted to, its end
 
@@ -70,31 +69,31 @@ def pretrained_gpt(folder: RunFolder, config: GPT2Config, size: Pretraining, tex
         "model": repr(config),
         "training": repr(size),
         "rate": RATE,
-        "seed": SEED,
-        "bits": 64 if jax.config.read("jax_enable_x64") else 32,
     }
-    kept = kept_weights(
+    model = pretrained(
+        folder,
         "gpt",
+        f"a GPT, pretrained on {text.before.size} characters",
         recipe,
         train=lambda: _pretrained(folder, config, size, text),
         save=save_gpt2,
         load=lambda path, sha256: load_gpt2(path, config, sha256=sha256),
     )
-    say_kept(folder, kept, f"a GPT, pretrained on {text.before.size} characters")
-    return nnx.split(kept.model, nnx.Param)
+    return nnx.split(model, nnx.Param)
 
 
 def _pretrained(folder: RunFolder, config: GPT2Config, size: Pretraining, text: Halves) -> GPT2:
     graph, params = nnx.split(GPT2(config, rngs=nnx.Rngs(SEED)), nnx.Param)
     split, weights = reparameterize(params, {})
+    network = Network(graph, split)
     dataset = train(
         Start(weights, size.steps),
         {"seed": [SEED]},
-        loss=CrossEntropy(Network(graph, split)),
+        loss=CrossEntropy(network),
         batch=Windows(jnp.asarray(text.before), size.length, size.batch),
         steps=size.steps,
         every=size.steps // 10,
         keep=True,
         **folder.checkpoints("pretraining"),
     )
-    return nnx.merge(graph, split.merge(weights_of(dataset, weights, seed=SEED)))
+    return trained_model(network, dataset, weights)

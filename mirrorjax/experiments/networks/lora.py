@@ -1,10 +1,10 @@
 """LoRA on a GPT-2 (Fig. 4, Table 5): weight decay lowers nuclear over Frobenius norm of the products A B for good.
 
-`quick` adapts a small GPT, pretrained on the characters of the first half of the plays, to the second; `gpu` and
-`paper` adapt the published GPT-2 to all of them, and `paper` also GPT-2 xl where the data folder has its weights. SGD
-with momentum 0.9, a constant learning rate, no dropout, 500 steps. A run whose decay is switched off keeps its ratio,
-and the ratio of a smaller constant decay, still falling, crosses it. There two schedules of decay have led to one
-ratio, so the validation losses of the two runs can be compared.
+`quick` and `paper` adapt a small GPT, pretrained on the characters of the first half of the plays, to the second.
+`gpu` adapts the published GPT-2 to all of them, and so does `paper`, with GPT-2 xl as well, where the data folder has
+their weights. SGD with momentum 0.9, a constant learning rate, no dropout, 500 steps. A run whose decay is switched off
+keeps its ratio, and the ratio of a smaller constant decay, still falling, crosses it. There two schedules of decay have
+led to one ratio, so the validation losses of the two runs can be compared.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ from .spectra import RATIOS
 
 @dataclass(frozen=True)
 class Size:
-    """The size of a preset.
+    """The size of an adaptation.
 
-    `pretraining`: of the small GPT, None for the published one; `decays`: constant strengths, as optax counts them;
+    `pretraining`: of the small GPT, None for published ones; `decays`: constant strengths, as optax counts them;
     `switched`: strengths that end, and after which share of the steps.
     """
 
@@ -56,62 +56,70 @@ class Size:
 
 
 SMALL = GPT2Config(vocabulary=65, context=64, layers=3, width=48, heads=4)
-# Rank and alpha are those that most codes of LoRA begin with; the paper's are not in its text.
+TINY = GPT2Config(vocabulary=65, context=32, layers=2, width=32, heads=4)
+PRETRAINING = {"paper": Pretraining(500, 64, 16), "quick": Pretraining(500, 32, 16)}
 SIZES = {
-    "paper": Size(Adapter(GPT2Config(), steps=500, records=50, length=512, batch=8, alpha=16.0, seeds=5)),
+    "paper": Size(Adapter(SMALL, steps=500, records=50, length=64, batch=16, seeds=5), PRETRAINING["paper"]),
     "gpu": Size(
         Adapter(GPT2Config(dtype=jnp.bfloat16), steps=500, records=25, length=256, batch=8, alpha=16.0),
     ),
     "quick": Size(
-        Adapter(SMALL, steps=500, records=25, length=32, batch=16),
-        Pretraining(500, 64, 16),
-        (0.0, 0.003, 0.007),
-        ((0.007, 0.25),),
+        Adapter(TINY, steps=400, records=20, length=32, batch=16),
+        PRETRAINING["quick"],
+        (0.0, 0.004, 0.009),
+        ((0.009, 0.25),),
     ),
 }
-XL = "gpt2-xl"
+# Rank and alpha are those that most codes of LoRA begin with; the paper's are not in its text.
+PUBLISHED = Size(Adapter(GPT2Config(), steps=500, records=50, length=512, batch=8, alpha=16.0, seeds=5))
+GPT2, XL = "gpt2", "gpt2-xl"
 CROSSING = "near step 400 of 500"  # as reviews of the paper report it
 
 
 class Start(NamedTuple):
-    """A model to adapt, by name: its size, its graph and parameters, and the text."""
+    """A model to adapt, by name: its size, its graph and parameters, the text, and what names of its files end with."""
 
     name: str
     size: Size
     graph: Any
     params: PyTree
     texts: Corpus
+    suffix: str = ""
 
 
 def run(folder: RunFolder, setting: Setting) -> None:
     """Adapt each model in every lane, report; Table 5 has a row a model and crossing."""
     table: list[dict[str, Any]] = []
-    for start in starts(folder, SIZES[setting.preset]):
-        size, suffix = start.size, f"_{start.name}" if start.name == XL else ""
+    for start in starts(folder, setting.preset):
+        size, suffix = start.size, start.suffix
         store = folder.checkpoints(f"lora{suffix}")
         dataset = adapt(size.adapter, start.texts, start.graph, start.params, size.runs, setting.seed, **store)
         folder.save_dataset(f"lora{suffix}", dataset)
-        _report_runs(folder, start, dataset, suffix)
+        _report_runs(folder, start, dataset)
         table += crossing_rows(start, dataset)
         folder.save_table("table5", table)
         _report_crossings(folder, start, [row for row in table if row["model"] == start.name])
         folder.save_figure(f"lora{suffix}", _figure(size, dataset), CAPTION)
 
 
-def starts(folder: RunFolder, size: Size) -> Iterator[Start]:
+def starts(folder: RunFolder, preset: str) -> Iterator[Start]:
     """The models of a preset, each loaded or pretrained when the one before is done."""
-    if size.pretraining is not None:
-        text = read_halves()
-        graph, params = pretrained_gpt(folder, size.adapter.model, size.pretraining, text)
-        yield Start("small GPT", size, graph, params, corpus(text.adapted, text.held_out))
+    size = SIZES[preset]
+    if size.pretraining is None:
+        yield _published(GPT2, data.gpt2_weights(), size)
         return
-    texts = _published_text()
-    yield Start("gpt2", size, *nnx.split(load_gpt2(data.gpt2_weights(), size.adapter.model), nnx.Param), texts)
-    path = find_weights(XL)
-    if path is not None:
-        large = dataclasses.replace(GPT2Config.named(XL), dtype=size.adapter.model.dtype)
-        size = dataclasses.replace(size, adapter=dataclasses.replace(size.adapter, model=large))
-        yield Start(XL, size, *nnx.split(load_gpt2(path, large), nnx.Param), texts)
+    text = read_halves()
+    graph, params = pretrained_gpt(folder, size.adapter.model, size.pretraining, text)
+    yield Start("small GPT", size, graph, params, corpus(text.adapted, text.held_out))
+    if preset == "paper":
+        found = {name: find_weights(name) for name in (GPT2, XL)}
+        yield from (_published(name, path, PUBLISHED, f"_{name}") for name, path in found.items() if path is not None)
+
+
+def _published(name: str, path: Path, size: Size, suffix: str = "") -> Start:
+    model = dataclasses.replace(GPT2Config.named(name), dtype=size.adapter.model.dtype)
+    size = dataclasses.replace(size, adapter=dataclasses.replace(size.adapter, model=model))
+    return Start(name, size, *nnx.split(load_gpt2(path, model), nnx.Param), _published_text(), suffix)
 
 
 def find_weights(name: str) -> Path | None:
@@ -129,9 +137,9 @@ def _published_text() -> Corpus:
     return corpus(tokens[:end], tokens[end:])
 
 
-def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str) -> None:
+def _report_runs(folder: RunFolder, start: Start, dataset: Dataset) -> None:
     """The ratios and the validation loss at the end, and the best of it, over seeds."""
-    size, curves = start.size, trained(dataset)
+    size, curves, table = start.size, trained(dataset), f"runs{start.suffix}"
     best = curves.assign(best=curves["validation"].min("time"))
     ends = {name: OverSeeds(curves, name) for name in (*RATIOS, "alignment", "validation")}
     lowest = OverSeeds(best, "best")
@@ -142,7 +150,7 @@ def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str)
         for name, over in ends.items():
             row |= over.columns(name, (i, -1))
         rows.append(row | lowest.columns("lowest_validation", i))
-    folder.save_table(f"runs{suffix}", rows)
+    folder.save_table(table, rows)
     adapter = size.adapter
     title = (
         f"{start.name}, rank {adapter.rank}, alpha {adapter.alpha:g}, at step {adapter.steps}, {adapter.seeds} seeds "
@@ -150,7 +158,7 @@ def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str)
     )
     losses = {"alignment": "alignment", "validation": "validation loss", "lowest_validation": "its lowest"}
     for columns in (RATIOS, losses):  # one table would be wider than a terminal, which cuts it
-        folder.show(title, rows, {"run": "weight decay"} | columns, f"runs{suffix}")
+        folder.show(title, rows, {"run": "weight decay"} | columns, table)
     _claim_ratios(folder, start, ends["ratio"].each[..., -1])
     _claim_losses(folder, start, ends["validation"].each[..., -1])
 
@@ -158,6 +166,7 @@ def _report_runs(folder: RunFolder, start: Start, dataset: Dataset, suffix: str)
 def _claim_ratios(folder: RunFolder, start: Start, ratios: Float[np.ndarray, "decay seed"]) -> None:
     size, seeds = start.size, start.size.adapter.seeds
     count = len(size.decays)
+    see = (f"lora{start.suffix}", f"runs{start.suffix}")
     falls = np.all(np.diff(ratios[:count], axis=0) < 0, axis=0)
     means = ratios.mean(1)
     folder.claim(
@@ -165,6 +174,8 @@ def _claim_ratios(folder: RunFolder, start: Start, ratios: Float[np.ndarray, "de
         paper="falls with weight decay",
         ours=" > ".join(f"{mean:.3f}" for mean in means[:count]) + f"; in {falls.sum()} of {seeds} seeds",
         holds=bool(np.all(np.diff(means[:count]) < 0)),
+        key="ratio-falls",
+        see=see,
     )
     stays = ratios[count:] < ratios[:1]
     folder.claim(
@@ -174,6 +185,8 @@ def _claim_ratios(folder: RunFolder, start: Start, ratios: Float[np.ndarray, "de
         ours=f"{', '.join(f'{mean:.3f}' for mean in means[count:])} against {means[0]:.3f}; in {stays.sum()} of "
         f"{stays.size} runs",
         holds=bool(np.all(stays)),
+        key="stays",
+        see=see,
     )
 
 
@@ -186,6 +199,8 @@ def _claim_losses(folder: RunFolder, start: Start, losses: Float[np.ndarray, "de
         paper="regularization improves generalization",
         ours=f"the best, {run_name(start.size.runs[best])}, ends at {means[best]:.4f}, none at {means[0]:.4f}",
         holds=bool(means[best] < means[0]),
+        key="some-decay-pays",
+        see=(f"lora{start.suffix}", f"runs{start.suffix}"),
     )
 
 
@@ -211,6 +226,7 @@ def _report_crossings(folder: RunFolder, start: Start, rows: list[dict[str, Any]
     heads = pair | {"off": "off", "on": "on", "difference": "off - on", "interval": "95 %"}
     title = f"{start.name}: validation losses at these crossings, with decay off and with decay on"
     folder.show(title, rows, heads, "table5")
+    see = (f"lora{start.suffix}", "table5")
     crossed = [row for row in rows if row["crossed"] == start.size.adapter.seeds]
     switched, crossing = ({row["run"] for row in chosen} for chosen in (rows, crossed))
     folder.claim(
@@ -219,6 +235,8 @@ def _report_crossings(folder: RunFolder, start: Start, rows: list[dict[str, Any]
         ours=f"{len(crossing)} of {len(switched)} runs cross one in every seed, at step "
         f"{', '.join(row['at'] for row in crossed) or '-'} of {start.size.adapter.steps}",
         holds=crossing == switched,
+        key="crosses",
+        see=see,
     )
     folder.claim(
         "Where the ratios cross, the run whose decay is off has the lower validation loss: the 95 % interval over "
@@ -226,6 +244,8 @@ def _report_crossings(folder: RunFolder, start: Start, rows: list[dict[str, Any]
         paper="a window of opportunity",
         ours=f"off - on: {', '.join(row['interval'] for row in crossed) or 'no crossing'}",
         holds=bool(crossed) and all(row["difference_high"] < 0 for row in crossed),
+        key="window",
+        see=see,
     )
 
 

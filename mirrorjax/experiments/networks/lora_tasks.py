@@ -23,7 +23,7 @@ from ..core.run import RunFolder
 from ..core.statistics import OverSeeds, crossing_columns, interval_columns
 from .adapters import Adapter, Corpus, adapt, corpus, run_name, trained
 from .gpt_start import Halves, Pretraining, pretrained_gpt, read_halves
-from .lora import SIZES as LORA
+from .lora import PRETRAINING, SMALL, TINY
 
 
 @dataclass(frozen=True)
@@ -58,14 +58,19 @@ class Size:
         return constant + [Decay(self.decays[-1], round(end * steps)) for end in self.ends]
 
 
-_SMALL, _PRETRAINING = LORA["quick"].adapter, LORA["quick"].pretraining
-assert _PRETRAINING is not None
+# The models of `lora`, from the same pretrained starts.
 SIZES = {
     "paper": Size(
-        dataclasses.replace(_SMALL, seeds=5), _PRETRAINING, (0.0, 0.003, 0.007, 0.015, 0.03), (0.1, 0.2, 0.4)
+        Adapter(SMALL, steps=500, records=25, length=32, batch=16, seeds=5),
+        PRETRAINING["paper"],
+        (0.0, 0.003, 0.007, 0.015, 0.03),
+        (0.1, 0.2, 0.4),
     ),
     "quick": Size(
-        dataclasses.replace(_SMALL, steps=120, records=12, seeds=2), _PRETRAINING, (0.0, 0.015, 0.03), (0.3,)
+        Adapter(TINY, steps=120, records=12, length=32, batch=16, seeds=2),
+        PRETRAINING["quick"],
+        (0.0, 0.015, 0.03),
+        (0.3,),
     ),
 }
 
@@ -89,10 +94,11 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.show("Validation losses, mean over seeds", ends, columns, "tasks")
     for columns in (CROSSING_COLUMNS, LOSS_COLUMNS):
         folder.show("At equal ratio, decay off and decay on", crossings, columns, "crossings")
-    for row in ends:
-        _claim_ends(folder, row)
-    for task in TASKS:
-        _claim_crossings(folder, task, size, [row for row in crossings if row["task"] == task.name])
+    for number, row in enumerate(ends):
+        _claim_ends(folder, row, f"task{number}")
+    for number, task in enumerate(TASKS):
+        mine = [row for row in crossings if row["task"] == task.name]
+        _claim_crossings(folder, task, size, mine, f"task{number}")
 
 
 def solve(folder: RunFolder, size: Size, task: Task, text: Halves, graph: Any, params: PyTree, seed: int) -> Dataset:
@@ -191,16 +197,18 @@ def _figure(task: Task, runs: list[Decay], curves: Dataset) -> plot.Figure:
     return plot.line_panels(panels, task.name, "weight decay")
 
 
-def _claim_ends(folder: RunFolder, row: dict[str, Any]) -> None:
+def _claim_ends(folder: RunFolder, row: dict[str, Any], figure: str) -> None:
     folder.claim(
         f"Some weight decay ends with a lower validation loss than none on the task: {row['task']}",
         paper="regularization improves generalization",
         ours=f"{row['best']} ends at {row['best_loss']:.4f}, none at {row['none']:.4f}; best - none {row['interval']}",
         holds=row["difference_high"] < 0,
+        key="some-decay-pays",
+        see=(figure, "tasks"),
     )
 
 
-def _claim_crossings(folder: RunFolder, task: Task, size: Size, rows: list[dict[str, Any]]) -> None:
+def _claim_crossings(folder: RunFolder, task: Task, size: Size, rows: list[dict[str, Any]], figure: str) -> None:
     crossed = [row for row in rows if row["crossed"] == size.adapter.seeds]
     folder.claim(
         "At equal ratio the run whose decay is off has the lower validation loss: the 95 % interval is below 0, "
@@ -209,4 +217,6 @@ def _claim_crossings(folder: RunFolder, task: Task, size: Size, rows: list[dict[
         ours=f"{len(crossed)} of {len(rows)} pairs cross on every seed; off - on: "
         f"{', '.join(row['interval'] for row in crossed) or '-'}",
         holds=bool(crossed) and all(row["difference_high"] < 0 for row in crossed),
+        key="window",
+        see=(figure, "crossings"),
     )

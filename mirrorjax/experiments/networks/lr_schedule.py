@@ -71,7 +71,7 @@ SIZES = {
     ),
     # The fewer the steps, the stronger: what counts is strength times the sum of the learning rates.
     "quick": Size(
-        vision.Training(vision.SMALL, 2, 32, 2, records=4),
+        vision.Training(vision.COARSE, 2, 32, 2, records=4),
         1.0,
         (Method("AdamW", 3e-3, (0.0, 1.5, 4.5)), Method("SGD", 0.05, (0.0, 0.01, 0.03))),
     ),
@@ -111,11 +111,11 @@ def reproduce(folder: RunFolder, size: Size, task: vision.Vision, seed: int, pre
     for columns in COLUMNS:
         folder.show(f"At the end, mean ± std over seeds{where}", rows, columns, f"{prefix}lr_schedule")
     for number, method in enumerate(size.methods, start=15):
-        figure = over_epochs(solved[method.name], size, method)
-        folder.save_figure(f"{prefix}fig{number}_{method.name.lower()}", figure, CAPTION)
-    for method in size.methods:
-        _claim_each(folder, solved[method.name], method, where)
-        _claim_across(folder, solved[method.name], method, where)
+        name, dataset = f"{prefix}fig{number}_{method.name.lower()}", solved[method.name]
+        folder.save_figure(name, over_epochs(dataset, size, method), CAPTION)
+        see = (name, f"{prefix}lr_schedule")
+        _claim_each(folder, dataset, method, where, see)
+        _claim_across(folder, dataset, method, where, see)
 
 
 def solve(size: Size, method: Method, task: vision.Vision, seeds: Sequence[int], **store: Any) -> Dataset:
@@ -194,11 +194,11 @@ def over_epochs(dataset: Dataset, size: Size, method: Method) -> Any:
     return plot.line_panels(panels, title, "weight decay")
 
 
-def _claim_each(folder: RunFolder, dataset: Dataset, method: Method, where: str) -> None:
+def _claim_each(folder: RunFolder, dataset: Dataset, method: Method, where: str, see: Sequence[str]) -> None:
     """Records the paper's claims on one optimizer under each schedule."""
     for i, schedule in enumerate(SCHEDULES):
         one, also = dataset.isel(schedule=i), f" ({method.name}, {schedule}{where})"
-        vision.falls_with_decay(folder, one.isel(decay=slice(len(method.strengths))), method.strengths, also)
+        vision.falls_with_decay(folder, one.isel(decay=slice(len(method.strengths))), method.strengths, also, see)
         ends = one.ratio.isel(time=-1).transpose("decay", "seed").values
         gap = ends[0] - ends[-1]
         folder.claim(
@@ -206,10 +206,12 @@ def _claim_each(folder: RunFolder, dataset: Dataset, method: Method, where: str)
             paper="the effect stays",
             ours=f"below by {mean_text(float(gap.mean()), float(gap.std(ddof=1)))}",
             holds=bool(np.all(gap > 0)),
+            key="stays",
+            see=see,
         )
 
 
-def _claim_across(folder: RunFolder, dataset: Dataset, method: Method, where: str) -> None:
+def _claim_across(folder: RunFolder, dataset: Dataset, method: Method, where: str, see: Sequence[str]) -> None:
     """Records the paper's claims that compare schedules (Appendix G)."""
     also, strengths = f" ({method.name}{where})", method.strengths
     accuracy = dataset.accuracy.isel(time=-1).mean("seed").transpose("schedule", "decay").values
@@ -219,6 +221,8 @@ def _claim_across(folder: RunFolder, dataset: Dataset, method: Method, where: st
         paper="rises with restarts",
         ours=", ".join(f"{100 * gain:+.1f} points at {each:g}" for gain, each in zip(gains, strengths, strict=True)),
         holds=bool(np.all(gains > 0)),
+        key="restarts-rise",
+        see=see,
     )
     held, going = (ratio_fall(dataset, schedule, len(strengths) - 1) for schedule in (COSINE, CONSTANT))
     folder.claim(
@@ -227,6 +231,8 @@ def _claim_across(folder: RunFolder, dataset: Dataset, method: Method, where: st
         paper="a falling learning rate acts like switching off",
         ours=f"{held:.4f} against {going:.4f}",
         holds=abs(held) < abs(going) / 4,
+        key="falling-rate-holds",
+        see=see,
     )
 
 

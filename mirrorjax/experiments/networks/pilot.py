@@ -82,7 +82,8 @@ SIZES = {
     "gpu": Size(
         "CIFAR-10", 32, vit, optax.scale_by_adam, 30, 20, 20, (3e-4, 1e-3), 3, 5, 2, batch=128, held_out=1000, chunk=4
     ),
-    "quick": Size("digits", 8, small_perceptron, momentum, 30, 18, 12, RATES, seeds=5, record=3),
+    # The rate that most searches over `RATES` choose.
+    "quick": Size("digits", 8, small_perceptron, momentum, 30, 18, 12, (0.2,), seeds=5, record=3),
 }
 
 
@@ -92,7 +93,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     splits = load(size, setting.seed)
     found: dict[Method, Outcome] = {}
     for program in PROGRAMS:
-        runs = Runs(size, program, splits, setting.seed)
+        runs = Runs(size, program, splits, setting.seed, folder.checkpoints)
         training = without_weights(runs.training)
         folder.save_dataset(f"training_{program.name}", training)
         for text in runs.warnings:
@@ -196,6 +197,8 @@ def _claim_accuracy(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> Non
                 paper="{} beside {} %, ResNet-50 on ImageNet".format(*paper) if paper else "gains",
                 ours=f"{ours['tuned']} beside {other['tuned']} %",
                 holds=_gap(ours, other) > 1,
+                key="rule-beats-rival",
+                see=("accuracy", "pilot"),
             )
     gaps = [_gap(table[SCHEDULED.name, sparsity], table[PUBLISHED.name, sparsity]) for sparsity in sparsities]
     folder.claim(
@@ -203,6 +206,8 @@ def _claim_accuracy(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> Non
         paper="-",
         ours=f"{_listed(gaps)} standard deviations apart",
         holds=bool(np.all(np.abs(gaps) <= 1)),
+        key="width-as-rule",
+        see=("accuracy", "pilot"),
     )
     lost = {
         method: np.array([_lost(table[method.name, sparsity]) for sparsity in sparsities])
@@ -215,6 +220,8 @@ def _claim_accuracy(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> Non
             paper="-",
             ours=f"{_listed(lost[method])} beside {_listed(lost[ONE_SHOT])} %",
             holds=bool(np.all(lost[method] < lost[ONE_SHOT])),
+            key="pruning-costs-less",
+            see=("accuracy", "pilot"),
         )
 
 
@@ -240,6 +247,8 @@ def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) 
         paper="sparsity grows",
         ours=f"{_listed(small)} %",
         holds=bool(np.all(np.diff(small) > 0)),
+        key="narrower-sparser",
+        see=("training",),
     )
     free = found[CONSTANT].training.sel(strength=SPRED.strengths[-size.strengths]).ratio.isel(time=-1).mean("seed")
     for method in (PUBLISHED, SCHEDULED):
@@ -251,6 +260,8 @@ def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) 
             paper="L2 to L1",
             ours=f"from {before.mean[0]:.0f} to {off:.0f}",
             holds=bool(off < before.mean[0]),
+            key="ratio-falls",
+            see=("training",),
         )
         folder.claim(
             f"|x|_1 / |x|_2 of {method.name}, stays low without decay: nearer to its value when decay ends than to "
@@ -258,6 +269,8 @@ def _claim_bias(folder: RunFolder, found: Mapping[Method, Outcome], size: Size) 
             paper="stays",
             ours=f"{end:.0f} in the end, {off:.0f} before, {without:.0f} without decay",
             holds=bool(abs(end - off) < abs(end - without)),
+            key="stays",
+            see=("training",),
         )
 
 

@@ -11,9 +11,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+from flax import nnx
+from jaxtyping import PyTree
+
 from ...data import cache_folder
 from ...files import write_text
+from ...nn.tasks import Network
+from ...nn.training import weights_of
+from ...runs.dataset import Dataset
 from ..core.run import RunFolder
+
+SEED = 0  # of every pretraining: all runs start from the same weights
 
 
 class Kept(NamedTuple):
@@ -23,6 +32,37 @@ class Kept(NamedTuple):
     path: Path
     sha256: str
     was_found: bool
+
+
+def pretrained(
+    folder: RunFolder,
+    name: str,
+    what: str,
+    recipe: Mapping[str, Any],
+    *,
+    train: Callable[[], Any],
+    save: Callable[[Any, Path], None],
+    load: Callable[[Path, str], Any],
+) -> Any:
+    """Returns a pretrained model, from the cache or trained now; prints which, and saves it as `pretrained.csv`.
+
+    **Arguments:** `what`: the model in words; the others as in `kept_weights`, with a recipe that lacks the seed and
+    the precision.
+    """
+    bits = 64 if jax.config.read("jax_enable_x64") else 32
+    kept = kept_weights(name, {**recipe, "seed": SEED, "bits": bits}, train=train, save=save, load=load)
+    found = "found" if kept.was_found else "made"
+    folder.save_table("pretrained", [{"what": what, "file": str(kept.path), "sha256": kept.sha256, "was": found}])
+    folder.console.print(f"{what}: {found} as {kept.path}", highlight=False, soft_wrap=True)
+    return kept.model
+
+
+def trained_model(network: Network, dataset: Dataset, like: PyTree) -> Any:
+    """Returns the model with the weights of a pretraining.
+
+    **Arguments:** `dataset`: of `train(.., keep=True)` with the one seed `SEED`; `like`: weights as it began with.
+    """
+    return nnx.merge(network.graph, network.split.merge(weights_of(dataset, like, seed=SEED)))
 
 
 def kept_weights(
@@ -56,13 +96,6 @@ def kept_weights(
     sha256 = _sum(path.read_bytes())
     write_text(beside, f"{sha256}\n")
     return Kept(load(path, sha256), path, sha256, False)
-
-
-def say_kept(folder: RunFolder, kept: Kept, what: str) -> None:
-    """Prints which pretrained weights a run starts from, and saves it as `pretrained.csv`."""
-    found = "found" if kept.was_found else "made"
-    folder.save_table("pretrained", [{"what": what, "file": str(kept.path), "sha256": kept.sha256, "was": found}])
-    folder.console.print(f"{what}: {found} as {kept.path}", highlight=False, soft_wrap=True)
 
 
 def _sum(content: bytes) -> str:

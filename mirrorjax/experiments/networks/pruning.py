@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree, Shaped
+from jaxtyping import Array, ArrayLike, Float, Int, PRNGKeyArray, PyTree, Shaped
 
 from ... import data
-from ...nn import Factored, prune, reparameterize, sparsity
+from ...nn import Factored, reparameterize, sparsity
+from ...nn.sparsity import prune_count
 from ...nn.tasks import CrossEntropy, Labelled, Network, Rows, accuracy
 from ...nn.training import train, weights_of
 from ...optim import decoupled_weight_decay, keep_zeros, path_mask, pilot, pilot_decay
@@ -35,6 +36,7 @@ DELTA = 1.2  # the factor of PILoT's rule
 LEAST = 0.05  # K of PILoT's rule, as a share of |x|_1 at the start
 
 Lane = tuple[optax.GradientTransformation, PyTree, PRNGKeyArray]
+Build = Callable[[nnx.Rngs], nnx.Module]
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Size:
 
     images: str
     side: int
-    network: Callable[[nnx.Rngs], nnx.Module]
+    network: Build
     direction: Callable[[], optax.GradientTransformation]
     epochs: int
     decaying: int
@@ -197,7 +199,7 @@ class Tuning(eqx.Module):
 
     starts: PyTree  # by sparsity, rate, strength and seed
     direction: Callable = eqx.field(static=True)  # static: a function
-    steps: int = eqx.field(static=True)  # static: optax refuses a traced one
+    steps: Int[Array, ""]  # traced, so that rounds of any length share one compiled program
 
     def __call__(
         self,
@@ -210,17 +212,25 @@ class Tuning(eqx.Module):
         seed: Int[Array, ""],
         start: Int[Array, ""],
     ) -> Lane:
-        falling = optax.cosine_decay_schedule(rate, self.steps)  # type: ignore[arg-type]
+        def falling(count: ArrayLike) -> Array:  # optax's own refuses a traced number of steps
+            share = jnp.minimum(jnp.asarray(count) / self.steps, 1.0).astype(rate.dtype)
+            return rate / 2 * (1 + jnp.cos(jnp.pi * share))
+
         optimizer = optax.chain(self.direction(), optax.scale_by_learning_rate(falling), keep_zeros(KERNELS))
         weights = jax.tree.map(lambda x: x[share, row, column, start], self.starts)
         return optimizer, weights, jax.random.fold_in(jax.random.key(seed), 1)  # not the batches of the training
 
 
 class Runs:
-    """The networks of one program: trained at every rate, strength and seed, then pruned in any number of rounds."""
+    """The networks of one program: trained at every rate, strength and seed, then pruned in any number of rounds.
 
-    def __init__(self, size: Size, program: Program, splits: Splits, seed: int):
-        self.size, self.program = size, program
+    **Arguments:** `checkpoints`: the name of a training -> the arguments `store` and `resume` of `train`.
+    """
+
+    def __init__(
+        self, size: Size, program: Program, splits: Splits, seed: int, checkpoints: Callable[[str], dict[str, Any]]
+    ):
+        self.size, self.program, self.checkpoints = size, program, checkpoints
         self.network, self.starts = begin(size, program.is_factored, seed)
         self.per_epoch = len(splits.train[1]) // size.batch
         # How many strengths a preset has; the last ones are those that prune most.
@@ -253,7 +263,8 @@ class Runs:
         }
         with warnings.catch_warnings(record=True) as caught:  # some settings of a search are bound to be too strong
             warnings.simplefilter("always")
-            self.trained = train(lane, grid, steps=size.epochs * self.per_epoch, **self.options)
+            store = checkpoints(f"training_{program.name}")
+            self.trained = train(lane, grid, steps=size.epochs * self.per_epoch, **self.options, **store)
         self.warnings = sorted({str(warning.message) for warning in caught})
 
     @property
@@ -269,13 +280,11 @@ class Runs:
         size, lanes = self.size, (len(self.size.sparsities), len(self.size.rates), len(self.strengths))
         steps = size.tuning * self.per_epoch // rounds
         ends = weights_of(self.trained, stacked(self.starts, *lanes[1:]))
-        ends = jax.tree.map(lambda x: jnp.broadcast_to(x, (lanes[0], *x.shape)), ends)
+        ends = jax.tree.map(lambda x: np.broadcast_to(x, (lanes[0], *x.shape)), ends)
         for k in range(1, rounds + 1):
-            shares = [1 - (1 - each) ** (k / rounds) for each in size.sparsities]
-            rows = [jax.tree.map(lambda x, i=i: x[i], ends) for i in range(lanes[0])]
-            pruned = [prune_weights(self.network, row, share) for row, share in zip(rows, shares, strict=True)]
+            pruned = prune_weights(self.network, ends, [1 - (1 - each) ** (k / rounds) for each in size.sparsities])
             dataset = train(
-                Tuning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *pruned), size.direction, steps),
+                Tuning(pruned, size.direction, jnp.asarray(steps)),
                 {
                     "sparsity": Zip(sparsity=np.asarray(size.sparsities), share=np.arange(lanes[0])),
                     "rate": Zip(rate=np.asarray(size.rates, np.float32), row=np.arange(lanes[1])),
@@ -284,6 +293,7 @@ class Runs:
                 },
                 steps=steps,
                 **self.options,
+                **self.checkpoints(f"tuning_{self.program.name}_{k}_of_{rounds}"),
             )
             ends = weights_of(dataset, stacked(self.starts, *lanes)) if k < rounds else ends
         return self.labelled(dataset, size.epochs + size.tuning * (rounds - 1) / rounds)
@@ -301,14 +311,22 @@ class Runs:
 
 def begin(size: Size, is_factored: bool, seed: int) -> tuple[Network, PyTree]:
     """The network as a function of its weights, and the weights it starts from, stacked over seeds."""
-    rules = {KERNELS: Factored(Hadamard(), BALANCE)} if is_factored else {}
-    networks, starts = [], []
-    for i in range(size.seeds):
-        graph, params = nnx.split(size.network(nnx.Rngs(seed + i)))
-        split, weights = reparameterize(params, rules)
-        networks.append(Network(graph, split))
-        starts.append(weights)
-    return networks[0], jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    network, _ = eqx.filter_eval_shape(_start, size.network, is_factored, jnp.asarray(seed))  # no tensors are in it
+    return network, _starts(size.network, is_factored, seed + jnp.arange(size.seeds))
+
+
+def _start(
+    network: Callable[[nnx.Rngs], nnx.Module], is_factored: bool, seed: Int[Array, ""]
+) -> tuple[Network, PyTree]:
+    graph, params = nnx.split(network(nnx.Rngs(jax.random.key(seed))))
+    split, weights = reparameterize(params, {KERNELS: Factored(Hadamard(), BALANCE)} if is_factored else {})
+    return Network(graph, split), weights
+
+
+@eqx.filter_jit
+def _starts(network: Build, is_factored: bool, seeds: Int[Array, " seed"]) -> PyTree:
+    # One program draws all seeds: drawn one by one, each operation would be compiled by itself.
+    return jax.vmap(lambda seed: _start(network, is_factored, seed)[1])(seeds)
 
 
 def stacked(starts: PyTree, *lanes: int) -> PyTree:
@@ -325,8 +343,7 @@ class Recorder(eqx.Module):
 
     def __call__(self, weights: PyTree) -> dict[str, Float[Array, ""]]:
         tensors = self.network.split.merge(weights)
-        chosen = jax.tree.leaves(path_mask(KERNELS)(tensors))
-        kernels = [jnp.abs(x) for x, is_kernel in zip(jax.tree.leaves(tensors), chosen, strict=True) if is_kernel]
+        kernels = [jnp.abs(x) for x in kernels_of(tensors)]
         entries = jnp.concatenate([x.ravel() for x in kernels])
         small = sum((jnp.sum(x <= SMALL * jnp.max(x)) for x in kernels), jnp.zeros((), int))
         return {
@@ -338,17 +355,30 @@ class Recorder(eqx.Module):
         }
 
 
-def prune_weights(network: Network, weights: PyTree, share: float) -> PyTree:
-    """Of every lane, the share of the kernels' entries that is smallest in magnitude set to 0, and so its factors.
+def kernels_of(tensors: PyTree) -> list[Any]:
+    """The kernels among the tensors of a network, or among their shapes."""
+    chosen = jax.tree.leaves(path_mask(KERNELS)(tensors))
+    return [x for x, is_kernel in zip(jax.tree.leaves(tensors), chosen, strict=True) if is_kernel]
 
-    **Arguments:** `weights`: by rate, strength and seed.
+
+def prune_weights(network: Network, weights: PyTree, shares: Sequence[float]) -> PyTree:
+    """Of every lane, a share of the kernels' entries that is smallest in magnitude set to 0, and so its factors.
+
+    **Arguments:** `weights`: by sparsity, rate, strength and seed; `shares`: one a sparsity.
     """
+    one = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[4:], x.dtype), weights)
+    entries = sum(x.size for x in kernels_of(eqx.filter_eval_shape(network.split.merge, one)))
+    return _prune(network, weights, jnp.asarray([round(share * entries) for share in shares]))
 
+
+@eqx.filter_jit
+def _prune(network: Network, weights: PyTree, counts: Int[Array, " sparsity"]) -> PyTree:
     def cut(x: Float[Array, "..."], part: PyTree) -> PyTree:
         return jax.tree.map(lambda factor: jnp.where(x == 0, jnp.zeros_like(factor), factor), part)
 
-    def lane(weights: PyTree) -> PyTree:
+    def lane(weights: PyTree, count: Int[Array, ""]) -> PyTree:
         tensors = network.split.merge(weights)
-        return jax.tree.map(cut, prune(tensors, share, KERNELS), weights)
+        return jax.tree.map(cut, prune_count(tensors, count, KERNELS), weights)
 
-    return jax.jit(jax.vmap(jax.vmap(jax.vmap(lane))))(weights)
+    by_sparsity = jax.vmap(jax.vmap(jax.vmap(lane, (0, None)), (0, None)), (0, None))
+    return jax.vmap(by_sparsity)(weights, counts)

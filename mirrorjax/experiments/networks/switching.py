@@ -118,10 +118,10 @@ def reproduce(folder: RunFolder, size: Size, task: Vision, seed: int, names: Nam
     folder.save_figure(names.ratio, over_epochs(dataset, size, labels), OVER_EPOCHS_CAPTION)
     folder.save_figure(names.layers, by_layer(dataset, size), BY_LAYER_CAPTION)
     constant = dataset.isel(decay=slice(len(size.strengths)))
-    falls_with_decay(folder, constant, size.strengths, names.where)
-    aligned_by_decay(folder, constant, size.strengths, names.where)
-    _claim_crossings(folder, crossings, size, names.where)
-    _claim_ends(folder, dataset, size, names.where)
+    falls_with_decay(folder, constant, size.strengths, names.where, (names.ratio, names.layers, names.ends))
+    aligned_by_decay(folder, constant, size.strengths, names.where, (names.ends,))
+    _claim_crossings(folder, crossings, size, names)
+    _claim_ends(folder, dataset, size, names)
 
 
 def solve(size: Size, task: Vision, seeds: Sequence[int], **store: Any) -> Dataset:
@@ -216,8 +216,9 @@ def by_layer(dataset: Dataset, size: Size) -> Any:
     return plot.line_panels([panel], "Each layer at the end", "layer")
 
 
-def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size, where: str) -> None:
+def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size: Size, names: Names) -> None:
     """Records the paper's claims on Table 3."""
+    where, see = names.where, (names.ratio, names.crossings)
     weaker, strong = size.pair
     expected = [row for row in rows if "paper_at" not in row or row["paper_at"] is not None]
     counts = [f"{row['seeds']} when off at {row['off_at']:g}" for row in rows]
@@ -226,6 +227,8 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
         paper="at epochs 104, 195, 270 of 300 and, when off at 200, never" if size.paper else "crosses",
         ours=", ".join(counts),
         holds=all(row["crossed"] == size.training.seeds for row in expected),
+        key="crosses",
+        see=see,
     )
     crossed = [row for row in rows if row["crossed"] > 1]  # one seed has no interval
     intervals = ", ".join(f"{row['interval']} when off at {row['off_at']:g}" for row in crossed) or "no crossing"
@@ -234,6 +237,8 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
         paper="+1.7, +2.4, +2.3 points",
         ours=intervals,
         holds=bool(crossed) and all(row["difference_low"] > 0 for row in crossed),
+        key="off-more-accurate",
+        see=see,
     )
     means = ", ".join(f"{100 * row['difference_mean']:.1f}" for row in crossed) or "no crossing"
     folder.claim(
@@ -241,11 +246,14 @@ def _claim_crossings(folder: RunFolder, rows: Sequence[Mapping[str, Any]], size:
         paper="> 1 %",
         ours=f"{means} points",
         holds=bool(crossed) and all(row["difference_mean"] > 0.01 for row in crossed),
+        key="off-gains-1-percent",
+        see=see,
     )
 
 
-def _claim_ends(folder: RunFolder, dataset: Dataset, size: Size, where: str) -> None:
+def _claim_ends(folder: RunFolder, dataset: Dataset, size: Size, names: Names) -> None:
     """Records that a decay that ended has a lasting effect (Theorem 3.10), and that ending it improves."""
+    where, see = names.where, (names.ratio, names.ends)
     ends, count = dataset.isel(time=-1), len(size.strengths)
     switched = range(count, count + len(size.ends))
     gaps = [(ends.ratio.isel(decay=0) - ends.ratio.isel(decay=i)).values for i in switched]
@@ -254,6 +262,8 @@ def _claim_ends(folder: RunFolder, dataset: Dataset, size: Size, where: str) -> 
         paper="stays",
         ours=f"below by {', '.join(_over_seeds(gap) for gap in gaps)}",
         holds=bool(np.all(np.asarray(gaps) > 0)),
+        key="stays",
+        see=see,
     )
     gains = [(ends.accuracy.isel(decay=i) - ends.accuracy.isel(decay=count - 1)).values for i in switched]
     folder.claim(
@@ -261,6 +271,8 @@ def _claim_ends(folder: RunFolder, dataset: Dataset, size: Size, where: str) -> 
         paper="in all cases switching off improves",
         ours=f"by {', '.join(_over_seeds(gain) for gain in gains)}",
         holds=all(float(gain.mean()) > 0 for gain in gains),
+        key="switching-off-improves",
+        see=see,
     )
 
 

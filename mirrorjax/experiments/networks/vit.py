@@ -11,7 +11,7 @@ from ..core.experiment import Setting
 from ..core.run import RunFolder
 from .imagenet import find_imagenet
 from .switching import TABLE_3, Names, Size, reproduce
-from .vision import PUBLISHED, SMALL, TINY, Training, constant_rate, on_imagenet
+from .vision import COARSE, PUBLISHED, SMALL, TINY, Training, constant_rate, on_imagenet
 from .vit_start import on_second_half
 
 SHARES = (1 / 6, 1 / 3, 1 / 2, 2 / 3)  # of 300 epochs: 50, 100, 150, 200
@@ -24,7 +24,7 @@ def _ends(epochs: int) -> tuple[float, ...]:
 PRETRAINING = {
     "paper": Training(SMALL, 30, 64, 1, padding=2),
     "gpu": Training(TINY, 30, 128, 1, padding=4),
-    "quick": Training(SMALL, 10, 64, 1, padding=2),
+    "quick": Training(COARSE, 10, 64, 1, padding=2),
 }
 PRETRAINING_RATE = 3e-3
 # A decay that is switched off meets one of 0.65 times its strength at about twice the time at which it ended, so the
@@ -37,7 +37,7 @@ SIZES = {
         Training(TINY, 30, 128, 5, padding=4, chunk=6), 1e-4, constant_rate, (0.0, 2.5, 5.0, 7.5), _ends(30), TABLE_3
     ),
     "quick": Size(
-        Training(SMALL, 6, 32, 3, padding=2, records=2), 2e-3, constant_rate, (0.0, 1.95, 3.0), _ends(6), TABLE_3
+        Training(COARSE, 4, 32, 3, padding=2, records=3), 3e-3, constant_rate, (0.0, 1.95, 3.0), _ends(4), TABLE_3
     ),
 }
 # The paper's own: the published ViT on a folder of ImageNet. Its learning rate and strengths are not in the text.

@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -11,14 +10,11 @@ from flax import nnx
 from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ...data import Images, cifar10
-from ...nn.training import weights_of
 from ...nn.vit import ViT
 from ...nn.weights import load_vit, save_vit
 from ..core.run import RunFolder
-from .pretrained import kept_weights, say_kept
+from .pretrained import SEED, pretrained, trained_model
 from .vision import Training, Vision, vision, warm_up_cosine
-
-SEED = 0  # of the pretraining: every run starts from the same weights
 
 
 def on_second_half(folder: RunFolder, training: Training, pretraining: Training, rate: float) -> Vision:
@@ -36,18 +32,17 @@ def on_second_half(folder: RunFolder, training: Training, pretraining: Training,
         "images": hashlib.sha256(before.x_train.tobytes() + before.y_train.tobytes()).hexdigest(),
         "training": repr(pretraining),
         "rate": rate,
-        "seed": SEED,
-        "bits": 64 if jax.config.read("jax_enable_x64") else 32,
     }
-    kept = kept_weights(
+    model = pretrained(
+        folder,
         "vit",
+        f"a ViT, pretrained on {len(before.y_train)} images from {images.origin}",
         recipe,
         train=lambda: _pretrained(folder, before, pretraining, rate),
         save=save_vit,
         load=lambda path, sha256: load_vit(path, pretraining.config, sha256=sha256),
     )
-    say_kept(folder, kept, f"a ViT, pretrained on {len(before.y_train)} images from {images.origin}")
-    return vision(after, training, nnx.state(kept.model, nnx.Param))
+    return vision(after, training, nnx.state(model, nnx.Param))
 
 
 def halves(images: Images) -> tuple[Images, Images]:
@@ -65,5 +60,4 @@ def _pretrained(folder: RunFolder, images: Images, training: Training, rate: flo
 
     dataset = task.train(lane, {"seed": np.array([SEED])}, keep=True, **folder.checkpoints("pretraining"))
     like, _ = task.start(jnp.asarray(SEED))
-    weights = weights_of(dataset, like, seed=SEED)
-    return nnx.merge(task.network.graph, task.network.split.merge(weights))
+    return trained_model(task.network, dataset, like)
