@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..results import RESULTS, first_of, status_name
+from .arrival import arrive
 from .guards import Field
 from .integrate import combine
 from .motion import AbstractMotion, state_dtype
@@ -63,6 +64,7 @@ def begin(motion: AbstractMotion, options: Options) -> Lane:
             steps=jnp.array(0),
             rejected_steps=jnp.array(0),
             work=jnp.array(0),
+            next_try=jnp.array(0),
             running=valid == RESULTS.successful,
             result=valid,
         )
@@ -89,7 +91,7 @@ def advance(
 
     with jax.default_matmul_precision("highest"):
         moved = stepper.advance(prepare, options, values, lanes, work)
-        return over_lanes(prepare, end)(values, moved, lanes)
+        return arrive(prepare, options, values, over_lanes(prepare, end)(values, moved, lanes))
 
 
 def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:
