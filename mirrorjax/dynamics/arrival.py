@@ -6,10 +6,12 @@ the Hessian `Z D Z^T / n` is at least c in the ball of that radius. D, the diago
 each mu_i for the g named below, so that its values at the middle and at the ends of an interval bound it inside.
 """
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from ..problem import ExpDifference, Hadamard, LeastSquares, LogDifference, PowerDifference, Square
 from .motion import AbstractMotion
@@ -21,9 +23,9 @@ from .steppers import Lane, Prepare, over_lanes
 CONVEX = Hadamard | Square | PowerDifference | LogDifference | ExpDifference
 # Corrections by one factor of the Hessian. Each gains a digit or more where D changes little.
 CORRECTIONS = 12
-# Lanes tried together, and the share of its steps by which a lane moves on before it is tried again: a try costs about
-# as much as a dozen steps.
-TOGETHER, AGAIN = 4, 0.25
+# Lanes tried together, and the part of its steps by which a lane moves on before it is tried again, a quarter: a try
+# costs about as much as a dozen steps.
+TOGETHER, AGAIN = 4, 4
 # A lane farther from Z x = y than this share of |y| is not tried, since D will change much on its way.
 NEAR = 0.3
 
@@ -79,9 +81,9 @@ def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
     """The lane at its limit, ended, if it is known to get there; else the lane with the time of its next try."""
     t, f = motion.clock.time(lane.tick), motion.problem.objective
     _, D = motion.displaced(t, lane.state, jnp.zeros_like(f.Z[0]))
-    inverse, least = _invert((f.Z * D) @ f.Z.T)
+    inverse, least = _invert((f.Z * D[None]) @ f.Z.T)
 
-    def correct(_: int, nu: Float[Array, " n"]) -> Float[Array, " n"]:
+    def correct(_: Any, nu: Float[Array, " n"]) -> Float[Array, " n"]:
         return nu - inverse @ (f.measure(motion.displaced(t, lane.state, f.adjoint(nu))[0]) - f.y)
 
     nu = jax.lax.fori_loop(0, CORRECTIONS, correct, jnp.zeros_like(f.y))
@@ -103,7 +105,7 @@ def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
         jnp.where(arrived, end, lane.tick),
         jax.tree.map(lambda new, old: jnp.where(arrived, new, old), state, lane.state),
         lane.running & jnp.logical_not(arrived),
-        lane.steps + (AGAIN * lane.steps).astype(int),
+        lane.steps + lane.steps // AGAIN,
     )
     return eqx.tree_at(lambda lane: (lane.tick, lane.state, lane.running, lane.next_try), lane, changed)
 
@@ -117,7 +119,7 @@ def _invert(H: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "
     shift = len(H) * jnp.finfo(H.dtype).eps * jnp.where(size > 0, size, 1.0)
     factor = jnp.linalg.cholesky(H + shift * identity, symmetrize_input=False)
 
-    def row(j: Int[Array, ""], root: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    def row(j: Any, root: Float[Array, "n n"]) -> Float[Array, "n n"]:
         return root.at[j].set((identity[j] - factor[j] @ root) / factor[j, j])
 
     # The triangular solve of LAPACK takes 30 ms on two threads for what takes 0.1 ms on one.

@@ -76,6 +76,8 @@ def advance(
 ) -> Lane:
     """Moves a batch of lanes by at most so much work each; finished lanes are returned as they are.
 
+    Lanes end at t1, or before it where they are known to arrive at their limit; with `steady`, where they are steady.
+
     **Arguments:** `prepare`: values of one lane -> its motion; `values`: those of the lanes, with the same leading axis
     as `lanes`; `steady`: the relative speed of x, in 1/time, below which a lane ends, or `None`.
     """
@@ -91,7 +93,8 @@ def advance(
 
     with jax.default_matmul_precision("highest"):
         moved = stepper.advance(prepare, options, values, lanes, work)
-        return arrive(prepare, options, values, over_lanes(prepare, end)(values, moved, lanes))
+        ended = over_lanes(prepare, end)(values, moved, lanes)
+        return ended if steady is not None else arrive(prepare, options, values, ended)
 
 
 def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:
