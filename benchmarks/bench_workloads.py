@@ -69,7 +69,7 @@ def test_workload(benchmark: Any, measure_once: Any, name: str, way: str):
     chosen, expected = truth(name)
     errors = np.linalg.norm(np.asarray(x)[chosen] - expected, axis=1) / np.linalg.norm(expected, axis=1)
     seconds = SECONDS[f"{name} {way}"] = benchmark.stats.stats.min
-    info |= {"lanes": len(x), "steps": float(np.mean(np.asarray(steps)))}
+    info |= {"workload": name, "lanes": len(x), "steps": float(np.mean(np.asarray(steps)))}
     info |= {"error": float(errors.max()), "median": float(np.median(errors))}
     if plain := SECONDS.get(f"{name} plain"):
         info["times_plain"] = plain / seconds

@@ -1,6 +1,6 @@
 """Measures what `sweep(.., executor=..)` costs on this machine, with one and with two workers, and extrapolates.
 
-    python benchmarks/executors.py            # one minute on two idle cores
+    python benchmarks/executors.py [--groups 8] [--out benchmarks/results]     # one minute on two idle cores
 
 A run of G groups on W workers takes about
 
@@ -14,8 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
-import subprocess
 import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -27,6 +25,7 @@ os.environ.setdefault("XLA_FLAGS", "--xla_cpu_multi_thread_eigen=false intra_op_
 import jax
 import jax.numpy as jnp
 import numpy as np
+from first_answer import RESULTS, commit, machine
 
 import mirrorjax as mj
 from mirrorjax.runs import executors
@@ -103,7 +102,9 @@ def extrapolated(cost: dict[str, float], groups: int, workers: int) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--groups", type=int, default=8, help="groups of the warm runs")
-    groups = parser.parse_args().groups
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record, executors-cpu.json")
+    arguments = parser.parse_args()
+    groups = arguments.groups
     jax.config.update("jax_enable_x64", True)
     with tempfile.TemporaryDirectory() as place:
         one, two = (measure(workers, groups, Path(place)) for workers in (1, 2))
@@ -115,8 +116,8 @@ def main() -> None:
         "group": group / groups,
         "caller": max((many - few) / (groups - 1), 1e-4),
     }
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
-    print(f"machine: {os.cpu_count()} cores, {platform.machine()}, jax {jax.__version__}, commit {commit}")
+    about = {"machine_info": machine(), "commit_info": commit()}
+    print(json.dumps(about))
     sent, back = (one[name] / 1e3 for name in ("payload", "result"))
     print(f"a group: {8 * CHUNK} lanes of {N} x {D}; sent {sent:.0f} kB, back {back:.0f} kB")
     print("\n| workers | start s | first groups s | warm s | of the caller s | warm, times one worker |")
@@ -133,7 +134,8 @@ def main() -> None:
     for workers in (1, 2, 10, 100, 1000):
         seconds = extrapolated(cost, 10_000, workers)
         print(f"| {workers} | {seconds:,.0f} | {10_000 * cost['group'] / workers / seconds:.2f} |")
-    print(json.dumps({"one": one, "two": two, "cost": cost}))
+    record = about | {"one": one, "two": two, "cost": cost}
+    (arguments.out / "executors-cpu.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

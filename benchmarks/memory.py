@@ -1,8 +1,8 @@
 """Compares the memory that runs take with what they plan for, in fresh processes.
 
-    python benchmarks/memory.py               # minutes: a sweep starts a million lanes four at a time
+    python benchmarks/memory.py [--lanes 1000000] [--out benchmarks/results]
 
-- `lanes`: a sweep of 1,000,000 lanes of a scalar flow, results in memory. The plan is `memory_of` the results; used is
+- `lanes`: a sweep of many lanes of a scalar flow, results in memory. The plan is `memory_of` the results; used is
   what the peak of the process rises by, against a sweep of two groups, which compiles the same programs.
 - `wide`: a sweep of lanes of 1e6 numbers in a memory of a few GB, less than all lanes at a time would take. The plan is
   that memory; used is what the peak rises by from the call on.
@@ -13,12 +13,14 @@ import json
 import resource
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import psutil
+from first_answer import RESULTS, commit, machine
 
 import mirrorjax as mj
 from mirrorjax.runs import engine, memory
@@ -92,6 +94,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("case", nargs="?", choices=("lanes", "wide"), help="one case in this process")
     parser.add_argument("numbers", nargs="*", type=int, help="lanes; or bytes and lanes")
+    parser.add_argument("--lanes", type=int, default=1_000_000, help="lanes of the scalar flow")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record, memory-cpu.json")
     given = parser.parse_args()
     jax.config.update("jax_enable_x64", True)
     if given.case is not None:
@@ -103,12 +107,14 @@ def main() -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return json.loads(done.stdout.splitlines()[-1])
 
-    few, many = (fresh("lanes", count) for count in (16 * SCALAR_CHUNK, 1_000_000))
-    planned, used = (many[name] - few[name] for name in ("planned", "used"))
-    ratio = used / planned
-    print(f"1,000,000 lanes of a scalar flow: planned {planned / 1e6:.0f} MB, used {used / 1e6:.0f} MB, {ratio:.2f}")
+    few, many = (fresh("lanes", count) for count in (16 * SCALAR_CHUNK, given.lanes))
+    scalar = {name: many[name] - few[name] for name in ("planned", "used")}
+    planned, used = scalar.values()
+    print(f"{given.lanes:,} lanes of a scalar flow: planned {planned / 1e6:.0f} MB, used {used / 1e6:.0f} MB")
     free = fresh("wide", 3 * 10**9, 40)
     print(f"40 lanes of 1e6 numbers in 3 GB: used {free['used'] / 1e9:.2f} GB, {free['used'] / free['planned']:.2f}")
+    record = {"machine_info": machine(), "commit_info": commit(), "lanes": given.lanes, "scalar": scalar, "wide": free}
+    (given.out / "memory-cpu.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 if __name__ == "__main__":

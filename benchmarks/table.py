@@ -1,7 +1,11 @@
-"""The tables of README.md from the JSON of a run: `python benchmarks/table.py benchmarks/results/geometry-cpu.json`."""
+"""The tables of README.md from the JSON of a run: `python benchmarks/table.py benchmarks/results/geometry-cpu.json`.
 
+With `--bars docs/_static/workloads.svg` it draws how many times faster than the plain way each row is, those of
+`first_answer.py` included: `python benchmarks/table.py --bars FILE.svg workloads-cpu.json first-answer-cpu.json`.
+"""
+
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -63,5 +67,46 @@ def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def ratios(record: dict[str, Any]) -> dict[str, float]:
+    """The seconds of the plain way over those of each row that is compared with it, in one run."""
+    if "cpu_seconds" in record:  # a record of first_answer.py
+        return {f"W10 first {row['task']}": 1 / row["ratio"] for row in record["cpu_seconds"]}
+    found = {}
+    for benchmark in record["benchmarks"]:
+        extra, way = benchmark["extra_info"], (benchmark["params"] or {}).get("way")
+        if "times_plain" in extra and way != "plain":
+            found[f"{extra['workload']} {way}"] = extra["times_plain"]
+    return found
+
+
+def draw_bars(records: list[dict[str, Any]], file: Path) -> None:
+    """One bar a row, on a logarithmic axis: to the right of 1 are the rows that are faster than the plain way."""
+    from matplotlib.figure import Figure
+
+    bars = {name: ratio for record in records for name, ratio in ratios(record).items()}
+    figure = Figure(figsize=(7, 0.6 + 0.26 * len(bars)), layout="constrained")
+    axes = figure.subplots()
+    places = range(len(bars), 0, -1)
+    axes.barh(places, [value - 1 for value in bars.values()], left=1, height=0.6)
+    for place, value in zip(places, bars.values(), strict=True):
+        axes.annotate(f" {value:.2g} ", (value, place), va="center", ha="left" if value >= 1 else "right", fontsize=8)
+    axes.set(xscale="log", yticks=list(places), yticklabels=list(bars), xlabel="seconds of the plain way / seconds")
+    axes.axvline(1, color="black", linewidth=0.8)
+    axes.margins(x=0.15)
+    figure.savefig(file)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("records", nargs="+", type=Path, help="JSON files of runs")
+    parser.add_argument("--bars", type=Path, help="file to draw the ratios to, instead of printing tables")
+    arguments = parser.parse_args()
+    records = [json.loads(path.read_text()) for path in arguments.records]
+    if arguments.bars:
+        draw_bars(records, arguments.bars)
+    else:
+        print("\n\n".join(map(table, records)))
+
+
 if __name__ == "__main__":
-    print("\n\n".join(table(json.loads(Path(path).read_text())) for path in sys.argv[1:]))
+    main()

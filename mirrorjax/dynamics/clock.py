@@ -51,7 +51,7 @@ class AbstractClock(eqx.Module):
 class ContinuousClock(AbstractClock):
     """The clock of flows: a tick is a unit of time."""
 
-    steps_per_segment: ClassVar[int] = 16
+    steps_per_segment: ClassVar[int] = 8
 
     def ticks(self, t: Times, dtype: jnp.dtype) -> Times:
         return t.astype(dtype)

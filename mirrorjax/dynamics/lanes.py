@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
 from ..results import RESULTS, first_of, status_name
+from .arrival import arrive
 from .guards import Field
 from .integrate import combine
 from .motion import AbstractMotion, state_dtype
@@ -63,6 +64,7 @@ def begin(motion: AbstractMotion, options: Options) -> Lane:
             steps=jnp.array(0),
             rejected_steps=jnp.array(0),
             work=jnp.array(0),
+            next_try=jnp.array(0),
             running=valid == RESULTS.successful,
             result=valid,
         )
@@ -73,6 +75,8 @@ def advance(
     prepare: Prepare, options: Options, values: PyTree, lanes: Lane, *, work: int, steady: Float[Array, ""] | None
 ) -> Lane:
     """Moves a batch of lanes by at most so much work each; finished lanes are returned as they are.
+
+    Lanes end at t1, or before it where they are known to arrive at their limit; with `steady`, where they are steady.
 
     **Arguments:** `prepare`: values of one lane -> its motion; `values`: those of the lanes, with the same leading axis
     as `lanes`; `steady`: the relative speed of x, in 1/time, below which a lane ends, or `None`.
@@ -89,7 +93,8 @@ def advance(
 
     with jax.default_matmul_precision("highest"):
         moved = stepper.advance(prepare, options, values, lanes, work)
-        return over_lanes(prepare, end)(values, moved, lanes)
+        ended = over_lanes(prepare, end)(values, moved, lanes)
+        return ended if steady is not None else arrive(prepare, options, values, ended)
 
 
 def read(motion: AbstractMotion, options: Options, lane: Lane) -> Outcome:

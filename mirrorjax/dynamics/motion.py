@@ -78,6 +78,19 @@ class AbstractMotion(eqx.Module):
         finite = point.is_finite() & is_finite(self.velocity(t, state))
         return RESULTS.where(finite, RESULTS.successful, RESULTS.diverged)
 
+    @property
+    def can_be_displaced(self) -> bool:
+        """True if each x_i is a function of its own mu_i, so that `displaced` and `displaced_state` are known."""
+        return False
+
+    def displaced(self, t: Time, state: PyTree, change: Float[Array, "..."]) -> tuple[Array, Array]:
+        """x and the diagonal of J J^T at the point whose dual variable is larger by `change` than that of the state."""
+        raise NotImplementedError
+
+    def displaced_state(self, t: Time, state: PyTree, nu: Float[Array, " n"]) -> PyTree:
+        """The state whose dual variable is larger by `Z^T nu`, for objectives of measurements Z x."""
+        raise NotImplementedError
+
     def limit_legendre(self) -> AbstractLegendre:
         """R_a of which the limit of this motion after a switch-off is the minimum, for `solve(t1=inf)`.
 

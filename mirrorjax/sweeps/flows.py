@@ -14,6 +14,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Number, Numbers, as_time_scalar, require_positive
+from ..dynamics.arrival import may_arrive
 from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
 from ..dynamics.motion import AbstractFlow, AbstractMotion, state_dtype
@@ -25,6 +26,7 @@ from ..dynamics.options import (
     with_integration,
     with_metrics_traced,
 )
+from ..programs import Computed
 from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, program_of, trace, trace_pure
@@ -37,6 +39,7 @@ from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
+from .operations import count_operations
 from .representation import all_stiff, choose_representation, choose_solver
 from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, Started, computation, shapes
 
@@ -53,6 +56,9 @@ TEXTS = {
 }
 # Batches of lanes in a group: enough that filling and emptying the slots costs little.
 BATCHES = 8
+# Where lanes may end long before t1, a CPU gets batches of a quarter of all lanes, so that most are replaced as they
+# end, but none below 16, where starting kernels takes more time than their work. Measured on `benchmarks/workloads.py`.
+REPLACED, FEWEST = 4, 16
 # Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It pays where a thousand
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
@@ -129,11 +135,15 @@ def sweep(
     start, options = program.start, program.options
     with calling("the lane or metrics"):
         like = carried, outcome = shapes(program, one)
-    traced = trace_pure(lambda values: _probe(program, values), one, "the lane or metrics")
+    operations, early = _cost_of_a_lane(program, one)
     named = _named(outcome)
     room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None}
-    slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(carried), len(lanes), chosen, **room)
-    shrink = _operations(traced) * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
+    slots = recorded_slots(chunk, store, resume)
+    if slots is None:
+        slots = choose_slots(size_of(carried), len(lanes), chosen, **room)
+        if early and chunk is None and chosen[0].platform == "cpu":
+            slots = min(slots, max(FEWEST * len(chosen), len(lanes) // REPLACED))
+    shrink = operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     # Workers get the functions themselves, because a jaxpr cannot be pickled.
     carried_out = program if workers is None else _untraced(program, lane, given)
     scheduler = Scheduler(carried_out, lanes, min(slots, len(lanes)), chosen, like, shrink)
@@ -179,7 +189,6 @@ def _program(
         with calling("the lane"):
             start = choose_representation(start_of, start, lanes)
             motion, state = _shapes_of_motion(start, one)
-        how = _with_metrics(given, motion, state)
     options = make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, partial(all_stiff, start, lanes))
     if is_free and given.get("solver") is None:
         options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options))
@@ -190,7 +199,7 @@ def _program(
 def _untraced(program: Program, lane: LaneFunction, given: Integration) -> Program:
     """The same, with the user's functions in the place of their programs."""
     metrics = given.get("metrics")
-    options = dataclasses.replace(program.options, metrics=_no_metrics if metrics is None else metrics)
+    options = dataclasses.replace(program.options, metrics=_NoMetrics() if metrics is None else metrics)
     return Program(Start(lane, program.start.flow, program.start.t1), options, program.steady)
 
 
@@ -198,7 +207,7 @@ def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> 
     """The keywords, with the metrics as their program."""
     how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics", "sweep").copy()
     if how.get("metrics") is None:
-        how["metrics"] = _no_metrics
+        how["metrics"] = _NoMetrics()
     return how
 
 
@@ -265,8 +274,11 @@ def _named(outcome: Outcome) -> dict[str, Any]:
     return joined(named, metrics)
 
 
-def _no_metrics(t: Any, x: Any, w: Any) -> PyTree:
-    return {}
+class _NoMetrics(eqx.Module):
+    """The metrics of a sweep that has none."""
+
+    def __call__(self, t: Any, x: Any, w: Any) -> PyTree:
+        return {}
 
 
 def _tolerance(steady: Number | None) -> Float[Array, ""] | None:
@@ -277,15 +289,28 @@ def _tolerance(steady: Number | None) -> Float[Array, ""] | None:
     return tolerance
 
 
-def _probe(program: Program, values: OneLane) -> PyTree:
-    """The initial state of a lane, one velocity, and the saved values: what a step costs, for `_operations`."""
+def _cost_of_a_lane(program: Program, one: OneLane) -> tuple[float, bool]:
+    """Operations by which a lane is started, moved by one velocity and saved; and True if it may end before t1.
+
+    In this the lane and the metrics are also seen to be pure, unless they are programs, which have been.
+    """
+    early = []
+
+    is_known = isinstance(program.start, Started) and isinstance(program.options.metrics, Computed | _NoMetrics)
+    # Kept between calls where no Python of the user runs in it, which might compute something else the next time.
+    look = eqx.filter_jit(_look) if is_known else _look
+
+    def probe(values: OneLane) -> PyTree:
+        *computed, known = look(program, values)
+        early.append(known)
+        return computed
+
+    traced = (trace if is_known else trace_pure)(probe, one, "the lane or metrics")
+    return count_operations(traced.jaxpr.jaxpr)[0], early[0] and program.options.ts.size == 1
+
+
+def _look(program: Program, values: OneLane) -> tuple[PyTree, PyTree, PyTree, bool]:
     motion, options = program.start(values), program.options
     state = motion.initial()
     tick, field = jnp.zeros((), state_dtype(state)), Field(motion, state)
-    return state, field.velocity(tick, state), field.save(options.metrics, tick, state)
-
-
-def _operations(traced: jax.stages.Traced) -> float:
-    """Floating-point operations of the program, as far as XLA can tell."""
-    cost = traced.lower().cost_analysis()
-    return float(cost.get("flops", 0.0)) if isinstance(cost, dict) else 0.0
+    return state, field.velocity(tick, state), field.save(options.metrics, tick, state), may_arrive(motion)

@@ -25,6 +25,7 @@ from ..geometry.registry import closed_form
 from ..problem.objective import AbstractMeasured
 from ..results import RESULTS, first_failure, first_of
 from ..runs.grid import Grid, OneLane, Values
+from .operations import count_operations
 from .scheduler import Start, Started
 
 # What an exponential costs, and what a number of the state costs in each evaluation (sums of stages, error,
@@ -44,24 +45,22 @@ def choose_representation(lane: Start, start: Start | Started, lanes: Grid) -> S
     """The start of the flow with the cheapest steps among those that follow the weights of every lane.
 
     `WeightFlow` always does. `MirrorFlow` and, for measurements, `DualFlow` do where R_a has a closed form and exists
-    in every lane up to t1. The cost is that of one velocity as the compiler counts it, so that the same sweep always
-    gets the same flow.
+    in every lane up to t1. The cost is counted and not timed, so that the same sweep always gets the same flow. One
+    evaluation of both costs the same, and `DualFlow` is a candidate where there are fewer measurements than unknowns.
 
     **Arguments:** `lane`: the user's function, from which the other flows are started; `start`: that of `WeightFlow`.
     """
     one = lanes.first()
-    candidates = [start, *(Start(lane.lane, flow, lane.t1).traced(one) for flow in _candidates(start, one))]
-    if len(candidates) == 1:
+    flow = _candidate(start, one)
+    if flow is None:
         return start
-    costs = [(_cost(candidate, one), candidate) for candidate in candidates]
-    for _, candidate in sorted(costs, key=lambda each: each[0]):
-        if candidate is start or _exists_everywhere(candidate, start, lanes):
-            return candidate
-    return start
+    other = Start(lane.lane, flow, lane.t1).traced(one)
+    is_cheaper = _cost(other, one) < _cost(start, one)
+    return other if is_cheaper and _exists_everywhere(other, start, lanes) else start
 
 
-def _candidates(start: Start | Started, one: OneLane) -> list[AbstractFlow]:
-    """The flows beside `WeightFlow` that the structure of a lane may admit."""
+def _candidate(start: Start | Started, one: OneLane) -> AbstractFlow | None:
+    """The flow beside `WeightFlow` that the structure of a lane admits."""
     admitted: list[AbstractFlow] = []
 
     def look(values: OneLane) -> PyTree:
@@ -73,32 +72,26 @@ def _candidates(start: Start | Started, one: OneLane) -> list[AbstractFlow]:
         # An R that is not separable may hold for some measurements alone, such as matrices that commute.
         if R is None or not R.separable:
             return None
-        admitted.append(MirrorFlow())
-        if isinstance(motion.problem.objective, AbstractMeasured):
-            admitted.append(DualFlow())
+        f = motion.problem.objective
+        is_shorter = isinstance(f, AbstractMeasured) and f.y.size < R.point_like().size and not R.leak.ndim
+        admitted.append(DualFlow() if is_shorter else MirrorFlow())
         return None
 
     jax.eval_shape(look, one)
-    return admitted
+    return admitted[0] if admitted else None
 
 
 def _cost(start: Start | Started, one: OneLane) -> float:
-    """Operations of one evaluation of the velocity and of its share of a step; infinite for a flow that is refused."""
+    """Operations of one evaluation of the velocity and of its share of a step."""
 
     def velocity(values: OneLane) -> PyTree:
         motion = start(values)
         state = motion.initial()
         return unguarded_field(jnp.zeros((), state_dtype(state)), state, Field(motion, state))
 
-    try:
-        traced = jax.jit(velocity).trace(one)
-    except ValueError:  # such as a leak that is no scalar
-        return float("inf")
-    cost = traced.lower().cost_analysis()
-    counted = cost if isinstance(cost, dict) else {}
-    numbers = sum(leaf.size for leaf in jax.tree.leaves(traced.out_info))
-    transcendental = TRANSCENDENTAL * float(counted.get("transcendentals", 0.0))
-    return float(counted.get("flops", 0.0)) + transcendental + BOOKKEEPING * numbers
+    traced = jax.make_jaxpr(velocity)(one)
+    plain, transcendental = count_operations(traced.jaxpr)
+    return plain + TRANSCENDENTAL * transcendental + BOOKKEEPING * sum(aval.size for aval in traced.out_avals)
 
 
 def _exists_everywhere(start: Start | Started, weights: Start | Started, lanes: Grid) -> bool:

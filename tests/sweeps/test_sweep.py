@@ -118,11 +118,11 @@ def test_one_trace_whatever_the_values():
 
     mj.sweep(counted, {"alpha": ALPHAS, "t_off": T_OFFS}, t1=8.0, chunk=4)
     first = len(traces)
-    # It is traced to its program, once more to see that it is pure, and for the flows of mu and of measurements;
+    # It is traced to its program, once more to see that it is pure, and for the flow of measurements;
     # everything else uses the programs.
-    assert first == 4
+    assert first == 3
     mj.sweep(counted, {"alpha": ALPHAS * 2, "t_off": T_OFFS + 0.3}, t1=7.0, rtol=1e-5, chunk=4)
-    assert len(traces) == first + 4
+    assert len(traces) == first + 3
 
 
 def test_lane_may_be_a_module_whose_data_are_leaves():

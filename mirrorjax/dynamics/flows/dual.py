@@ -95,6 +95,9 @@ class DualMotion(AbstractGeometricMotion):
         x = self.R.primal(mu, a).value
         return Point(x, self.R.weights(mu, a), mu, self.objective(x))
 
+    def displaced_state(self, t: Time, state: State, nu: Float[Array, " n"]) -> State:
+        return state + nu
+
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Kvaerno5()
 

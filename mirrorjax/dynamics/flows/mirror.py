@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import diffrax
 import equinox as eqx
@@ -14,6 +14,7 @@ from ...checks import require_kind
 from ...geometry.base import AbstractLegendre, Recovered
 from ...geometry.legendre import legendre
 from ...problem import Problem
+from ...problem.objective import AbstractMeasured
 from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
@@ -88,6 +89,14 @@ class AbstractGeometricMotion(AbstractMotion):
     def limit_legendre(self) -> AbstractLegendre:
         return self.R
 
+    @property
+    def can_be_displaced(self) -> bool:
+        return self.R.separable
+
+    def displaced(self, t: Time, state: State, change: Float[Array, "..."]) -> tuple[Array, Array]:
+        mu, a = self.read(t, state).mu + change, self.spent(t)
+        return self.R.primal(mu, a).value, self.R.metric_vector(mu, jnp.ones_like(mu), a)
+
     def own_status(self) -> RESULTS:
         return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
 
@@ -123,6 +132,9 @@ class MirrorMotion(AbstractGeometricMotion):
         x = self.recover(state, a).value
         return Point(x, self.R.weights(state, a), state, self.problem.objective(x))
 
+    def displaced_state(self, t: Time, state: State, nu: Float[Array, " n"]) -> State:
+        return state + cast(AbstractMeasured, self.problem.objective).adjoint(nu)
+
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return RKC() if is_stiff() else diffrax.Tsit5()
 
@@ -152,6 +164,9 @@ class RiemannianMotion(AbstractGeometricMotion):
         a = self.spent(t)
         mu = self.recover(state, a).value
         return Point(state, self.R.weights(mu, a), mu, self.problem.objective(state))
+
+    def displaced_state(self, t: Time, state: State, nu: Float[Array, " n"]) -> State:
+        return self.displaced(t, state, cast(AbstractMeasured, self.problem.objective).adjoint(nu))[0]
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()

@@ -1,21 +1,28 @@
 """Gradient flow on the weights, with and without the dual variable integrated along."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import diffrax
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...geometry.base import AbstractLegendre
 from ...geometry.legendre import legendre
 from ...problem import Problem
-from ...problem.reparam import Weights
+from ...problem.objective import AbstractMeasured
+from ...problem.reparam import AbstractReparameterization, Weights
 from ...results import RESULTS
 from ..coordinates import AbstractCoordinates, choose_coordinates
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
 from ..solution import Point
 from ..solvers.rkc import RKC
+
+# Steps of `along_gradient`. The changes that count are below 0.1, where D bounds them, and the error of a step is of
+# fifth order.
+DISPLACING = 4
 
 
 class PrimalFlow(AbstractFlow):
@@ -66,6 +73,18 @@ class WeightMotion(AbstractMotion):
         slope = self.problem.objective.gradient(state.parameters(self.problem))
         return state.velocity(self.problem, slope, self.problem.strength(t, like=slope)), slope
 
+    @property
+    def can_be_displaced(self) -> bool:
+        return self.problem.g.elementwise
+
+    def displaced(self, t: Time, state: AbstractCoordinates, change: Float[Array, "..."]) -> tuple[Array, Array]:
+        w = along_gradient(self.problem.g, state.weights(), change)
+        return self.problem.g(w), sum(leaf**2 for leaf in jax.tree.leaves(gradient_of(self.problem.g, w)))
+
+    def displaced_state(self, t: Time, state: AbstractCoordinates, nu: Float[Array, " n"]) -> AbstractCoordinates:
+        change = cast(AbstractMeasured, self.problem.objective).adjoint(nu)
+        return choose_coordinates(self.problem, along_gradient(self.problem.g, state.weights(), change))
+
     def read(self, t: Time, state: AbstractCoordinates) -> Point:
         x = state.parameters(self.problem)
         return Point(x, state.weights(), jnp.full_like(x, jnp.nan), self.problem.objective(x))
@@ -113,3 +132,30 @@ class PrimalMotion(AbstractMotion):
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return RKC() if is_stiff() else diffrax.Tsit5()
+
+
+def gradient_of(g: AbstractReparameterization, w: Weights) -> Weights:
+    """`d x_i / d w_i` of an elementwise g."""
+    x, pull = jax.vjp(g, w)
+    return pull(jnp.ones_like(x))[0]
+
+
+def along_gradient(g: AbstractReparameterization, w: Weights, change: Float[Array, "..."]) -> Weights:
+    """The weights to which `dw/dmu = grad g(w)` leads from w, by a few steps of the classical Runge-Kutta method.
+
+    That is how weights move with the dual variable after decay, whatever R_a is. For an elementwise g.
+    """
+    step = change / DISPLACING
+
+    def moved(w: Weights, length: Array, slope: Weights) -> Weights:
+        return jax.tree.map(lambda leaf, slope: leaf + length * slope, w, slope)
+
+    def advance(_: Any, w: Weights) -> Weights:
+        first = gradient_of(g, w)
+        second = gradient_of(g, moved(w, step / 2, first))
+        third = gradient_of(g, moved(w, step / 2, second))
+        fourth = gradient_of(g, moved(w, step, third))
+        mean = jax.tree.map(lambda a, b, c, d: (a + 2 * b + 2 * c + d) / 6, first, second, third, fourth)
+        return moved(w, step, mean)
+
+    return jax.lax.fori_loop(0, DISPLACING, advance, w)

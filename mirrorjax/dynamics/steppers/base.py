@@ -22,6 +22,7 @@ class Lane(eqx.Module):
     - `tick`: time on the solver's clock; `state`: the motion's state there; `carried`: data of the stepper.
     - `saved`: number of save times passed; `metrics` and `loss` (time, ...) there, 0 at those ahead.
     - `steps`, `rejected_steps`: solver steps so far; `work`: steps, or evaluations of the velocity for RKC.
+    - `next_try`: the steps from which it is asked again whether the lane has arrived, see `arrival.py`.
     - `running`: False once the lane has ended; `result` says how, and `tick` when.
     """
 
@@ -34,6 +35,7 @@ class Lane(eqx.Module):
     steps: Int[Array, ""]
     rejected_steps: Int[Array, ""]
     work: Int[Array, ""]
+    next_try: Int[Array, ""]
     running: Bool[Array, ""]
     result: RESULTS
 

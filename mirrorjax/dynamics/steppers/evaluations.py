@@ -224,6 +224,7 @@ def _move_on(solver: RKC, options: Options, motion: AbstractMotion, lane: Lane, 
         steps=steps,
         rejected_steps=lane.rejected_steps + _one_if(closed & jnp.logical_not(kept)),
         work=lane.work + _one_if(position.phase < DONE),
+        next_try=lane.next_try,
         running=lane.running,
         result=lane.result,
     )

@@ -1,0 +1,127 @@
+"""Lanes that have arrived: those whose limit is known to be, up to the tolerance, where they are at the last time.
+
+After the decay is switched off, least squares moves the dual variable by `Z^T nu`, where `dnu/dt = -(Z x - y)/n` is the
+gradient flow of a convex function. Its distance from the minimum, `rho`, never grows, and falls like `e^{-c t}` where
+the Hessian `Z D Z^T / n` is at least c in the ball of that radius. D, the diagonal of J J^T, is a convex function of
+each mu_i for the g named below, so that its values at the middle and at the ends of an interval bound it inside.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from ..problem import ExpDifference, Hadamard, LeastSquares, LogDifference, PowerDifference, Square
+from .motion import AbstractMotion
+from .options import Options
+from .steppers import Lane, Prepare, over_lanes
+
+# The g for which D is known to be convex in mu: D is a sum of products of the w_j^2, which grow with mu at the rate of
+# x, or of two parts (c -+ k mu)^{-p} and exponentials. See `tests/dynamics/test_arrival.py`.
+CONVEX = Hadamard | Square | PowerDifference | LogDifference | ExpDifference
+# Corrections by one factor of the Hessian. Each gains a digit or more where D changes little.
+CORRECTIONS = 12
+# Lanes tried together, and the part of its steps by which a lane moves on before it is tried again, a quarter: a try
+# costs about as much as a dozen steps.
+TOGETHER, AGAIN = 4, 4
+# A lane farther from Z x = y than this share of |y| is not tried, since D will change much on its way.
+NEAR = 0.3
+
+
+def may_arrive(motion: AbstractMotion) -> bool:
+    """True for motions of which this file may know that they have arrived."""
+    problem = motion.problem
+    known = isinstance(problem.objective, LeastSquares) and isinstance(problem.g, CONVEX)
+    return known and motion.can_be_displaced
+
+
+def arrive(prepare: Prepare, options: Options, values: object, lanes: Lane) -> Lane:
+    """Moves lanes that are known to have arrived to their limit, and ends them there, at t1.
+
+    The exact flow from where such a lane is ends closer to the limit than `rtol |x|`. Save times before t1 must have
+    passed.
+    """
+    able = []
+
+    def is_due(motion: AbstractMotion, lane: Lane) -> Bool[Array, ""]:
+        able.append(may_arrive(motion))
+        return _is_due(motion, options, lane) if able[-1] else jnp.array(False)
+
+    due = over_lanes(prepare, is_due)(values, lanes)
+    if not able[0]:
+        return lanes
+    count = due.size
+
+    def some(carry: tuple[Bool[Array, " lanes"], Lane]) -> tuple[Bool[Array, " lanes"], Lane]:
+        due, lanes = carry
+        wanted, chosen = jax.lax.top_k(due.astype(int), min(TOGETHER, count))
+        chosen = jnp.where(wanted == 1, chosen, count)
+        own, few = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="clip"), (values, lanes))
+        tried = over_lanes(prepare, lambda motion, lane: _try(motion, options, lane))(own, few)
+        lanes = jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new, mode="drop"), lanes, tried)
+        return due.at[chosen].set(False, mode="drop"), lanes
+
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (due, lanes))[1]
+
+
+def _is_due(motion: AbstractMotion, options: Options, lane: Lane) -> Bool[Array, ""]:
+    """True for a lane after its last decay and its last save time before t1, near enough, and not tried just before."""
+    f, t = motion.problem.objective, motion.clock.time(lane.tick)
+    # alpha is nowhere negative, so none is left where nothing more will be spent.
+    is_over = motion.problem.accumulated(t) == motion.problem.accumulated(options.t1)
+    ahead = (options.ts > t) & (options.ts < options.t1)
+    miss = jnp.linalg.norm(f.measure(motion.read(t, lane.state).x) - f.y)
+    is_near = miss <= NEAR * jnp.linalg.norm(f.y)
+    return lane.running & is_over & jnp.logical_not(jnp.any(ahead)) & (lane.steps >= lane.next_try) & is_near
+
+
+def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
+    """The lane at its limit, ended, if it is known to get there; else the lane with the time of its next try."""
+    t, f = motion.clock.time(lane.tick), motion.problem.objective
+    _, D = motion.displaced(t, lane.state, jnp.zeros_like(f.Z[0]))
+    inverse, least = _invert((f.Z * D[None]) @ f.Z.T)
+
+    def correct(_: Any, nu: Float[Array, " n"]) -> Float[Array, " n"]:
+        return nu - inverse @ (f.measure(motion.displaced(t, lane.state, f.adjoint(nu))[0]) - f.y)
+
+    nu = jax.lax.fori_loop(0, CORRECTIONS, correct, jnp.zeros_like(f.y))
+    mu, sizes, rho = f.adjoint(nu), jnp.linalg.norm(f.Z, axis=0), jnp.linalg.norm(nu)
+    x, middle = motion.displaced(t, lane.state, mu)
+    ends = [motion.displaced(t, lane.state, mu + sign * rho * sizes)[1] for sign in (-1, 1)]
+    largest = jnp.maximum(jnp.maximum(*ends), middle)
+    # A convex function is at least 2 D(middle) - max D between the ends.
+    share = jnp.min(jnp.where(D > 0, (2 * middle - largest) / jnp.where(D > 0, D, 1.0), jnp.inf))
+    convexity = least * jnp.where(share > 0, share, 0.0)
+    # What is left of the way at t1, and what the corrections have left of the way to the limit.
+    left = rho * jnp.exp(-convexity / f.y.size * (options.t1 - t).astype(x.dtype))
+    left = left + jnp.linalg.norm(f.measure(x) - f.y) / jnp.where(convexity > 0, convexity, jnp.inf)
+    distance = jnp.linalg.norm(largest * sizes) * left
+    arrived = (convexity > 0) & (distance <= options.rtol.astype(x.dtype) * jnp.linalg.norm(x))
+    end = motion.clock.ticks(options.t1, lane.tick.dtype)
+    state = motion.displaced_state(t, lane.state, nu)
+    changed = (
+        jnp.where(arrived, end, lane.tick),
+        jax.tree.map(lambda new, old: jnp.where(arrived, new, old), state, lane.state),
+        lane.running & jnp.logical_not(arrived),
+        lane.steps + lane.steps // AGAIN,
+    )
+    return eqx.tree_at(lambda lane: (lane.tick, lane.state, lane.running, lane.next_try), lane, changed)
+
+
+def _invert(H: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, ""]]:
+    """The inverse of a positive semidefinite H, and a lower bound of its least eigenvalue, `1 / tr(H^{-1})`.
+
+    Both are of H with its rounding added, which is taken off the bound again.
+    """
+    size, identity = jnp.max(jnp.diag(H)), jnp.eye(len(H), dtype=H.dtype)
+    shift = len(H) * jnp.finfo(H.dtype).eps * jnp.where(size > 0, size, 1.0)
+    factor = jnp.linalg.cholesky(H + shift * identity, symmetrize_input=False)
+
+    def row(j: Any, root: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        return root.at[j].set((identity[j] - factor[j] @ root) / factor[j, j])
+
+    # The triangular solve of LAPACK takes 30 ms on two threads for what takes 0.1 ms on one.
+    root = jax.lax.fori_loop(0, len(H), row, jnp.zeros_like(H))
+    return root.T @ root, jnp.maximum(1 / jnp.sum(root**2) - shift, 0.0)

@@ -1,0 +1,58 @@
+"""The operations of a program, counted in its jaxpr, so that nothing is lowered or compiled for an estimate."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+from jax.extend.core import ClosedJaxpr, Jaxpr
+
+# Primitives that a processor computes by a series of operations of its own.
+_TRANSCENDENTAL = {
+    *("exp", "exp2", "expm1", "log", "log1p", "logistic", "pow", "sqrt", "rsqrt", "cbrt", "erf", "erf_inv"),
+    *("sin", "cos", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "tanh", "asinh", "acosh", "atanh"),
+}
+# Primitives that only move numbers.
+_MOVES = {
+    *("broadcast_in_dim", "concatenate", "convert_element_type", "copy", "dynamic_slice", "dynamic_update_slice"),
+    *("gather", "iota", "pad", "reshape", "rev", "scatter", "slice", "split", "squeeze", "stop_gradient", "transpose"),
+}
+
+
+def count_operations(program: Jaxpr) -> tuple[float, float]:
+    """Counts the arithmetic operations and the transcendental functions of one call.
+
+    A product of matrices counts two operations a term, a sum one a term, everything else one a number that it returns.
+    Of a choice the costliest branch counts; of a loop without a known length, one round.
+    """
+    plain, transcendental = 0.0, 0.0
+    for equation in program.eqns:
+        inner = [count_operations(each) for each in _programs_in(equation.params)]
+        if inner:
+            rounds = equation.params.get("length", 1)
+            combine = max if equation.primitive.name == "cond" else sum
+            plain += rounds * combine(each[0] for each in inner)
+            transcendental += rounds * combine(each[1] for each in inner)
+            continue
+        size = float(sum(math.prod(variable.aval.shape) for variable in equation.outvars))
+        name = equation.primitive.name
+        if name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            plain += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        elif name in _TRANSCENDENTAL:
+            transcendental += size
+        elif name.startswith("reduce_"):
+            plain += math.prod(equation.invars[0].aval.shape)
+        elif name not in _MOVES:
+            plain += size
+    return plain, transcendental
+
+
+def _programs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs that an equation calls. Rules of derivatives are functions, and no programs, as long as they are
+    not used."""
+    for value in jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)):
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
