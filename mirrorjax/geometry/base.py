@@ -143,7 +143,10 @@ class AbstractLegendre(eqx.Module):
         return self.evaluate("potential_at", as_strength(a, self), mu)
 
     def primal(self, mu: Numbers, a: Numbers) -> Recovered:
-        """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point."""
+        """`grad Q_a(mu) = g(psi(mu, a))` with a status for each point.
+
+        It is right for the mu given. Near an end of the dual interval the rounding of mu alone moves x by much.
+        """
         mu = as_point(mu, self.point_like(), "mu")
         return self.evaluate("primal_at", as_strength(a, self), mu)
 

@@ -80,8 +80,7 @@ class AbstractSeparableLegendre(AbstractLegendre):
 
     def weights_at(self, mu: Values, a: Strength) -> Weights:
         safe, inside, exists = self._inside(mu, a)
-        told = inside & exists & clear_of_ends(mu, *self.dual_interval_at(a))
-        return jax.tree.map(lambda leaf: jnp.where(told, leaf, jnp.nan), self.flow(safe, a))
+        return jax.tree.map(lambda leaf: jnp.where(inside & exists, leaf, jnp.nan), self.flow(safe, a))
 
     def from_scaled_start(self, factor: Values) -> "AbstractSeparableLegendre":
         """The R of the same g, without a regularizer, from the weights `factor w0`. Raises `ValueError` without a rule.
@@ -102,18 +101,12 @@ class AbstractSeparableLegendre(AbstractLegendre):
         return jnp.where(exists, terms, jnp.nan)
 
     def primal_at(self, mu: Values, a: Strength) -> Recovered:
-        """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype.
-
-        The status is `not_converged` where mu is so near an end of its interval that its rounding decides about x.
-        """
+        """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype."""
         safe, inside, exists = self._inside(mu, a)
-        told = clear_of_ends(mu, *self.dual_interval_at(a))
         x = self.primal_terms(safe, a)
         result = select(jnp.isfinite(x), RESULTS.successful, RESULTS.diverged)
-        result = select(told, result, RESULTS.not_converged)
         result = select(inside, result, RESULTS.outside_dual_interval)
-        x = jnp.where(inside & exists & told, x, jnp.nan)
-        return Recovered(x, select(exists, result, self.existence_status(a)))
+        return Recovered(jnp.where(inside & exists, x, jnp.nan), select(exists, result, self.existence_status(a)))
 
     def dual_at(self, x: Values, a: Strength) -> Recovered:
         status = self.existence_status(a)
@@ -145,20 +138,6 @@ class AbstractSeparableLegendre(AbstractLegendre):
         inside = (mu > lower) & (mu < upper)
         exists = self.existence_status(a) == RESULTS.successful
         return jnp.where(inside & exists, mu, 0.0), inside, exists
-
-
-def clear_of_ends(mu: Values, lower: Values, upper: Values) -> Bool[Array, "..."]:
-    """True where the distance of mu from each finite end has at least a quarter of the digits of the dtype.
-
-    x there is a power or a logarithm of that distance, which has the absolute rounding of mu. Nearer to an end nothing
-    that is computed from mu is a property of the flow.
-    """
-    margin = float(jnp.finfo(mu.dtype).eps) ** 0.75
-
-    def clear(distance: Values, end: Values) -> Bool[Array, "..."]:
-        return jnp.isinf(end) | (distance > margin * jnp.abs(end))
-
-    return clear(mu - lower, lower) & clear(upper - mu, upper)
 
 
 def exact(value: Values) -> Recovered:
