@@ -6,7 +6,7 @@ the Hessian `Z D Z^T / n` is at least c in the ball of that radius. D, the diago
 each mu_i for the g named below, so that its values at the middle and at the ends of an interval bound it inside.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -68,7 +68,7 @@ def arrive(prepare: Prepare, options: Options, values: object, lanes: Lane) -> L
 
 def _is_due(motion: AbstractMotion, options: Options, lane: Lane) -> Bool[Array, ""]:
     """True for a lane after its last decay and its last save time before t1, near enough, and not tried just before."""
-    f, t = motion.problem.objective, motion.clock.time(lane.tick)
+    f, t = cast(LeastSquares, motion.problem.objective), motion.clock.time(lane.tick)
     # alpha is nowhere negative, so none is left where nothing more will be spent.
     is_over = motion.problem.accumulated(t) == motion.problem.accumulated(options.t1)
     ahead = (options.ts > t) & (options.ts < options.t1)
@@ -79,7 +79,7 @@ def _is_due(motion: AbstractMotion, options: Options, lane: Lane) -> Bool[Array,
 
 def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
     """The lane at its limit, ended, if it is known to get there; else the lane with the time of its next try."""
-    t, f = motion.clock.time(lane.tick), motion.problem.objective
+    t, f = motion.clock.time(lane.tick), cast(LeastSquares, motion.problem.objective)
     _, D = motion.displaced(t, lane.state, jnp.zeros_like(f.Z[0]))
     inverse, least = _invert((f.Z * D[None]) @ f.Z.T)
 

@@ -34,18 +34,22 @@ def count_operations(program: Jaxpr) -> tuple[float, float]:
             plain += rounds * combine(each[0] for each in inner)
             transcendental += rounds * combine(each[1] for each in inner)
             continue
-        size = float(sum(math.prod(variable.aval.shape) for variable in equation.outvars))
+        size = float(sum(math.prod(_shape(variable)) for variable in equation.outvars))
         name = equation.primitive.name
         if name == "dot_general":
             (contracted, _), _ = equation.params["dimension_numbers"]
-            plain += 2 * size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+            plain += 2 * size * math.prod(_shape(equation.invars[0])[axis] for axis in contracted)
         elif name in _TRANSCENDENTAL:
             transcendental += size
         elif name.startswith("reduce_"):
-            plain += math.prod(equation.invars[0].aval.shape)
+            plain += math.prod(_shape(equation.invars[0]))
         elif name not in _MOVES:
             plain += size
     return plain, transcendental
+
+
+def _shape(variable: Any) -> tuple[int, ...]:
+    return variable.aval.shape
 
 
 def _programs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:

@@ -218,10 +218,10 @@ class Scheduler(eqx.Module):
         spent = np.where(batch.ended, batch.outcomes.steps, 0)
         inside = batch.slots >= 0
         spent[batch.slots[inside]] = np.asarray(batch.progress.steps)[inside] + np.max(spent)
-        from scipy.spatial import cKDTree  # a tenth of a second, which sweeps of one batch do without
+        from scipy.spatial import KDTree  # a tenth of a second, which sweeps of one batch do without
 
         places = self.grid.places(group)
-        _, nearest = cKDTree(places[known]).query(places[waiting])
+        _, nearest = KDTree(places[known]).query(places[waiting])
         predicted = spent[known[nearest]]
         return waiting[np.argsort(-predicted, kind="stable")]
 

@@ -1,5 +1,7 @@
 """What moves a lane to its limit: points whose dual variable is changed, and the bound of D by its convexity."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -43,7 +45,7 @@ def test_weights_and_dual_variables_are_displaced_alike():
     change = Z.T @ nu
     expected = None
     for flow in (mj.MirrorFlow(), mj.DualFlow(), mj.RiemannianFlow(), WeightFlow()):
-        motion = flow.prepare(problem, w0)
+        motion: Any = flow.prepare(problem, w0)
         state = motion.initial()
         x, D = motion.displaced(t, state, change)
         at_state = motion.read(t, motion.displaced_state(t, state, nu)).x

@@ -46,7 +46,7 @@ class Curve:
 
     def at(self, x):
         size = 1.001 * abs(x) ** (1 / self.depth) + 1e-300  # P(v) >= v^(p-1)
-        return np.sign(x) * brentq(lambda v: v * self.rest(v) - abs(x), 0.0, size, xtol=1e-300, rtol=1e-15)
+        return np.sign(x) * brentq(lambda v: v * self.rest(v) - abs(x), 0.0, size, xtol=1e-300, rtol=np.float64(1e-15))
 
     def hessian(self, v):
         squares = np.append(v**2, v**2 + self.gaps)

@@ -79,7 +79,8 @@ class WeightMotion(AbstractMotion):
 
     def displaced(self, t: Time, state: AbstractCoordinates, change: Float[Array, "..."]) -> tuple[Array, Array]:
         w = along_gradient(self.problem.g, state.weights(), change)
-        return self.problem.g(w), sum(leaf**2 for leaf in jax.tree.leaves(gradient_of(self.problem.g, w)))
+        squares = jax.tree.map(jnp.square, gradient_of(self.problem.g, w))
+        return self.problem.g(w), jax.tree.reduce(jnp.add, squares)
 
     def displaced_state(self, t: Time, state: AbstractCoordinates, nu: Float[Array, " n"]) -> AbstractCoordinates:
         change = cast(AbstractMeasured, self.problem.objective).adjoint(nu)
