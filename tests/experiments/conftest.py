@@ -36,5 +36,6 @@ def run_in(parent: Path, name: str, bits: int = 64) -> RunFolder:
     setting = Setting("quick", experiment.seed, bits)
     folder = RunFolder(parent / name, name, setting, Console(file=io.StringIO()), experiment.summary)
     experiment.load()(folder, setting)
+    folder.require_shown()
     folder.finish("finished")
     return folder

@@ -58,6 +58,7 @@ def _run(run: Callable[..., None], folder: RunFolder, setting: Setting) -> None:
     try:
         run(folder, setting)
         raise_if_stopped()
+        folder.require_shown()
     except (KeyboardInterrupt, Terminated):
         folder.finish("interrupted")
         raise

@@ -83,6 +83,19 @@ class RunFolder:
         if state == "finished":
             shutil.rmtree(self.path / CHECKPOINTS, ignore_errors=True)  # a file that stays is only in the way
 
+    def require_shown(self) -> None:
+        """Refuses a claim that says to see what the run has not saved.
+
+        **Raises:** `ValueError` with the unknown names and the figures and tables that there are.
+        """
+        known = sorted({*self._config["figures"], *self._rows} - {"claims"})
+        for claim in self.claims:
+            if unknown := sorted(set(claim.see.split()) - set(known)):
+                raise ValueError(
+                    f"the claim {claim.statement!r} says to see {', '.join(unknown)}, which the run has not saved; "
+                    f"its figures and tables are: {', '.join(known) or 'none'}"
+                )
+
     def checkpoints(self, name: str) -> dict[str, Any]:
         """The arguments `store` and `resume` of `mirrorjax.nn.train` with which an interrupted run goes on.
 

@@ -44,6 +44,7 @@ def report_powers(folder: RunFolder, reduced: Reduced, powers: Sequence[int]) ->
         paper="various values are explored",
         ours=f"stationary at t, {shown}",
         holds=all(decayed < without for without, decayed in times.values()),
+        see=("powers",),
     )
 
 
@@ -70,6 +71,7 @@ def report_descent(folder: RunFolder, reduced: Reduced) -> None:
         paper="step from the Lipschitz bound",
         ours=f"step {in_w['step']:.2g}: {codes}; with the bound of f in x, step {in_x['step']:.2g}: {in_x['status']}",
         holds=bool(in_w["distance"] < CLOSE),
+        see=("descent",),
     )
 
 
@@ -121,6 +123,7 @@ def report_dictionaries(
             paper="the dictionary is updated",
             ours="MSE " + ", ".join(f"{error:.2e}" for error in errors),
             holds=bool(np.all(np.diff(errors) < 0)),
+            see=("alternating",),
         )
 
 

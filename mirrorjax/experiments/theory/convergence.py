@@ -120,7 +120,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
     folder.save_figure("rates", rates_figure(rows), RATES_CAPTION)
     for name in rows:
         folder.save_figure(f"loss_{name}", loss_figure(rows[name], solved[name]), LOSS_CAPTION)
-    _claim(folder, inside, outside)
+    _claim(folder, inside, outside, [f"loss_{name}" for name in rows])
 
 
 COLUMNS = {
@@ -219,8 +219,11 @@ def _by_theory(
     return np.asarray(divergences), np.asarray(shares)
 
 
-def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[str, Any]]) -> None:
-    """Compares the statements of the theorem with the measurements over all families and strengths."""
+def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[str, Any]], losses: list[str]) -> None:
+    """Compares the statements of the theorem with the measurements over all families and strengths.
+
+    **Arguments:** `losses`: the figures of the loss.
+    """
     for key, column, statement, where in (
         (
             "mirror-flow",
@@ -242,6 +245,7 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
             paper=where,
             ours=f"a share of {largest:.1e} lies outside, over {len(inside)} lanes",
             holds=bool(largest < AGREE),
+            see=("convergence",),
         )
     worst = np.max([row["loss"] for row in inside])
     folder.claim(
@@ -250,6 +254,7 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
         paper="Theorem 3.10",
         ours=f"f falls to {worst:.1e} of its start or below, over {len(inside)} lanes",
         holds=bool(worst < CONVERGED) and all(row["status"] == "ok" for row in inside),
+        see=("convergence", *losses),
     )
     share = np.max([row["bregman_share"] for row in inside])
     folder.claim(
@@ -258,6 +263,7 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
         paper="at most 1",
         ours=f"f is at most {share:.3f} times the bound",
         holds=bool(share <= 1),
+        see=("convergence", *losses),
     )
     margin = np.min([row["rate"] / row["rate_bound"] for row in inside])
     folder.claim(
@@ -266,6 +272,7 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
         paper="at least 1",
         ours=f"at {margin:.3f} times that rate or faster",
         holds=bool(margin >= 0.99),  # the fit over a finite window is that good
+        see=("rates", "convergence"),
     )
     off = np.max([abs(row["rate"] / row["rate_limit"] - 1) for row in inside])
     folder.claim(
@@ -274,6 +281,7 @@ def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[s
         paper="equal",
         ours=f"within {100 * off:.2g} %",
         holds=bool(off < 0.02),
+        see=("rates", "convergence"),
     )
     _claim_conditions(folder, outside)
 
@@ -287,6 +295,7 @@ def _claim_conditions(folder: RunFolder, outside: list[dict[str, Any]]) -> None:
         paper="outside",
         ours=f"check passes {len(kept)} of {len({row['family'] for row in outside})} such pairs",
         holds=not kept,
+        see=("convergence",),
     )
     _claim_logarithms(folder, [row for row in outside if row["family"] == "x = log u - log v"])
     ended = [row for row in outside if row["status"] != "ok"]
@@ -295,6 +304,7 @@ def _claim_conditions(folder: RunFolder, outside: list[dict[str, Any]]) -> None:
         paper="no promise",
         ours=", ".join(f"{row['family']} at alpha = {row['alpha']:g}" for row in ended) or "no flow does",
         holds=bool(ended),
+        see=("convergence",),
     )
 
 
@@ -323,6 +333,7 @@ def _claim_logarithms(folder: RunFolder, rows: list[dict[str, Any]]) -> None:
         paper="no promise",
         ours=f"f falls to {worst:.1e} of its start or below, and is at most {share:.3f} times D / (t - t_off)",
         holds=bool(worst < CONVERGED and share <= 1),
+        see=("convergence",),
     )
 
 

@@ -231,12 +231,14 @@ def _claim_critical(folder: RunFolder, rows: Rows) -> None:
             paper="-",
             ours=f"{row['from_1']:.5f} by flows, {predicted:.5f} by the formula",
             holds=bool(abs(row["from_1"] / predicted - 1) <= 2e-3),  # two steps of the grid
+            see=("deep", "critical"),
         )
         folder.claim(
             f"At depth {p} a start at 0 needs no stronger decay than that, and the bound is above both",
             paper="-",
             ours=f"{row['from_0']:.5f} from 0, bound {row['bound']:.5f}",
             holds=bool(row["from_0"] <= 1.002 * predicted <= 1.002 * row["bound"]),
+            see=("deep", "critical"),
         )
 
 
@@ -250,6 +252,7 @@ def _claim_recovery(folder: RunFolder, rows: Rows) -> None:
             paper="-",
             ours=f"{np.min(ratios):.3f} to {np.max(ratios):.3f} times; up to {own[-1]['time']:.2g} time units",
             holds=bool(np.min(ratios) >= 0.92 and np.max(ratios) <= 2.16),  # times are up to 8 % apart
+            see=("deep", "recovery"),
         )
 
 
@@ -263,6 +266,7 @@ def _claim_limits(folder: RunFolder, limits: Rows, norms: Rows) -> None:
             paper="only depth 2",
             ours=f"within {worst:.1e}",
             holds=bool(worst < LIMIT_TOLERANCE) and all(row["status"] == "successful" for row in own),
+            see=("limits",),
         )
     for depth in sorted({row["depth"] for row in norms}):
         own = [row for row in norms if row["depth"] == depth]
@@ -273,6 +277,7 @@ def _claim_limits(folder: RunFolder, limits: Rows, norms: Rows) -> None:
             paper="infinitesimal starts",
             ours=f"like e^({rate:.2f} s), {last['distance']:.1e} at s = {last['s']:g}",
             holds=bool(abs(rate / depth - 1) < 0.1),
+            see=("deep", "norms"),
         )
 
 
@@ -303,6 +308,7 @@ def _claim_example(folder: RunFolder, example: tuple[np.ndarray, np.ndarray]) ->
         paper="1, 3, 4",
         ours=", ".join(map(str, order)),
         holds=sorted(order) == [1, 3, 4] and order[0] == 1,
+        see=("example",),
     )
     off = float(np.linalg.norm(x[-1] - np.asarray(EXAMPLE_END)))
     folder.claim(
@@ -310,6 +316,7 @@ def _claim_example(folder: RunFolder, example: tuple[np.ndarray, np.ndarray]) ->
         paper="equal",
         ours=f"within {off:.1e}",
         holds=bool(off < 1e-4),
+        see=("example",),
     )
 
 

@@ -17,6 +17,7 @@ SHOWN = {"x = w, L1": "proximal descent", "x = m w": "flow", "x = m w v": "flow"
 SPLITS = {OFF: f"{OFF:g} on, {HORIZON - OFF:g} off", HALF: f"{HALF:g} on, {HORIZON - HALF:g} off"}
 
 KEYS = {OFF: " early", HALF: " equal"}  # the ends of keys: the split of the time
+ENDINGS = {OFF: "_early_off", HALF: ""}  # the ends of the names of figures
 OVER_SEEDS = "over-seeds"
 
 Solved = Mapping[tuple[str, str], Dataset]
@@ -38,7 +39,7 @@ def claim_verdict(folder: RunFolder, depth: int, report: Report) -> None:
 
 def claim_linear(folder: RunFolder, t_off: float, rows: Sequence[Mapping[str, Any]]) -> None:
     """Records the paper's claims on x = w with L1; `rows` are those of that model and switch-off time."""
-    split, part = SPLITS[t_off], KEYS[t_off]
+    split, part, see = SPLITS[t_off], KEYS[t_off], (f"fig8_recovery{ENDINGS[t_off]}", "depth")
     strong = [row for row in rows if row["strength"] >= 0.05]
     distances, ratios = [row["distance_end"] for row in strong], [row["ratio_end"] for row in strong]
     folder.claim(
@@ -47,6 +48,7 @@ def claim_linear(folder: RunFolder, t_off: float, rows: Sequence[Mapping[str, An
         paper="grows",
         ours=", ".join(f"{distance:.2g}" for distance in distances),
         holds=bool(np.all(np.diff(distances) > 0)),
+        see=see,
     )
     folder.claim(
         f"x = w with L1 ends at an L1/L2 ratio above that of x* ({split})",
@@ -54,12 +56,15 @@ def claim_linear(folder: RunFolder, t_off: float, rows: Sequence[Mapping[str, An
         paper=f"above {PLANTED**0.5:.3f}",
         ours=f"{min(ratios):.3f} to {max(ratios):.3f}",
         holds=bool(np.min(ratios) > PLANTED**0.5),
+        see=see,
     )
 
 
 def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapping[str, Any]]) -> None:
     """Records the paper's claims on x = m w and x = m w v; `rows` are those of one method and switch-off time."""
     split, part = f"by {method}; {SPLITS[t_off]}", KEYS[t_off]
+    drawn = method == SHOWN["x = m w"]
+    recovery, ranges = ([f"{name}{ENDINGS[t_off]}"] if drawn else [] for name in ("fig8_recovery", "fig9_range"))
     table = {(row["model"], row["strength"]): row for row in rows}
     ends = {key: row["distance_end"] for key, row in table.items()}
     strong = [table["x = m w", alpha] for alpha in (0.3, 1.0)]
@@ -70,6 +75,7 @@ def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapp
         paper=f"within {RECOVERED:g}",
         ours=f"{after[0]:.1e}, {after[1]:.1e}; at t = {t_off:g} {before[0]:.2f}, {before[1]:.2f}",
         holds=bool(np.max(after) < RECOVERED and np.min(before) > 0.5),
+        see=(*recovery, "depth"),
     )
     weak = ends["x = m w v", 0.05], ends["x = m w v", 0.1]
     folder.claim(
@@ -78,6 +84,7 @@ def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapp
         paper=f"within {RECOVERED:g}",
         ours=f"{weak[0]:.1e}, {weak[1]:.1e}",
         holds=bool(np.max(weak) < RECOVERED),
+        see=(*recovery, "depth"),
     )
     stuck = table["x = m w v", 0.3]
     first, moved, needed = stuck["first_end"], abs(stuck["ratio_end"] - stuck["ratio_off"]), stuck["least_time"]
@@ -87,6 +94,7 @@ def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapp
         paper="stuck",
         ours=f"x_1 = {first:.3f}, L1/L2 moves by {moved:.2g}",
         holds=min(abs(first), abs(first - 1)) > FOUND and moved < FOUND,
+        see=(*recovery, *ranges, "depth"),
     )
     left = HORIZON - t_off
     folder.claim(
@@ -95,6 +103,7 @@ def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapp
         paper="range shrinking",
         ours=f"at least {needed:.1e} time units are needed",
         holds=bool(needed > left and stuck["recovered"] == "no"),
+        see=(*ranges, "depth"),
     )
     within = [row for row in rows if row["least_time"] is not None and row["recovered"] != "no"]
     folder.claim(
@@ -102,6 +111,7 @@ def claim_deep(folder: RunFolder, t_off: float, method: str, rows: Sequence[Mapp
         paper="-",
         ours=f"the largest least time of the {len(within)} lanes that recover is {_largest(within):.3g}",
         holds=bool(within and _largest(within) <= left),
+        see=("depth",),
     )
 
 
@@ -121,6 +131,7 @@ def claim_clock(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         paper="-",
         ours=f"{weak:.2g} and {strong:.2g} time units",
         holds=bool(strong / weak >= 1e11),
+        see=("depth",),
     )
     by_equal = [row for row in rows if row["model"] == "x = m w" and row["recovered"] == f"by {EQUAL:g}"]
     three = [row for row in rows if row["model"] == "x = m w v" and row["recovered"] == f"by {EQUAL:g}"]
@@ -132,6 +143,7 @@ def claim_clock(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         ours=f"x = m w at {_strengths(by_equal)}; x = m w v at {_strengths(three)}",
         holds=max((row["strength"] for row in by_equal), default=0.0)
         > max((row["strength"] for row in three), default=0.0),
+        see=(f"fig8_recovery{ENDINGS[OFF]}", "depth"),
     )
 
 
@@ -155,6 +167,7 @@ def claim_forecast(folder: RunFolder, forecasts: Sequence[Mapping[str, Any]], so
         paper="-",
         ours=f"right on {sum(right)} of {len(right)} lanes",
         holds=sum(right) >= 0.9 * len(right),
+        see=("forecast", "depth"),
     )
 
 
@@ -176,4 +189,5 @@ def claim_over_seeds(folder: RunFolder, solved: Solved) -> None:
     for statement, shown in counts.items():
         ours = f"on {int(shown.sum())} of {shown.size}"
         full = f"{statement}, on every data seed"
-        folder.claim(full, key=OVER_SEEDS, paper="one seed", ours=ours, holds=bool(shown.all()))
+        see = () if "x_1" in statement else ("seeds",)  # the table has distances alone
+        folder.claim(full, key=OVER_SEEDS, paper="one seed", ours=ours, holds=bool(shown.all()), see=see)

@@ -5,17 +5,17 @@ from typing import Any
 from ... import plot
 from ..core.curves import strength_lines
 from ..core.run import RunFolder
-from .depth_claims import SHOWN, SPLITS, Solved
+from .depth_claims import ENDINGS, SHOWN, SPLITS, Solved
 from .factors import HALF, OFF, STRENGTHS
 from .planted import PLANTED
 
 
 def save_figures(folder: RunFolder, solved: Solved) -> None:
     """Writes Figs. 8 and 9 with as much time without decay as with it, and both with an early switch-off."""
-    for t_off, ending, setting in ((HALF, "", EQUAL_SETTING), (OFF, "_early_off", EARLY_SETTING)):
+    for t_off, setting in ((HALF, EQUAL_SETTING), (OFF, EARLY_SETTING)):
         mine = {key: dataset.sel(t_off=t_off) for key, dataset in solved.items()}
-        folder.save_figure(f"fig8_recovery{ending}", recovery_figure(mine, t_off), RECOVERY_CAPTION + setting)
-        folder.save_figure(f"fig9_range{ending}", range_figure(mine, t_off), RANGE_CAPTION + setting)
+        folder.save_figure(f"fig8_recovery{ENDINGS[t_off]}", recovery_figure(mine, t_off), RECOVERY_CAPTION + setting)
+        folder.save_figure(f"fig9_range{ENDINGS[t_off]}", range_figure(mine, t_off), RANGE_CAPTION + setting)
 
 
 EQUAL_SETTING = f" As many steps with decay as without it, as in the paper; {SPLITS[HALF]} (recovered)."

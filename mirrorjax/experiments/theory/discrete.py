@@ -305,6 +305,7 @@ def _claim_steps(folder: RunFolder, solved: Mapping[str, Dataset], rows: Sequenc
         paper="log|1 - (eta g)^2| < 0",
         ours=f"the largest part is {largest:.1e}",
         holds=largest < 0,
+        see=("bias", "discrete"),
     )
     parts = [_mean(rows, "gradient descent", "planted_step", index) for index in range(len(SMALLER))]
     ratios = [parts[0] / parts[1], parts[1] / parts[2]]
@@ -313,6 +314,7 @@ def _claim_steps(folder: RunFolder, solved: Mapping[str, Dataset], rows: Sequenc
         paper="first order in it",
         ours=f"falls by factors of {ratios[0]:.2f} and {ratios[1]:.2f}",
         holds=abs(ratios[1] - 2) < 0.25 and abs(ratios[1] - 2) < abs(ratios[0] - 2),
+        see=("parts", "discrete"),
     )
     raised = min(_mean(rows, "AdamW", "planted_step", index) for index in range(len(SMALLER)))
     folder.claim(
@@ -320,6 +322,7 @@ def _claim_steps(folder: RunFolder, solved: Mapping[str, Dataset], rows: Sequenc
         paper="-",
         ours=f"by {raised:.2f} at least, in the mean over them; decay {SPENT:g}",
         holds=raised > -SPENT,
+        see=("parts", "discrete"),
     )
     step, noise = (_mean(rows, "SGD", key, 0) for key in ("planted_step", "planted_noise"))
     folder.claim(
@@ -327,6 +330,7 @@ def _claim_steps(folder: RunFolder, solved: Mapping[str, Dataset], rows: Sequenc
         paper="-",
         ours=f"noise {noise:.3f}, steps {step:.3f}, decay {SPENT:g}",
         holds=noise < step < 0,
+        see=("parts", "discrete"),
     )
 
 
@@ -339,6 +343,7 @@ def _claim_small_steps(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> 
         paper="-",
         ours=f"mean |a_i - a|: {ours}",
         holds=all(approach) and off["AdamW"][1] > 0.5 * off["AdamW"][0],
+        see=("bias", "discrete"),
     )
 
 
@@ -349,6 +354,7 @@ def _claim_limits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         paper="second order in the step size",
         ours="; ".join(f"{name}: KKT {kkt:.1e}, to own minimum {own:.1e}" for name, (kkt, own) in worst.items()),
         holds=all(kkt < 0.05 and own < 0.05 for kkt, own in worst.values()),
+        see=("parts", "discrete"),
     )
     kkt, own = _extreme(rows, "AdamW", min)
     folder.claim(
@@ -356,6 +362,7 @@ def _claim_limits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         paper="-",
         ours=f"KKT residual at least {kkt:.2f}, distance to own minimum at least {own:.2f}",
         holds=kkt > 0.1,
+        see=("parts", "discrete"),
     )
     own, flow = (_mean(rows, "SGD, noisy labels", key, 0) for key in ("own", "flow"))
     folder.claim(
@@ -363,6 +370,7 @@ def _claim_limits(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
         paper="-",
         ours=f"distance {own:.1e} against {flow:.1e}, relative to |x|",
         holds=own < 0.5 * flow,
+        see=("discrete",),
     )
 
 

@@ -76,6 +76,7 @@ CASES = (
     ),
     Case("exp", "x = e^u - e^v from u = 0.2, v = 0", ExpDifference(), (0.2, 0.0), SPENT),
 )
+FILES = {case.name: case.file for case in CASES}
 LEFT_OUT = {"paper": (), "quick": ("power_3",)}  # k compiles anew, and k = 2 shows the same
 FINE = {"paper": 241, "quick": 121}  # points of a curve in closed form
 CROSSES = {"paper": True, "quick": False}  # whether the numeric recovery is drawn
@@ -102,7 +103,7 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_table("geometry", rows)
         drawn_curves[case.name] = exact
     folder.show("R_a by family; |diff|: mirror map, numeric against closed form", rows, COLUMNS, "geometry")
-    _claim(folder, rows, drawn_curves, 1e-9 if setting.bits == 64 else 1e-4)
+    _claim(folder, rows, drawn_curves, 1e-9 if setting.bits == 64 else 1e-4, CROSSES[setting.preset])
     if setting.preset == "paper" and setting.bits == 64:  # each case compiles a flow of its own
         claim_matrix_forms(folder, setting.seed)
 
@@ -140,20 +141,29 @@ CLOSED_FORMS = {
 
 
 def _claim(
-    folder: RunFolder, rows: list[dict[str, Any]], curves: Mapping[str, Mapping[float, "Curve"]], bound: float
+    folder: RunFolder,
+    rows: list[dict[str, Any]],
+    curves: Mapping[str, Mapping[float, "Curve"]],
+    bound: float,
+    crosses: bool,
 ) -> None:
-    """Records the closed forms and the three effects; `bound`: what the integration of the recovery leaves."""
+    """Records the closed forms and the three effects.
+
+    **Arguments:** `bound`: what the integration of the recovery leaves; `crosses`: whether the figures show it.
+    """
     of = {name: [row for row in rows if row["family"] == name] for name in curves}
     for key, (title, where, names) in CLOSED_FORMS.items():
         differences = [row["numeric_difference"] for name in names for row in of.get(name, ()) if row["status"] == "ok"]
         if not differences:
             continue
+        pictures = [FILES[name] for name in names if crosses and name in curves]
         folder.claim(
             f"{title}: the mirror map recovered from g and h alone equals that of the closed form",
             key=key,
             paper=where,
             ours=f"within {max(differences):.1e} (bound {bound:g})",
             holds=max(differences) < bound,
+            see=(*pictures, "geometry"),
         )
     _claim_effects(folder, of)
     if "square" in curves:
@@ -182,6 +192,7 @@ def _claim_effects(folder: RunFolder, of: Mapping[str, list[dict[str, Any]]]) ->
             paper="L2 to L1",
             ours=f"local exponent {exponents[0]:.2f} to {exponents[-1]:.2f}",
             holds=bool(np.all(np.diff(exponents) < 0) and exponents[-1] < 1.1),
+            see=(FILES["hadamard"], "geometry"),
         )
     if "unbalanced" in of:
         minima = column("unbalanced", "argmin")
@@ -191,6 +202,7 @@ def _claim_effects(folder: RunFolder, of: Mapping[str, list[dict[str, Any]]]) ->
             paper="towards 0",
             ours=f"{minima[0]:.3g} to {minima[-1]:.2g}",
             holds=bool(np.all(np.diff(minima) < 0) and 0 < minima[-1] < 1e-4 * minima[0]),
+            see=(FILES["unbalanced"], "geometry"),
         )
     for name, k in (("power_2", 2), ("power_3", 3)):
         if name in of:
@@ -203,6 +215,7 @@ def _claim_effects(folder: RunFolder, of: Mapping[str, list[dict[str, Any]]]) ->
             paper="L1 to L2",
             ours=f"local exponent {exponents[0]:.2f} to {exponents[-1]:.2f}",
             holds=bool(np.all(np.diff(exponents) > 0)),
+            see=(FILES["log"], "geometry"),
         )
         ended = [row["a"] for row in of["log"] if row["status"] == "range_exhausted"]
         last = min(row["a"] for row in of["log"] if row["status"] == "ok")
@@ -212,6 +225,7 @@ def _claim_effects(folder: RunFolder, of: Mapping[str, list[dict[str, Any]]]) ->
             paper="range shrinks",
             ours=f"R_a exists at a = {last:g}, and not at {max(ended, default=0.0):g}",
             holds=bool(ended and max(ended) < -0.5 < last),
+            see=(FILES["log"], "geometry"),
         )
 
 
@@ -225,6 +239,7 @@ def _claim_power(folder: RunFolder, rows: list[dict[str, Any]], k: int) -> None:
         paper="range shrinks",
         ours=f"{metrics[0]:.2g} to {metrics[-1]:.2g}",
         holds=bool(np.all(np.diff(metrics) < 0)),
+        see=(FILES[rows[0]["family"]], "geometry"),
     )
     folder.claim(
         f"x = u^{2 * k} - v^{2 * k}: decay shrinks the interval of the dual variable",
@@ -232,6 +247,7 @@ def _claim_power(folder: RunFolder, rows: list[dict[str, Any]], k: int) -> None:
         paper="domain shrinks",
         ours=f"width {widths[0]:.2g} to {widths[-1]:.2g}",
         holds=bool(np.all(np.diff(widths) < 0)),
+        see=("geometry",),
     )
 
 

@@ -75,8 +75,8 @@ class Task:
 def run(folder: RunFolder, setting: Setting) -> None:
     """Both problems, each written as soon as it is solved."""
     size = SIZES[setting.preset]
-    rows = []
-    for task in (sparse_task(setting.seed), matrix_task(size.matrix, setting.seed)):
+    rows, tasks = [], (sparse_task(setting.seed), matrix_task(size.matrix, setting.seed))
+    for task in tasks:
         dataset = solve(task, size)
         folder.save_dataset(task.name, dataset)
         rows += table_rows(task, dataset)
@@ -85,8 +85,8 @@ def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_figure(f"heat_{task.name}", heat_figure(task, dataset, rows), HEAT_CAPTION)
     folder.save_figure("time_to_generalise", times_figure(rows), TIMES_CAPTION)
     folder.show(f"Switched off at t = {OFF:g}", [row for row in rows if row["t_off"] == OFF], COLUMNS, "grokking")
-    for name, title in TITLES.items():
-        _claim(folder, title, [row for row in rows if row["problem"] == name])
+    for task in tasks:
+        _claim(folder, task, [row for row in rows if row["problem"] == task.name])
 
 
 TITLES = {"sparse_regression": "Sparse regression, x = m w", "matrix_sensing": "Matrix sensing, X = U U^T"}
@@ -201,8 +201,9 @@ def table_rows(task: Task, dataset: Dataset) -> list[dict[str, Any]]:
     return rows
 
 
-def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
+def _claim(folder: RunFolder, task: Task, rows: list[dict[str, Any]]) -> None:
     """Records the claims on one problem; `rows` are those of the problem."""
+    name = TITLES[task.name]
     never = [row for row in rows if row["strength"] > 0 and np.isinf(row["t_off"])]
     switched = [row for row in rows if row["strength"] > 0 and np.isfinite(row["t_off"])]
     found = [row for row in switched if np.isfinite(row["time_to_generalise"])]
@@ -213,6 +214,7 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
         paper="only after switch-off",
         ours=f"the smallest error without a switch-off is {best:.3f}",
         holds=best > GENERAL and all(row["time_to_generalise"] > row["t_off"] for row in found),
+        see=(f"heat_{task.name}", "grokking"),
     )
     late = max(found, key=lambda row: row["time_to_generalise"] / row["time_to_fit"])
     folder.claim(
@@ -222,6 +224,7 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
         ours=f"fitted at t = {late['time_to_fit']:.1f}, found at {late['time_to_generalise']:.0f} "
         f"(strength {late['strength']:.2g}, off at {late['t_off']:g})",
         holds=late["time_to_generalise"] > 2 * late["time_to_fit"],
+        see=(task.figure, "time_to_generalise", "grokking"),
     )
     strong = [row for row in switched if row["strength"] > 1]
     early = np.min([row["time_to_generalise"] / row["escape"] for row in strong])
@@ -230,6 +233,7 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
         paper="-",
         ours=f"found at {early:.2f} times that earliest time, of order |a|, or later; {len(strong)} lanes",
         holds=bool(early > 1),
+        see=("time_to_generalise", "grokking"),
     )
     if strong[0]["predicted"] is None:
         return
@@ -239,6 +243,7 @@ def _claim(folder: RunFolder, name: str, rows: list[dict[str, Any]]) -> None:
         paper="-",
         ours=f"within {100 * worst:.1f} % of the incremental path's",
         holds=bool(worst < 0.03),
+        see=("time_to_generalise", "grokking"),
     )
 
 

@@ -192,6 +192,7 @@ def _claim_monotone(folder: RunFolder, found: Averages) -> None:
         paper="the path is monotone",
         ours="it never falls" if np.isinf(found.first) else f"it falls at s = {found.first:.3g}",
         holds=bool(np.isinf(found.first)),
+        see=("monotone", "path_monotone"),
     )
     ratios = [after / before for before, after in itertools.pairwise(errors)]
     folder.claim(
@@ -199,6 +200,7 @@ def _claim_monotone(folder: RunFolder, found: Averages) -> None:
         paper="equal for eps -> 0",
         ours=", ".join(f"{error:.1e}" for error in errors),
         holds=all(0.15 < ratio < 0.4 for ratio in ratios) and errors[-1] < 0.01,
+        see=("monotone", "errors"),
     )
 
 
@@ -211,12 +213,14 @@ def _claim_other(folder: RunFolder, found: Averages) -> None:
         paper="equal for eps -> 0 there",
         ours=", ".join(f"{error:.1e}" for error in early),
         holds=early[-1] < 0.01 and early[-1] < 0.4 * early[-2],
+        see=("diabetes", "errors"),
     )
     folder.claim(
         "On the diabetes data it leaves the path then, by a distance that does not fall with eps",
         paper="approximate only",
         ours=", ".join(f"{error:.1e}" for error in late),
         holds=late[-1] > 0.05 and late[-1] > 0.7 * late[-2],
+        see=("diabetes", "errors"),
     )
 
 
@@ -227,6 +231,7 @@ def _claim_bound(folder: RunFolder, found: dict[str, Averages]) -> None:
         paper="at most 1/s",
         ours=", ".join(f"by {100 * share:.2g} %" for share in excess.values()),
         holds=all(share <= 2 / (digits * np.log(10.0)) for digits, share in excess.items()),
+        see=("errors",),
     )
 
 

@@ -159,7 +159,7 @@ def _ends(dataset: Dataset) -> list[dict[str, Any]]:
 
 
 def _claim_example(folder: RunFolder, dataset: Dataset, rows: list[dict[str, Any]]) -> None:
-    _claim_rate(folder, rows, "The imbalance A^T A - B B^T falls as e^(-2 lambda t)", "2 lambda")
+    _claim_rate(folder, rows, "The imbalance A^T A - B B^T falls as e^(-2 lambda t)", "2 lambda", "example")
     first = dataset.imbalance.sel(decay=0.0).values
     drift = float(np.max(np.abs(first / first[0] - 1)))
     folder.claim(
@@ -167,6 +167,7 @@ def _claim_example(folder: RunFolder, dataset: Dataset, rows: list[dict[str, Any
         paper="conserved",
         ours=f"drift {drift:.1e}",
         holds=drift < 1e-5,
+        see=("example",),
     )
     error = max(row["error"] for row in rows)
     folder.claim(
@@ -174,19 +175,30 @@ def _claim_example(folder: RunFolder, dataset: Dataset, rows: list[dict[str, Any
         paper="soft threshold",
         ours=f"largest difference {error:.1e}",
         holds=error < 1e-3,
+        see=("example",),
     )
     folder.claim(
         "The rank at the end is the number of d above lambda/2",
         paper=", ".join(str(row["expected"]) for row in rows),
         ours=", ".join(str(row["kept"]) for row in rows),
         holds=all(row["kept"] == row["expected"] for row in rows),
+        see=("example",),
     )
 
 
-def _claim_rate(folder: RunFolder, rows: list[dict[str, Any]], statement: str, paper: str) -> None:
-    """Claims that the imbalance of every lane with decay, all but the first, falls at the rate 2 lambda."""
+def _claim_rate(folder: RunFolder, rows: list[dict[str, Any]], statement: str, paper: str, name: str) -> None:
+    """Claims that the imbalance of every lane with decay, all but the first, falls at the rate 2 lambda.
+
+    **Arguments:** `name`: that of the figure and of the table.
+    """
     apart = max(abs(row["rate"] / (2 * row["lambda"]) - 1) for row in rows[1:])
-    folder.claim(statement, paper=paper, ours=f"rates within {apart:.1e} of it", holds=apart < 1e-3)
+    folder.claim(
+        statement,
+        paper=paper,
+        ours=f"rates within {apart:.1e} of it",
+        holds=apart < 1e-3,
+        see=(name,),
+    )
 
 
 def _attention_ends(dataset: Dataset) -> list[dict[str, Any]]:
@@ -208,13 +220,14 @@ def _attention_ends(dataset: Dataset) -> list[dict[str, Any]]:
 
 def _claim_attention(folder: RunFolder, dataset: Dataset, rows: list[dict[str, Any]]) -> None:
     statement = "The imbalance of keys and queries falls as e^(-2 lambda t) through the softmax as well"
-    _claim_rate(folder, rows, statement, "2 lambda, for any loss of K^T Q")
+    _claim_rate(folder, rows, statement, "2 lambda, for any loss of K^T Q", "attention")
     strongest = rows[-1]
     folder.claim(
         "Under the strongest decay the factors end balanced, so that decay is a nuclear norm of K^T Q",
         paper="alignment 1",
         ours=f"{strongest['alignment']:.6f}; without decay {rows[0]['alignment']:.3f}",
         holds=strongest["alignment"] > 1 - 1e-4 and rows[0]["alignment"] < 0.95,
+        see=("attention",),
     )
     ranks = [row["rank"] for row in rows]
     folder.claim(
@@ -222,6 +235,7 @@ def _claim_attention(folder: RunFolder, dataset: Dataset, rows: list[dict[str, A
         paper="falls",
         ours=", ".join(f"{value:.2f}" for value in ranks),
         holds=bool(np.all(np.diff(ranks) < 0)),
+        see=("attention",),
     )
 
 

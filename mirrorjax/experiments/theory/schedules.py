@@ -330,12 +330,14 @@ def _claim(folder: RunFolder, name: str, rows: Sequence[dict[str, Any]]) -> None
             paper="-",
             ours=f"difference {row['difference']:.2g} +- {row['difference_half_width']:.2g} (95%, {SEEDS} seeds)",
             holds=row["difference"] <= 0,
+            see=(f"test_error_{name}", "schedules"),
         )
         folder.claim(
             f"{name}: the gradient of {row['schedule']} agrees with finite differences",
             paper=f"within {AGREE:g}",
             ours=f"{row['gradient_gap']:.1e}",
             holds=row["gradient_gap"] < AGREE,
+            see=("schedules",),
         )
 
 

@@ -25,6 +25,7 @@ def claim_recovery(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
         paper="below 1e-4",
         ours=f"{worst:.1e}",
         holds=worst < 1e-4,
+        see=("fig5_loss_and_error", "schedules", "table2"),
     )
     folder.claim(
         "constant decay does not recover X*",
@@ -32,6 +33,7 @@ def claim_recovery(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
         paper="about 0.07",
         ours=f"{kept:.3f}",
         holds=kept > 0.01,
+        see=("fig5_loss_and_error", "table2"),
     )
     folder.claim(
         "linear X with L1 does not recover X*",
@@ -39,6 +41,7 @@ def claim_recovery(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
         paper="-",
         ours=f"{best:.3f} at its best",
         holds=best > 0.01,
+        see=("fig3_reparameterization", "baseline"),
     )
     folder.claim(
         "every schedule that is switched off ends nearer to X* than constant decay, and than it was at its switch-off",
@@ -46,6 +49,7 @@ def claim_recovery(folder: RunFolder, flow: Dataset, baseline: Dataset) -> None:
         paper="in all cases",
         ours=f"at most {worst:.1e}; at the switch-off at least {_least_error_at_off(flow):.2g}; constant {kept:.2g}",
         holds=worst < min(kept, _least_error_at_off(flow)),
+        see=("fig5_loss_and_error", "schedules", "table2"),
     )
 
 
@@ -59,6 +63,7 @@ def claim_constant(folder: RunFolder, flow: Dataset) -> None:
         paper="constant decay beats none",
         ours=f"error {kept:.3f}, without decay {none:.3g}",
         holds=kept < none,
+        see=("fig5_loss_and_error", "table2"),
     )
 
 
@@ -72,6 +77,7 @@ def claim_norms_and_losses(folder: RunFolder, flow: Dataset) -> None:
         paper="1.00 for all",
         ours=f"{norms.min():.4f} to {norms.max():.4f}",
         holds=bool(np.ptp(norms) < SAME_NORM),
+        see=("fig6_nuclear_norm", "table2"),
     )
     shares = end.loss.values / flow.loss.isel(time=0).values
     worst = int(np.argmax(shares))
@@ -81,6 +87,7 @@ def claim_norms_and_losses(folder: RunFolder, flow: Dataset) -> None:
         paper="small",
         ours=f"at most {shares[worst]:.1e} of its start ({flow.schedule.values[worst]})",
         holds=bool(shares[worst] < SMALL),
+        see=("fig5_loss_and_error", "table2"),
     )
 
 
@@ -97,6 +104,7 @@ def claim_table(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
                 paper=f"{paper:.2f}",
                 ours=f"{norm:.3f}",
                 holds=abs(norm - paper) <= SAME_NORM + 1e-9,
+                see=("table2",),
             )
         if flow["paper_time"] is not None:
             stable = descent["status"] == "ok"
@@ -108,6 +116,7 @@ def claim_table(folder: RunFolder, rows: Sequence[Mapping[str, Any]]) -> None:
                 paper=f"{flow['paper_time']:g}",
                 ours="never" if time is None else f"{time:g} ({method})",
                 holds=time is not None and abs(time / flow["paper_time"] - 1) <= SAME_TIME,
+                see=("table2",),
             )
 
 
@@ -124,6 +133,7 @@ def claim_late_drop(folder: RunFolder, flow: Dataset) -> None:
         paper="late (Fig. 7)",
         ours=f"loss small at t = {fitted:.3g}, error below 0.01 at {found:.4g}",
         holds=bool(found > 625.0 and found > 2 * fitted),
+        see=("fig7_late_recovery",),
     )
 
 

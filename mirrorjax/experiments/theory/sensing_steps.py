@@ -71,6 +71,7 @@ def explain_times(folder: RunFolder, objective: MatrixSensing, total: float, tra
         ours=f"descent with step {STEP:g} {late:g} later, flow {flow[2] - flow[0]:g}; the flow that spends "
         f"{acts_as:.3g} instead of {total:g} trains at {flow[-1]:g}, descent at {descent[-1]:g}",
         holds=bool(late > 0 > flow[2] - flow[0] and abs(flow[-1] - descent[-1]) < 0.02 * descent[-1]),
+        see=("steps",),
     )
 
 
@@ -108,6 +109,7 @@ def explain_norms(folder: RunFolder, objective: MatrixSensing, step: float, end:
             and abs(small_first - norm_of_flow) < 0.1 * abs(gap)
             and abs(large_first - by_step[step]) < 0.1 * abs(gap)
         ),
+        see=("norms_by_step",),
     )
 
 

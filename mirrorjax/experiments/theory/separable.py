@@ -195,6 +195,7 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
         paper="L2 (Soudry et al. 2018)",
         ours=f"{min(linear):.4f} of it, the same within {max(linear) - min(linear):.1e}",
         holds=min(linear) > 0.99 and max(linear) - min(linear) < 1e-3,
+        see=("separable",),
     )
     gap = 1 - solved["linear"].share.isel(alpha=0)
     scaled = [float(gap.sel(time=t, method="nearest")) * np.log(t) for t in (1e30, 1e100)]
@@ -203,6 +204,7 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
         paper="1/log t",
         ours=f"gap times log t: {scaled[0]:.3f} at 1e30, {scaled[1]:.3f} at 1e100",
         holds=bool(abs(scaled[1] / scaled[0] - 1) < 0.1),
+        see=("separable",),
     )
     hadamard = rows["hadamard"]
     none, best, most = hadamard[0], max(hadamard, key=lambda row: row["share_100"]), hadamard[-1]
@@ -211,24 +213,28 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
         paper="L1 (Pesme et al. 2024)",
         ours=f"{min(ends['hadamard']):.3f} to {max(ends['hadamard']):.3f} of it at t = 1e100",
         holds=min(ends["hadamard"]) > 0.99,
+        see=("separable",),
     )
     folder.claim(
         "x = m w from a large start without decay is L2-like at every time up to 1e100",
         paper="-",
         ours=f"at t = 1e100 {none['l2_share']:.3f} of the L2 margin, {none['share_100']:.3f} of the L1 margin",
         holds=none["l2_share"] > none["share_100"],
+        see=("separable",),
     )
     folder.claim(
         "decay that is switched off at t = 1 turns x = m w to the L1 margin",
         paper="-",
         ours=f"a = {best['a']:g}: {best['share_100']:.3f} of the L1 margin, {best['l2_share']:.3f} of the L2 margin",
         holds=best["a"] < 0 and best["share_100"] > 0.98 and best["l2_share"] < best["share_100"],
+        see=("separable",),
     )
     folder.claim(
         "stronger decay freezes the coordinates that x = m w picks first",
         paper="-",
         ours=f"a = {most['a']:g}: {most['share_100']:.3f}; those {most['picked']} allow {most['picked_share']:.3f}",
         holds=most["share_100"] < best["share_100"] - 0.05 and most["picked_share"] < best["picked_share"],
+        see=("separable",),
     )
     before, after = (1 - solved["power_2"].share.sel(time=t, method="nearest").values for t in (1e50, 1e100))
     closed = np.max(1 - after / before)
@@ -238,6 +244,7 @@ def _claim(folder: RunFolder, solved: dict[str, Dataset], rows: dict[str, list[d
         ours=f"{min(ends['power_2']):.3f} to {max(ends['power_2']):.3f} of it; at most {100 * closed:.1f} % of a gap "
         "closes from t = 1e50 to 1e100, where 1/log t closes half",
         holds=bool(closed < 0.1 and np.max(ends["power_2"]) < 0.99),
+        see=("separable",),
     )
 
 

@@ -157,6 +157,7 @@ def _report_power(folder: RunFolder, dataset: Dataset, size: Size, seconds: floa
             paper="-",
             ours="t = " + ", ".join(f"{time:.3g}" for time in times),
             holds=all(np.diff(times) < 0),
+            see=("fig11_power_codes", "power"),
         )
     task = f"{len(rows)} strengths x {size.faces} faces x {size.atoms} atoms"
     folder.claim("coding takes less than 2 minutes", paper="-", ours=f"{seconds:.0f} s for {task}", holds=seconds < 120)
@@ -177,6 +178,7 @@ def _report_log(folder: RunFolder, dataset: Dataset, size: Size) -> None:
         paper="-",
         ours="at t = 1: " + ", ".join(f"{norm:.4g}" for norm in norms),
         holds=all(np.diff(norms) > 0),
+        see=("fig13_log_codes", "log"),
     )
     shown = ", ".join(f"{error:.2e}" if np.isfinite(error) else "ended before" for error in errors)
     folder.claim(
@@ -185,6 +187,7 @@ def _report_log(folder: RunFolder, dataset: Dataset, size: Size) -> None:
         paper="-",
         ours=f"MSE {end}: {shown}",
         holds=all(np.diff(errors) > 0),
+        see=("fig13_log_codes", "log"),
     )
     worst = max((error for error in errors if np.isfinite(error)), default=np.nan)
     folder.claim(
@@ -193,6 +196,7 @@ def _report_log(folder: RunFolder, dataset: Dataset, size: Size) -> None:
         paper="-",
         ours=f"MSE {end} up to {worst:.2e}, without decay {errors[0]:.2e}",
         holds=worst > errors[0],
+        see=("fig13_log_codes", "log"),
     )
 
 
@@ -210,6 +214,7 @@ def _report_lasso(folder: RunFolder, reduced: Reduced, dataset: Dataset, seconds
         paper=f"codes within {AGREE:g}",
         ours=f"{worst:.1e}",
         holds=worst < AGREE,
+        see=("lasso",),
     )
 
 
