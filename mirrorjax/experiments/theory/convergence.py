@@ -219,25 +219,29 @@ def _by_theory(
     return np.asarray(divergences), np.asarray(shares)
 
 
+# Key, column, statement and theorem of the claims that grad R_a(x) lies in range(Z^T).
+IDENTITIES = (
+    (
+        "mirror-flow",
+        "outside_on_the_way",
+        "grad R_a(x_t) = -int grad f dt: it stays in range(Z^T), with decay on and off",
+        "Theorem 3.6",
+    ),
+    (
+        "optimality",
+        "outside_at_end",
+        "the limit minimises R_a among all x that fit the data: grad R_a(x) is in range(Z^T)",
+        "Theorem 3.11",
+    ),
+)
+
+
 def _claim(folder: RunFolder, inside: list[dict[str, Any]], outside: list[dict[str, Any]], losses: list[str]) -> None:
     """Compares the statements of the theorem with the measurements over all families and strengths.
 
     **Arguments:** `losses`: the figures of the loss.
     """
-    for key, column, statement, where in (
-        (
-            "mirror-flow",
-            "outside_on_the_way",
-            "grad R_a(x_t) = -int grad f dt: it stays in range(Z^T), with decay on and off",
-            "Theorem 3.6",
-        ),
-        (
-            "optimality",
-            "outside_at_end",
-            "the limit minimises R_a among all x that fit the data: grad R_a(x) is in range(Z^T)",
-            "Theorem 3.11",
-        ),
-    ):
+    for key, column, statement, where in IDENTITIES:
         largest = np.max([row[column] for row in inside])
         folder.claim(
             statement,
