@@ -40,7 +40,7 @@ def may_arrive(motion: AbstractMotion) -> bool:
 def arrive(prepare: Prepare, options: Options, values: object, lanes: Lane) -> Lane:
     """Moves lanes that are known to have arrived to their limit, and ends them there, at t1.
 
-    The exact flow from where such a lane is ends closer to the limit than `rtol |x|`. Save times before t1 must have
+    The exact flow from where such a lane is ends closer to the limit than `rtol |x|`. A save time before t1 must have
     passed.
     """
     able = []
@@ -88,9 +88,9 @@ def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
 
     nu = jax.lax.fori_loop(0, CORRECTIONS, correct, jnp.zeros_like(f.y))
     mu, sizes, rho = f.adjoint(nu), jnp.linalg.norm(f.Z, axis=0), jnp.linalg.norm(nu)
-    x, middle = motion.displaced(t, lane.state, mu)
-    ends = [motion.displaced(t, lane.state, mu + sign * rho * sizes)[1] for sign in (-1, 1)]
-    largest = jnp.maximum(jnp.maximum(*ends), middle)
+    signs = jnp.array([0.0, -1.0, 1.0], mu.dtype)
+    xs, Ds = jax.vmap(lambda sign: motion.displaced(t, lane.state, mu + sign * rho * sizes))(signs)
+    x, middle, largest = xs[0], Ds[0], jnp.max(Ds, axis=0)
     # A convex function is at least 2 D(middle) - max D between the ends.
     share = jnp.min(jnp.where(D > 0, (2 * middle - largest) / jnp.where(D > 0, D, 1.0), jnp.inf))
     convexity = least * jnp.where(share > 0, share, 0.0)

@@ -102,7 +102,8 @@ def sweep(
       if all are stiff, `RKC` at rtol >= 1e-4, and `diffrax.Kvaerno5()` for very stiff ones on measurements.
     - `steady`: end a lane once `|dx/dt| <= steady |x|`, after its last breakpoint before t1; in 1/time. Its values stay
       as they are up to t1. A saddle looks steady too, and errors of size `rtol` do not look steady, so this is off
-      (`None`) unless asked for.
+      (`None`) unless asked for. Without it, where only one time is saved, a lane whose limit is known to be where it is
+      at t1, up to rtol, ends there as soon as that is known.
     - `chunk`: lanes solved together on all devices; chosen from the memory that is free when `None`.
     - `devices`: where; all local ones of the first platform when `None`. Several hosts, after
       `jax.distributed.initialize()`, share the lanes; give them one `store`, and `open_sweep` it at the end.
