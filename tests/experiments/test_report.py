@@ -137,6 +137,16 @@ def test_the_same_folder_gives_the_same_page(fake_run):
     assert (fake_run / REPORT).read_bytes() == before
 
 
+def test_a_claim_that_names_no_figure_and_no_table_of_its_run_is_refused(tmp_path, quiet):
+    def run(folder: RunFolder, setting: Setting) -> None:
+        folder.save_table("numbers", [{"value": 1.0}])
+        folder.claim("what is so", paper="-", ours="1", holds=True, see=["numbers", "nowhere"])
+
+    with pytest.raises(ValueError, match=r"'what is so' says to see nowhere.*are: numbers"):
+        reproduce(Experiment("fake", "It names too much.", run), tmp_path / "run", SETTING, quiet)
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["state"] == "failed"
+
+
 def test_one_that_fails_does_not_stop_the_others(tmp_path):
     with open(tmp_path / "screen", "w+") as screen:
         failed = reproduce_all([BROKEN, FAKE], tmp_path / "all", "quick", None, 64, Console(file=screen, width=200))

@@ -112,9 +112,9 @@ class Run:
 
     def links(self, claim: Claim) -> list[tuple[str, str]]:
         """Name and id of what shows a claim: the figures and tables that it names, or else all figures, all tables."""
-        known = {Path(each.name).stem: each for each in self.figures}
-        known |= {Path(each.file).stem: each for each in self.tables}
-        named = [(name, known[name].anchor) for name in claim.see.split() if name in known]
+        known = [(Path(each.name).stem, each.anchor) for each in self.figures]
+        known += [(Path(each.file).stem, each.anchor) for each in self.tables]
+        named = [(name, anchor) for wanted in claim.see.split() for name, anchor in known if name == wanted]
         parts = (("figures", self.figures), ("tables", self.tables))
         return named or [(name, f"{self.anchor}-{name}") for name, each in parts if each]
 
