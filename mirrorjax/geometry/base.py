@@ -82,6 +82,14 @@ class AbstractLegendre(eqx.Module):
         """`D_a(x, z)`, for points in range with mirror maps `mu_x` and `mu_z`."""
         return divergence(self, x, z, mu_x, mu_z, a)
 
+    def primal_from_at(self, mu: Point, step: Point, a: Strength) -> Recovered:
+        """`grad Q_a(mu + step)` with a status for each point, for steps that may be below the rounding of mu.
+
+        A subclass whose dual interval has an end computes x from its distance to that end, of which mu alone has too
+        few digits.
+        """
+        return self.primal_at(mu + step, a)
+
     def minimizer_at(self, a: Strength) -> Recovered:
         """`argmin R_a` with a status for each point."""
         like = self.point_like()

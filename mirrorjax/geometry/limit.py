@@ -96,7 +96,8 @@ def predict_limit(
     - `a`: the accumulated regularization at switch-off, a scalar <= 0, or for a separable R an array shaped like x.
     - `start`: x_off, shaped like x, in the range of g; `None` for the minimum of R_a.
     - `rtol`, `atol`: the distance of x from the solutions of `Z x = y` to reach, relative to |x| and absolute; `rtol`
-      is eps^(3/4) unless told otherwise. What rounding of mu and a puts into x is allowed in addition, up to sqrt(eps).
+      is eps^(3/4) unless told otherwise. Where rounding of mu and a hides that, the search ends where a step is no
+      longer worth it, at a distance of up to sqrt(eps).
     - `max_steps`: give up after so many Newton steps.
 
     **Returns:** a `Limit`. Its status is `outside_range` where `Z x = y` has no solution at all or start is out of
@@ -222,12 +223,17 @@ def _predict(
         result = RESULTS.where((possible != RESULTS.successful) | path.converged, possible, RESULTS.not_converged)
         ok = result == RESULTS.successful
         # Where there is no limit, what follows is evaluated at w0, so that its NaN reaches no derivative beside it.
-        a, theta, offset = (jnp.where(ok, value, 0.0) for value in (a, path.theta, offset))
-        nu = implicit_multipliers(R, objective, system, a, offset, theta @ system.B, ok)
-        # The value of W^T theta, which has lost nothing where Z is ill-conditioned, with the derivative of Z^T nu.
-        image = objective.adjoint(nu)
-        mu = offset + system.adjoint(theta) + (image - jax.lax.stop_gradient(image))
-        x = R.primal_at(mu, a).value
+        a, coarse, fine, offset = (jnp.where(ok, value, 0.0) for value in (a, path.coarse, path.fine, offset))
+
+        def place(nu: Measurements) -> tuple[Parameters, Parameters]:
+            # The values of W^T theta, which has lost nothing where Z is ill-conditioned; the derivative of Z^T nu.
+            image = objective.adjoint(nu)
+            fixed = jax.lax.stop_gradient(image)
+            return offset + system.adjoint(coarse), system.adjoint(fine) + (image - fixed)
+
+        nu = implicit_multipliers(R, objective, system, a, place, (coarse + fine) @ system.B, ok)
+        mu, step = place(nu)
+        x, mu = R.primal_from_at(mu, step, a).value, mu + step
         kkt, fit = _residuals(*freeze((R, system, a, offset, mu, x)))
     x, mu, nu, kkt, fit = (jnp.where(ok, value, jnp.nan) for value in (x, mu, nu, kkt, fit))
     return Limit(x, mu, nu, kkt, fit, path.steps, result)

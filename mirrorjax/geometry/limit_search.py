@@ -82,8 +82,9 @@ class Dual(eqx.Module):
     a: Float[Array, "..."]
     offset: Parameters
 
-    def mu(self, theta: Float[Array, " r"]) -> Parameters:
-        return self.offset + self.system.adjoint(theta)
+    def place(self, coarse: Float[Array, " r"], fine: Float[Array, " r"]) -> tuple[Parameters, Parameters]:
+        """mu of the coarse multipliers, and the step from it that the fine ones add."""
+        return self.offset + self.system.adjoint(coarse), self.system.adjoint(fine)
 
     def metric(self, mu: Parameters, a: Float[Array, "..."]) -> tuple[Float[Array, "r r"], Parameters]:
         """`W J J^T W^T` and `J J^T mu`."""
@@ -98,9 +99,15 @@ class Dual(eqx.Module):
 
 
 class Path(eqx.Module):
-    """A point of the search: multipliers theta of the whitened rows, at the strength `fraction * a`."""
+    """A point of the search: multipliers theta of the whitened rows, at the strength `fraction * a`.
 
-    theta: Float[Array, " r"]
+    `theta = coarse + fine`. Where decay has pushed the ends of the dual interval far out, mu is large, and x, which
+    depends on its distance from an end, changes by steps that are below the rounding of mu. Near the solution theta
+    therefore moves in `fine` alone, and mu stays.
+    """
+
+    coarse: Float[Array, " r"]
+    fine: Float[Array, " r"]
     fraction: Float[Array, ""]
     steps: Int[Array, ""]
     converged: Bool[Array, ""]
@@ -120,7 +127,8 @@ def follow(dual: Dual, tolerances: Array, max_steps: Int[Array, ""], possible: B
     Hessian is singular to rounding, on which `newton.py` gives up.
     """
     fraction = _first_fraction(dual) if warm else jnp.ones((), dual.a.dtype)
-    path = Path(jnp.zeros_like(dual.system.z), fraction, jnp.zeros((), int), jnp.zeros((), bool), ~possible)
+    blank = jnp.zeros_like(dual.system.z)
+    path = Path(blank, blank, fraction, jnp.zeros((), int), jnp.zeros((), bool), ~possible)
 
     def unfinished(path: Path) -> Bool[Array, ""]:
         return (path.steps < max_steps) & ~path.converged & ~path.stuck
@@ -150,19 +158,23 @@ def _first_fraction(dual: Dual) -> Float[Array, ""]:
 def _advance(dual: Dual, tolerances: Array, path: Path) -> Path:
     """One linear solve: a Newton step at this strength, and where that is near the path a step of it as well."""
     R, system, a, fraction = dual.R, dual.system, dual.a, path.fraction
-    mu = dual.mu(path.theta)
-    x, drift = jax.jvp(lambda fraction: R.primal_at(mu, fraction * a).value, (fraction,), (jnp.ones_like(fraction),))
-    hessian, pull = dual.metric(mu, fraction * a)
+    mu, step = dual.place(path.coarse, path.fine)
+    x, drift = jax.jvp(
+        lambda fraction: R.primal_from_at(mu, step, fraction * a).value, (fraction,), (jnp.ones_like(fraction),)
+    )
+    hessian, pull = dual.metric(mu + step, fraction * a)
     residual, size = system.measure(x) - system.z, jnp.linalg.norm(x.reshape(-1))
-    distance = jnp.linalg.norm(residual)
+    before = distance = jnp.linalg.norm(residual)
     eps = jnp.finfo(x.dtype).eps
     spent = fraction.astype(x.dtype) * drift
     noise = 4 * eps * (jnp.linalg.norm(pull.reshape(-1)) + jnp.linalg.norm(spent.reshape(-1)))
     noise = jnp.minimum(noise, jnp.sqrt(eps) * size)
     arrived = fraction == 1
-    within = distance <= tolerances[0] * size + tolerances[1] + noise
-    converged = arrived & within & jnp.isfinite(distance)
-    outward = ~arrived & (distance <= _NEAR * size + noise)
+    converged = arrived & (distance <= tolerances[0] * size + tolerances[1]) & jnp.isfinite(distance)
+    # Within the rounding of mu and a, one more step that is not twice as near says that no step will be.
+    rounded = arrived & (distance <= noise)
+    near = distance <= _NEAR * size + noise
+    outward, close = ~arrived & near, arrived & near
 
     solve, _ = factor(hessian)
     newton = -solve(residual)
@@ -172,32 +184,32 @@ def _advance(dual: Dual, tolerances: Array, path: Path) -> Path:
     rate = jnp.where(scaled, 1 / jnp.where(scaled, fraction, 1.0), 0.0).astype(x.dtype)
     bend = -solve(system.measure(drift + rate * pull))
 
-    def trial(t: Array) -> tuple[tuple[Array, Array], Bool[Array, ""]]:
+    def trial(t: Array) -> tuple[tuple[Array, Array, Array], Bool[Array, ""]]:
         change = jnp.where(outward, t.astype(a.dtype) * (1 - fraction), 0.0)
         there_fraction = jnp.where(outward & (t == 1), 1.0, fraction + change)
         move = change.astype(x.dtype)
-        theta = path.theta * (1 + rate * move) + bend * move + t * newton
-        there = R.primal_at(dual.mu(theta), there_fraction * a)
+        coarse = path.coarse * (1 + rate * move) + bend * move + jnp.where(close, 0.0, t * newton)
+        fine = path.fine + jnp.where(close, t * newton, 0.0)
+        there = R.primal_from_at(*dual.place(coarse, fine), there_fraction * a)
         miss = system.measure(there.value) - system.z
         distance = jnp.linalg.norm(miss)
         # The dual is convex: its slope along the step rises, and has passed its minimum not far where it is below half.
         descends = newton @ miss <= -0.5 * (newton @ residual)
         # Against both sizes of x: a step into the flat region, where x vanishes, is not near.
-        near = distance <= _FAR * jnp.minimum(size, jnp.linalg.norm(there.value.reshape(-1)))
-        return (theta, there_fraction), jnp.where(outward, near, descends) & jnp.isfinite(distance) & jnp.all(there.ok)
+        fits = distance <= _FAR * jnp.minimum(size, jnp.linalg.norm(there.value.reshape(-1)))
+        good = jnp.where(outward, fits, jnp.where(rounded, distance <= 0.5 * before, descends))
+        return (coarse, fine, there_fraction), good & jnp.isfinite(distance) & jnp.all(there.ok)
 
     # Where every x is tiny, and with it the Hessian, a Newton step is too long by the inverse of x: so the halvings go
     # on to the smallest float.
-    shortest = float(jnp.finfo(x.dtype).tiny)
-    (theta, fraction), moved = first_good(trial, (path.theta, fraction), shortest, path.theta.dtype)
+    shortest = jnp.where(rounded, 1.0, float(jnp.finfo(x.dtype).tiny))
+    old = path.coarse, path.fine, fraction
+    there, moved = first_good(trial, old, shortest, path.fine.dtype)
+    converged |= rounded & ~moved
     move = moved & ~converged
-    return Path(
-        jnp.where(move, theta, path.theta),
-        jnp.where(move, fraction, path.fraction),
-        path.steps + jnp.where(converged, 0, 1),
-        converged,
-        ~moved & ~converged,
-    )
+    coarse, fine, fraction = (jnp.where(move, new, kept) for new, kept in zip(there, old, strict=True))
+    steps = path.steps + jnp.where(converged, 0, 1)
+    return Path(coarse, fine, fraction, steps, converged, ~moved & ~converged)
 
 
 def factor(H: Float[Array, "r r"]) -> tuple[Callable[[Array], Array], Bool[Array, ""]]:
@@ -218,14 +230,17 @@ def implicit_multipliers(
     objective: AbstractMeasured,
     system: Whitened,
     a: Array,
-    offset: Parameters,
+    place: Callable[[Measurements], tuple[Parameters, Parameters]],
     nu: Measurements,
     ok: Bool[Array, ""],
 ) -> Measurements:
-    """nu again, as a function of R, Z, y, a and offset, by the derivative of `0 = Z grad Q_a(offset + Z^T nu) - y`."""
+    """nu again, as a function of R, Z, y, a and offset, by the derivative of `0 = Z grad Q_a(offset + Z^T nu) - y`.
+
+    **Arguments:** `place`: nu -> mu and a step from it, whose sum is offset + Z^T nu.
+    """
 
     def residual(nu: Measurements) -> Measurements:
-        return objective.measure(R.primal_at(offset + objective.adjoint(nu), a).value) - objective.y
+        return objective.measure(R.primal_from_at(*place(nu), a).value) - objective.y
 
     def tangent(linear: Callable, rhs: Measurements) -> Measurements:
         # nu = B^T theta keeps to the span of the rows, and B times the derivative in theta is W M W^T.

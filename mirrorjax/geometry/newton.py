@@ -244,7 +244,10 @@ def _backtrack(
 
 
 def first_good(
-    trial: Callable[[Array], tuple[Any, Bool[Array, ""]]], blank: Any, shortest: float, dtype: jnp.dtype
+    trial: Callable[[Array], tuple[Any, Bool[Array, ""]]],
+    blank: Any,
+    shortest: Float[ArrayLike, ""],
+    dtype: jnp.dtype,
 ) -> tuple[Any, Bool[Array, ""]]:
     """`trial(t)` at the first t of 1, 1/2, 1/4, .. that is good, down to `shortest`; and True if there was one.
 

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from rich.table import Table
+from scipy.integrate import solve_ivp
 
 import mirrorjax as mj
 from mirrorjax.geometry.conditions import VERDICT, check
@@ -228,6 +229,7 @@ def test_log_differences_contract_down_to_some_a_and_fail_definition_3_7():
     assert near.contracting
     assert not near.theorem_3_10
     assert "sublevel sets of D(x, .) are not bounded" in str(near)
+    assert near.flows_end_at_infinity is False
     assert not low.contracting
     assert not ended.contracting  # the flow of h ends at a = -2, before it gets there
     assert ended.lowest_h == -jnp.inf
@@ -289,3 +291,34 @@ def test_bad_arguments():
         check(LOG, mj.Compatible(LOG), (jnp.array([-1.0]), jnp.array([1.0])))
     with pytest.raises(ValueError, match=r"not finite .* smaller radius"):
         check(mj.Custom(lambda w: jnp.sqrt(w - 0.99)), mj.WeightDecay(), jnp.ones(3))
+
+
+FLOWS = {
+    "w1 w2": (mj.Hadamard(), (0.7, 1.1)),
+    "w1 w2 w3": (mj.Hadamard(3), (0.3, -0.6, 1.1)),
+    "u^2 - v^2": (mj.PowerDifference(1), (0.8, 1.2)),
+    "u^4 - v^4": (mj.PowerDifference(2), (0.8, 1.2)),
+    "log u - log v": (mj.LogDifference(), (0.8, 1.2)),
+    "e^u - e^v": (mj.ExpDifference(), (0.8, -1.2)),
+}
+
+
+@pytest.mark.parametrize("name", FLOWS)
+def test_where_the_flows_of_g_end(name):
+    """scipy follows dw/dt = +-grad g(w) until a weight is infinite, the velocity is, or t = 20.
+
+    The fact of the family is that no flow ends with finite weights: log u does, as u = sqrt(u0^2 - 2t).
+    """
+    g, start = FLOWS[name]
+    gradient = jax.jit(jax.grad(lambda w: g(tuple(w))))
+    ends_in_the_middle = False
+    for sign in (1.0, -1.0):
+
+        def fast(t, w):
+            return 1e6 - np.max(np.abs(gradient(w)))
+
+        fast.terminal = True
+        flow = solve_ivp(lambda t, w, sign=sign: sign * gradient(w), (0.0, 20.0), start, events=fast, rtol=1e-8)
+        ends_in_the_middle |= flow.status == 1 and bool(np.max(np.abs(flow.y[:, -1])) < 10)
+    assert g.smooth_everywhere is not ends_in_the_middle
+    assert mj.Blocks(mj.Linear(), g).smooth_everywhere is not ends_in_the_middle

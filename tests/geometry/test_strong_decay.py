@@ -175,3 +175,57 @@ def test_a_mu_is_taken_as_it_is_up_to_the_end_of_its_interval():
     assert mj.status_name(found.result).tolist() == ["successful", "successful", "outside_dual_interval"]
     assert np.isfinite(found.value).tolist() == [True, True, False]
     assert bool(jnp.all(R.dual(jnp.ones(3), -400.0).result == RESULTS.range_exhausted))  # e^-720: squares underflow
+
+
+def product_at(place, left, s):
+    """x of w1 w2 w3 from e^s (0, 1, 1): mu is `place` of the way to its end, with `left = 1 - place`."""
+    b = np.exp(s)
+    v = b * np.tan(np.pi / 2 * place) if place < 0.5 else b / np.tan(np.pi / 2 * left)
+    return v * (v**2 + b**2)
+
+
+def sixth_powers_at(place, left, s):
+    """The same of u^6 - v^6 from e^s (1, 1), whose levels are linear in mu."""
+    return np.exp(6 * s) * (left**-1.5 - (1 + place) ** -1.5)
+
+
+LIMITS = {
+    "product": (mj.Hadamard(3), (0.0, 1.0, 1.0), product_at),
+    "powers": (mj.PowerDifference(3), (1.0, 1.0), sixth_powers_at),
+}
+
+
+@pytest.mark.parametrize("case", LIMITS)
+def test_limits_keep_their_digits_where_mu_has_lost_them(case):
+    """At s = -8 an interval of mu is up to 1e13 long, and the limit lies within 1e-3 of its end.
+
+    The oracle looks for the distance from that end, as a share of the interval. Limits miss Z x = y by eps^(3/4) |x|,
+    2e-12, or a little more where rounding of the Hessian ends the search.
+    """
+    g, w0, at = LIMITS[case]
+    R = mj.legendre(g, mj.WeightDecay(C), tuple(jnp.full(3, value) for value in w0))
+    z, strengths = np.array([1.0, 0.5, -0.25]), np.array([-1.0, -4.0, -6.0, -8.0])
+
+    @jax.jit
+    @jax.vmap
+    def of(s):
+        def limit(y):
+            found = mj.predict_limit(R, mj.LeastSquares(jnp.asarray(z[None]), y[None]), s / (2 * C))
+            return found.x, found.result == RESULTS.successful
+
+        return jax.jvp(limit, (jnp.array(1.5),), (jnp.ones(()),), has_aux=True)
+
+    x, slope, successful = of(strengths)
+    assert np.all(successful)
+
+    def expected(y, s):
+        def points(log_left):
+            left = np.exp(log_left)
+            return np.array([at(share * (1 - left), 1 - share * (1 - left) if share < 1 else left, s) for share in z])
+
+        return points(brentq(lambda log_left: z @ points(log_left) - y, -60.0, -1e-9, xtol=1e-14, rtol=1e-15))
+
+    for s, found, along in zip(strengths, x, slope, strict=True):
+        np.testing.assert_allclose(found, expected(1.5, s), rtol=3e-11)
+        rise = (expected(1.501, s) - expected(1.499, s)) / 2e-3  # wrong by 1e-6 of the third derivative
+        np.testing.assert_allclose(along, rise, rtol=1e-5, atol=1e-12)  # at s = -8 others than the first stay

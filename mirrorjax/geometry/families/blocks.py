@@ -68,6 +68,11 @@ class BlocksLegendre(AbstractLegendre):
     def primal_at(self, mu: Point, a: Strength) -> Recovered:
         return self._recovered_of([part.primal_at(own, s) for part, s, own in self._split(a, mu)])
 
+    def primal_from_at(self, mu: Point, step: Point, a: Strength) -> Recovered:
+        return self._recovered_of(
+            [part.primal_from_at(own, move, s) for part, s, own, move in self._split(a, mu, step)]
+        )
+
     def dual_at(self, x: Point, a: Strength) -> Recovered:
         return self._recovered_of([part.dual_at(own, s) for part, s, own in self._split(a, x)])
 

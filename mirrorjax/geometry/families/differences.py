@@ -80,9 +80,9 @@ class PowerDifferenceLegendre(AbstractLevelLegendre):
         u, v = self.flow(mu, a)
         return (u**2 + v**2) / (4 * self.k)
 
-    def primal_terms(self, mu: Values, a: Strength) -> Values:
+    def primal_terms_from(self, mu: Values, step: Values, a: Strength) -> Values:
         total, _ = self.start(a)
-        return total**-self._q * _power_ratio(self.log_ratio(mu, a), self._q)
+        return total**-self._q * _power_ratio(self.log_ratio(mu, a, step), self._q)
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
         total, _ = self.start(a)
@@ -193,8 +193,8 @@ class LogDifferenceLegendre(AbstractLevelLegendre):
         initial, _ = self.start(0.0)
         return (_entropy(P) + _entropy(S) - _entropy(initial)) / 4
 
-    def primal_terms(self, mu: Values, a: Strength) -> Values:
-        return -self.log_ratio(mu, a) / 2
+    def primal_terms_from(self, mu: Values, step: Values, a: Strength) -> Values:
+        return -self.log_ratio(mu, a, step) / 2
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
         return exact(self.mu_at(-2 * x, a))
@@ -270,10 +270,10 @@ class ExpDifferenceLegendre(AbstractLevelLegendre):
         u, v = self.flow(mu, a)
         return u + v
 
-    def primal_terms(self, mu: Values, a: Strength) -> Values:
-        P, S = self.levels(mu, a)
+    def primal_terms_from(self, mu: Values, step: Values, a: Strength) -> Values:
+        P, S = self.levels(mu, a, step)
         _, gap = self.start(a)
-        return (gap + 2 * mu) / (P * S)
+        return (gap + 2 * (mu + step)) / (P * S)
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
         return exact(self.mu_at(self._log_ratio_of(x, a), a))

@@ -56,6 +56,9 @@ class DilatedLegendre(AbstractLegendre):
     def primal_at(self, mu: Point, a: Strength) -> Recovered:
         return self._decayed(a).primal_at(mu, 0.0)
 
+    def primal_from_at(self, mu: Point, step: Point, a: Strength) -> Recovered:
+        return self._decayed(a).primal_from_at(mu, step, 0.0)
+
     def dual_at(self, x: Point, a: Strength) -> Recovered:
         return self._decayed(a).dual_at(x, 0.0)
 

@@ -122,19 +122,25 @@ class AbstractLevelLegendre(AbstractSeparableLegendre):
         gap = self.level(self.v0) - self.level(self.u0)
         return jnp.where(exists, U + V, 2.0), jnp.where(exists, gap, 0.0)
 
-    def levels(self, mu: Values, a: Strength) -> tuple[Values, Values]:
-        """`(P, S) = (U - K mu, V + K mu)`, positive for a mu inside its interval."""
+    def primal_terms(self, mu: Values, a: Strength) -> Values:
+        return self.primal_terms_from(mu, jnp.zeros_like(mu), a)
+
+    def levels(self, mu: Values, a: Strength, step: Values | float = 0.0) -> tuple[Values, Values]:
+        """`(P, S) = (U - K mu, V + K mu)` at mu + step, positive inside the dual interval.
+
+        The step is taken from the difference: near the end of the interval it may be below the rounding of mu.
+        """
         U, V = self._ends(a)
-        P, S = U - self.rate * mu, V + self.rate * mu
+        P, S = (U - self.rate * mu) - self.rate * step, (V + self.rate * mu) + self.rate * step
         # Beside the end of the interval rounding of K mu may leave 0, less than any mu inside it gives.
         floor = jnp.finfo(mu.dtype).eps / 8
         return graft(jnp.maximum(P, floor * U), P), graft(jnp.maximum(S, floor * V), S)
 
-    def log_ratio(self, mu: Values, a: Strength) -> Values:
-        """`s = log(S/P)`, with the digits of S - P also where both are large and nearly equal."""
-        P, S = self.levels(mu, a)
+    def log_ratio(self, mu: Values, a: Strength, step: Values | float = 0.0) -> Values:
+        """`s = log(S/P)` at mu + step, with the digits of S - P also where both are large and nearly equal."""
+        P, S = self.levels(mu, a, step)
         _, gap = self.start(a)
-        excess = (gap + 2 * self.rate * mu) / P
+        excess = (gap + 2 * self.rate * (mu + step)) / P
         near = jnp.abs(excess) < 0.5
         return jnp.where(near, jnp.log1p(jnp.where(near, excess, 0.0)), jnp.log(S) - jnp.log(P))
 

@@ -77,15 +77,18 @@ class ProductLegendre(AbstractSeparableLegendre):
 
     def flow(self, mu: Values, a: Strength) -> Weights:
         curve = _Curve(self.factors)
-        return curve.weights(curve.value(_place_of_mu(curve, mu)))
+        return curve.weights(curve.value(_place_of_dual(curve, mu)))
 
     def potential_terms(self, mu: Values, a: Strength) -> Values:
         curve = _Curve(self.factors)
-        return curve.potential(_place_of_mu(curve, mu))
+        return curve.potential(_place_of_dual(curve, mu))
 
     def primal_terms(self, mu: Values, a: Strength) -> Values:
+        return self.primal_terms_from(mu, jnp.zeros_like(mu), a)
+
+    def primal_terms_from(self, mu: Values, step: Values, a: Strength) -> Values:
         curve = _Curve(self.factors)
-        return curve.product(_place_of_mu(curve, mu))
+        return curve.product(_place_of_dual(curve, mu, step))
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
         curve = _Curve(self.factors)
@@ -96,7 +99,7 @@ class ProductLegendre(AbstractSeparableLegendre):
 
     def metric(self, mu: Values, a: Strength) -> Values:
         curve = _Curve(self.factors)
-        return curve.metric(_place_of_mu(curve, mu))
+        return curve.metric(_place_of_dual(curve, mu))
 
     def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
         curve = _Curve(self.factors)
@@ -296,17 +299,21 @@ def _place_of(curve: _Curve, x: Values) -> Recovered:
     return monotone_root(_product_at, x, *_everywhere(x), curve)
 
 
-def _place_of_mu(curve: _Curve, mu: Values) -> Values:
-    """y at mu, for mu inside the dual interval."""
-    return monotone_root(_dual_at, mu, *_everywhere(mu), curve).value
+def _place_of_dual(curve: _Curve, mu: Values, step: Values | None = None) -> Values:
+    """y at mu, or at mu + step, inside the dual interval."""
+    step = jnp.zeros_like(mu) if step is None else step
+    return monotone_root(_step_to, step, *_everywhere(mu), (curve, mu)).value
 
 
 def _product_at(y: Values, curve: _Curve) -> Values:
     return curve.product(y)
 
 
-def _dual_at(y: Values, curve: _Curve) -> Values:
-    return curve.dual(y)
+def _step_to(y: Values, args: tuple[_Curve, Values]) -> Values:
+    """The step from mu to the mu of y. Near an end both are that far from it, and the difference loses no digit."""
+    curve, mu = args
+    end, distance = curve.dual_parts(y)
+    return (end - mu) + distance
 
 
 def _everywhere(like: Values) -> tuple[Values, Values]:

@@ -64,6 +64,10 @@ class AbstractSeparableLegendre(AbstractLegendre):
         """`grad Q_a(mu)`, for mu inside the dual interval."""
         return jax.jvp(lambda mu: self.potential_terms(mu, a), (mu,), (jnp.ones_like(mu),))[1]
 
+    def primal_terms_from(self, mu: Values, step: Values, a: Strength) -> Values:
+        """`grad Q_a(mu + step)`, for mu + step inside the dual interval; `primal_from_at` says why."""
+        return self.primal_terms(mu + step, a)
+
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
         """`grad R_a(x)` with a status a coordinate, for x in range."""
         return monotone_root(
@@ -103,10 +107,14 @@ class AbstractSeparableLegendre(AbstractLegendre):
     def primal_at(self, mu: Values, a: Strength) -> Recovered:
         """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype."""
         safe, inside, exists = self._inside(mu, a)
-        x = self.primal_terms(safe, a)
-        result = select(jnp.isfinite(x), RESULTS.successful, RESULTS.diverged)
-        result = select(inside, result, RESULTS.outside_dual_interval)
-        return Recovered(jnp.where(inside & exists, x, jnp.nan), select(exists, result, self.existence_status(a)))
+        return self._with_status(self.primal_terms(safe, a), inside, exists, a)
+
+    def primal_from_at(self, mu: Values, step: Values, a: Strength) -> Recovered:
+        lower, upper = self.dual_interval_at(a)
+        inside = (step > lower - mu) & (step < upper - mu)  # mu has no rounding error beside an end that is near
+        exists = self.existence_status(a) == RESULTS.successful
+        safe, moved = (jnp.where(inside & exists, part, 0.0) for part in (mu, step))
+        return self._with_status(self.primal_terms_from(safe, moved, a), inside, exists, a)
 
     def dual_at(self, x: Values, a: Strength) -> Recovered:
         status = self.existence_status(a)
@@ -131,6 +139,12 @@ class AbstractSeparableLegendre(AbstractLegendre):
 
     def bregman_at(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Float[Array, ""]:
         return separable_divergence(self, x, z, mu_x, mu_z, a)
+
+    def _with_status(self, x: Values, inside: Bool[Array, "..."], exists: Bool[Array, "..."], a: Strength) -> Recovered:
+        """x with its status in each coordinate."""
+        result = select(jnp.isfinite(x), RESULTS.successful, RESULTS.diverged)
+        result = select(inside, result, RESULTS.outside_dual_interval)
+        return Recovered(jnp.where(inside & exists, x, jnp.nan), select(exists, result, self.existence_status(a)))
 
     def _inside(self, mu: Values, a: Strength) -> tuple[Values, Bool[Array, "..."], Bool[Array, "..."]]:
         """mu with points off the dual interval replaced by 0; True where mu is inside; True where R_a exists."""
