@@ -28,7 +28,7 @@ WAYS: dict[str, tuple[mj.AbstractFlow, Solver | None, float]] = {
     "primal_default": (mj.PrimalFlow(), None, 1e-6),
     "primal_rkc_loose": (mj.PrimalFlow(), mj.RKC(), 1e-4),
     "primal_rkc": (mj.PrimalFlow(), mj.RKC(), 1e-6),
-    "dual_kvaerno3": (mj.DualFlow(), diffrax.Kvaerno3(), 1e-5),
+    "dual_kvaerno3": (mj.DualFlow(), diffrax.Kvaerno3(), 1e-4),
     "dual_kvaerno5": (mj.DualFlow(), diffrax.Kvaerno5(), 1e-6),
     "truth": (mj.DualFlow(), diffrax.Kvaerno5(), 1e-11),
 }
