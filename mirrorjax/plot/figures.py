@@ -14,7 +14,7 @@ import matplotlib
 import numpy as np
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, to_hex
 from matplotlib.figure import Figure
 from matplotlib.legend import Legend
 
@@ -50,6 +50,7 @@ class Panel:
     events: Sequence[float] = field(default_factory=tuple)
     level: float | None = None
     floor: float | None = None  # the y axis ends here: below it there is only the solver's tolerance
+    marks: Sequence[float] = ()  # the x at which there is something to read, in place of matplotlib's choice
     names: Sequence[str] = ()  # texts at x = 0, 1, .. in place of numbers
 
 
@@ -57,13 +58,16 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
     """Panels two in a row with one legend to their right, for curves that share their labels.
 
     **Arguments:** `panels`: what to draw; `title`: over all of them; `legend_title`: what the labels mean.
-    **Raises:** `ValueError` for no panel, or a line whose x and y differ in length.
+    **Raises:** `ValueError` for no panel, a line whose x and y differ in length, and two lines of a panel that the
+    legend names differently and the reader cannot tell apart.
     """
     if not panels:
         raise ValueError("a figure needs at least one panel, got none")
     for line in (line for panel in panels for line in panel.lines):
         if np.shape(line.x) != np.shape(line.y):
             raise ValueError(f"the line {line.label!r} has x of shape {np.shape(line.x)}, y of {np.shape(line.y)}")
+    for panel in panels:
+        _require_different(panel.lines)
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(WIDTH * columns + 2.0, 3.4 * rows), layout="constrained")
@@ -77,6 +81,20 @@ def line_panels(panels: Sequence[Panel], title: str, legend_title: str | None = 
         figure.legend(handles, labels, title=legend_title, loc="outside right upper", frameon=False)
     figure.suptitle(title, x=0.02, horizontalalignment="left")  # in the middle it would meet the legend
     return figure
+
+
+def _require_different(lines: Sequence[Line]) -> None:
+    """Raises `ValueError` about two lines with labels of their own, but one colour and one style."""
+    seen: dict[tuple[str, str], str] = {}
+    for line in lines:
+        if line.color is None or not line.label:
+            continue
+        other = seen.setdefault((to_hex(line.color, keep_alpha=True), line.style), line.label)
+        if other != line.label:
+            raise ValueError(
+                f"the lines {other!r} and {line.label!r} of a panel have one colour and one style ({line.style!r}): "
+                "give one of them another style, such as '--', '-.' or ':'"
+            )
 
 
 def colors(count: int) -> list[tuple[float, float, float, float]]:
@@ -110,6 +128,8 @@ def _draw_panel(axis: Axes, panel: Panel) -> None:
         axis.set_yscale("log")
     if panel.floor is not None:
         axis.set_ylim(bottom=panel.floor)
+    if panel.marks:
+        axis.set_xticks(panel.marks)
     if panel.names:
         axis.set_xticks(range(len(panel.names)), panel.names, rotation=30, ha="right", rotation_mode="anchor")
     axis.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)

@@ -57,6 +57,16 @@ def uneven():
     return plot.Panel([plot.Line(np.ones(2), np.ones(3), "a")], "t", "x", "y")
 
 
+def twins():
+    """Two lines of one look, "red" and "#ff0000", which the legend names differently."""
+    return plot.Panel(
+        [plot.Line(np.ones(2), np.ones(2), *look) for look in (("a", "--", "red"), ("b", "--", "#ff0000"))],
+        "t",
+        "x",
+        "y",
+    )
+
+
 def heat_map(values, columns):
     words: Any = {"title": "", "row_label": "", "column_label": "", "value_label": ""}
     rows = np.array([1.0, 2.0])
@@ -145,6 +155,9 @@ REFUSALS = [
     Refusal("no panel", lambda: plot.line_panels([], "x"), "a figure needs at least one panel"),
     Refusal(
         "a line of two lengths", lambda: plot.line_panels([uneven()], "x"), r"'a' has x of shape \(2,\), y of \(3,\)"
+    ),
+    Refusal(
+        "lines that look alike", lambda: plot.line_panels([twins()], "x"), "the lines 'a' and 'b' .* another style"
     ),
     Refusal("no pictures", lambda: plot.image_grid([], "x"), "the same number of pictures, at least one, got {}"),
     Refusal("rows of pictures", lambda: plot.image_grid(PICTURES, "x"), "got {'a': 1, 'b': 2}"),

@@ -23,6 +23,8 @@ from ...nn.training import train
 from ...runs.dataset import Dataset
 from .spectra import measures
 
+OFF_STYLES = ("--", "-.", ":")  # of the curves of decays that were switched off
+
 PROJECTIONS = ("*/attn/query/kernel", "*/attn/key/kernel", "*/attn/value/kernel")
 MOMENTUM = 0.9
 
@@ -175,3 +177,12 @@ def trained(dataset: Dataset) -> Dataset:
 def run_name(run: Decay) -> str:
     """A decay in tables and legends."""
     return f"{run.strength:g}" if run.is_constant else f"{run.strength:g}, off at {run.off_at:g}"
+
+
+def run_styles(runs: Sequence[Decay]) -> list[str]:
+    """The line style of each run: solid for constant decay, and another for each switch-off of one strength."""
+    styles = []
+    for k, run in enumerate(runs):
+        before = sum(run.strength == other.strength and not other.is_constant for other in runs[:k])
+        styles.append("-" if run.is_constant else OFF_STYLES[before % len(OFF_STYLES)])
+    return styles

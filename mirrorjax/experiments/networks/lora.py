@@ -30,7 +30,7 @@ from ..core.curves import mean_curve
 from ..core.experiment import Setting
 from ..core.run import RunFolder
 from ..core.statistics import OverSeeds, crossing_columns
-from .adapters import Adapter, Corpus, adapt, corpus, run_name, trained
+from .adapters import Adapter, Corpus, adapt, corpus, run_name, run_styles, trained
 from .gpt_start import HELD_OUT, Pretraining, pretrained_gpt, read_halves
 from .spectra import RATIOS
 
@@ -264,10 +264,8 @@ def _figure(size: Size, dataset: Dataset) -> plot.Figure:
     panels = [
         plot.Panel(
             [
-                mean_curve(
-                    ts, OverSeeds(curves, name), i, run_name(run), "-" if run.is_constant else "--", of[run.strength]
-                )
-                for i, run in enumerate(size.runs)
+                mean_curve(ts, OverSeeds(curves, name), i, run_name(run), style, of[run.strength])
+                for i, (run, style) in enumerate(zip(size.runs, run_styles(size.runs), strict=True))
             ],
             title,
             "step",

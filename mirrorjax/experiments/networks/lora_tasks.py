@@ -21,7 +21,7 @@ from ..core.curves import mean_curve
 from ..core.experiment import Setting
 from ..core.run import RunFolder
 from ..core.statistics import OverSeeds, crossing_columns, interval_columns
-from .adapters import Adapter, Corpus, adapt, corpus, run_name, trained
+from .adapters import Adapter, Corpus, adapt, corpus, run_name, run_styles, trained
 from .gpt_start import Halves, Pretraining, pretrained_gpt, read_halves
 from .lora import PRETRAINING, SMALL, TINY
 
@@ -134,7 +134,7 @@ LOWEST_COLUMNS = {
 _PAIR = {"task": "task", "run": "switched off", "constant": "constant"}
 CROSSING_COLUMNS = _PAIR | {"seeds": "seeds", "at": "at step"}
 LOSS_COLUMNS = _PAIR | {"interval": "off - on, 95 %"}
-CAPTION = "{task}: ratio and held-out loss; dashed: decay switched off. Bands are one standard deviation over seeds."
+CAPTION = "{task}: ratio and held-out loss; broken: decay switched off. Bands are one standard deviation over seeds."
 
 
 def end_row(task: Task, runs: list[Decay], curves: Dataset) -> dict[str, Any]:
@@ -180,10 +180,10 @@ def _figure(task: Task, runs: list[Decay], curves: Dataset) -> plot.Figure:
                     OverSeeds(curves, name),
                     i,
                     run_name(run),
-                    "-" if run.is_constant else "--",
+                    style,
                     colors[run.strength],
                 )
-                for i, run in enumerate(runs)
+                for i, (run, style) in enumerate(zip(runs, run_styles(runs), strict=True))
             ],
             title,
             "step",

@@ -288,6 +288,7 @@ TRAINING_CAPTION = (
 def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
     """Accuracy against sparsity, just after pruning and at the end; dashed: dense training."""
     sparse = [row for row in rows if row["sparsity"] > 0]
+    sparsities = sorted({row["sparsity"] for row in sparse})
     dense = next(row["tuned_mean"] for row in rows if row["method"] == ONE_SHOT.name and row["sparsity"] == 0)
 
     def lines(name: str) -> list[plot.Line]:
@@ -301,7 +302,7 @@ def accuracy_figure(rows: Sequence[Mapping[str, Any]]) -> Any:
         return found
 
     panels = [
-        plot.Panel(lines(name), title, "entries pruned, %", "test accuracy, %", level=dense)
+        plot.Panel(lines(name), title, "entries pruned, %", "test accuracy, %", level=dense, marks=sparsities)
         for name, title in (("pruned", "Just after pruning"), ("tuned", "After tuning"))
     ]
     return plot.line_panels(panels, "Pruned to a sparsity; dashed: dense training, as many epochs")
