@@ -98,7 +98,7 @@ class PowerDifferenceLegendre(AbstractLevelLegendre):
 
     def moves(self, x: Values, z: Values, mu_x: Values, mu_z: Values, a: Strength) -> Moves:
         (plus_x, minus_x), (plus_z, minus_z) = self.parts(x, mu_x, a), self.parts(z, mu_z, a)
-        s_x, s_z = (log_ratio(plus, minus) / self._q for plus, minus in ((plus_x, minus_x), (plus_z, minus_z)))
+        s_x, s_z = self._log_ratio_of(x, mu_x, a), self._log_ratio_of(z, mu_z, a)
         # Newton's method on the length of the step: x - z = plus_z (e^(q up) - 1) - minus_z (e^(q down) - 1), where
         # nothing cancels. Its start is a difference, wrong by a few roundings of s, so two steps leave no error.
         start, length = s_x - s_z, s_x - s_z
@@ -131,6 +131,14 @@ class PowerDifferenceLegendre(AbstractLevelLegendre):
         exponent = (2 * self.k - 1) / self.k
         return 1 / (4 * self.k**2 * (plus**exponent + minus**exponent))
 
+    def _log_ratio_of(self, x: Values, mu: Values, a: Strength) -> Values:
+        """`s = log(S/P)` at x: from the parts, or from the larger level and |x| where the smaller part underflows."""
+        (P, S), (plus, minus) = self.levels(mu, a), self.parts(x, mu, a)
+        lost = jnp.minimum(plus, minus) < jnp.finfo(x.dtype).tiny
+        sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
+        far = sign * (jnp.log(jnp.where(x < 0, P, S)) + jnp.log(jnp.where(lost, jnp.abs(x), 1.0)) / self._q)
+        return jnp.where(lost, far, log_ratio(*(jnp.where(lost, 1.0, part) for part in (plus, minus))) / self._q)
+
     def parts(self, x: Values, mu: Values, a: Strength) -> tuple[Values, Values]:
         """`(u^{2k}, v^{2k})`: the smaller from its level, which is far from 0, the larger by adding |x|."""
         P, S = self.levels(mu, a)
@@ -160,7 +168,10 @@ def _power_ratio(s: Values, q: float) -> Values:
 def _excess(s: Values, args: tuple[Values, float]) -> Values:
     """arcsinh of it, which is nearly straight on both scales, over its target."""
     target, q = args
-    return jnp.arcsinh(_power_ratio(s, q)) - target
+    # The ratio is `sign(s) (1 - e^(-q |s|)) (1 + e^|s|)^q`, whose second factor may exceed the floats.
+    sign = jnp.where(s < 0, -1.0, 1.0).astype(s.dtype)
+    size = sign * s
+    return sign * arcsinh_ratio(-jnp.expm1(-q * size), -q * jax.nn.softplus(size)) - target
 
 
 class LogDifferenceLegendre(AbstractLevelLegendre):
