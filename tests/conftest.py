@@ -3,14 +3,17 @@
 import gc
 import importlib
 import os
+import threading
 from pathlib import Path
 
 # Before jax is imported: two workers on two cores each want one thread. Nearly all of the suite's time is compilation,
-# and the older of XLA's two ways to write the code of a kernel takes half of the time of the newer one. XLA ignores
-# what stands behind a word without dashes.
+# and the older of XLA's two ways to write the code of a kernel takes half of the time of the newer one. Its two passes
+# over loops take a quarter of what is left: programs of steps in loops in loops hold little for them to move. XLA
+# ignores what stands behind a word without dashes.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1 "
+    "--xla_disable_hlo_passes=while-loop-invariant-code-motion,simplify-while-loops",
 )
 # Nearly all of that time is compilation of small programs that run once, also in the processes that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
@@ -25,6 +28,33 @@ gc.set_threshold(100_000, 50, 100)
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+def lower_in_one_context() -> None:
+    """JAX makes a new MLIR context, with all dialects, for each program: 4 ms of the 17 that an addition takes.
+
+    One serves the programs that are lowered one after the other; one that is lowered within another gets its own. A
+    context keeps the constants of its programs, so it is replaced from time to time.
+    """
+    try:
+        from jax._src.interpreters import mlir  # no part of JAX's interface
+        from jax._src.lib.mlir import ir
+
+        make = mlir.make_ir_context
+    except (ImportError, AttributeError):
+        return
+    kept: list = [None, 0]
+
+    def context():
+        if ir.Context.current is not None or threading.current_thread() is not threading.main_thread():
+            return make()
+        kept[:] = (make(), 1) if kept[0] is None or kept[1] == 200 else (kept[0], kept[1] + 1)
+        return kept[0]
+
+    mlir.make_ir_context = context
+
+
+lower_in_one_context()
 
 # Modules that import flax, or another package that few tests need: the tests that use them import them. And the command
 # line, unchecked: typer passes values that its annotations do not describe, None for a flag that is not given.

@@ -30,6 +30,10 @@ N = 3
 # c a stays above -0.07 (c = 0.7), where every family still has range; the last lane is never switched off.
 ALPHAS, T_OFFS = jnp.array([0.1, 0.0, 0.04]), jnp.array([1.0, 0.5, jnp.inf])
 TS = np.array([0.0, 0.4, 1.0, 1.7, 2.5])
+# Beside power2, whose formulas the two have at another constant: a family compiles for six seconds here. Their g and
+# their R have tests of their own.
+FLOWS = [name for name in FAMILIES if name not in ("power1", "power3")]
+WITH_R = [name for name in with_legendre() if name in FLOWS]
 
 
 def parts(name):
@@ -60,7 +64,7 @@ def close(actual, expected, tolerance):
         np.testing.assert_allclose(leaf, other, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", FLOWS)
 def test_primal_against_scipy(name):
     g, h, objective, w0 = parts(name)
     sol = trajectories(name, PrimalFlow())
@@ -83,7 +87,7 @@ def integrated_by_scipy(name, flow):
 
 
 @pytest.mark.parametrize("flow", [MirrorFlow(), RiemannianFlow()], ids=["mirror", "riemannian"])
-@pytest.mark.parametrize("name", with_legendre())
+@pytest.mark.parametrize("name", WITH_R)
 def test_flows_agree(name, flow):
     """Before, at and after a switch-off, without decay, and with decay for ever; in x, w, mu and loss."""
     if name in ("custom", "separable") and isinstance(flow, RiemannianFlow):
@@ -157,7 +161,7 @@ def test_a_traced_legendre_function_of_another_problem_has_a_status():
     assert jnp.all(jnp.isnan(sol.x[1:]))
 
 
-@pytest.mark.parametrize("name", with_legendre())
+@pytest.mark.parametrize("name", WITH_R)
 def test_the_legendre_function_of_each_family_belongs_to_it(name):
     g, h, objective, w0 = parts(name)
     assert bool(MirrorFlow(legendre(g, h, w0)).prepare(Problem(g, h, 0.1, objective), w0).belongs)

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import pytest
 from jaxtyping import install_import_hook
 from rich.console import Console
@@ -17,6 +18,12 @@ with install_import_hook("mirrorjax", "beartype.beartype"):
     import mirrorjax.experiments.networks.pilot
     import mirrorjax.experiments.networks.vit
     import mirrorjax.experiments.networks.vit_scratch  # noqa: F401
+
+
+@pytest.fixture(autouse=True)
+def keep_compiled_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`reproduce_all` drops what was compiled after each experiment: all later tests would compile it again."""
+    monkeypatch.setattr(jax, "clear_caches", lambda: None)
 
 
 @pytest.fixture

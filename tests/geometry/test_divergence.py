@@ -43,15 +43,24 @@ class Legendre(NamedTuple):
 
     def root(self, x: Decimal, T: Decimal, q: Decimal) -> Decimal:
         """s with `(1 + e^s)^q - (1 + e^-s)^q = x T^q`, by Newton's method on asinh of both sides."""
+        s = asinh(x * power(T, q)) / q
+        for digits in (20, DIGITS // 2, DIGITS):  # most of the way with few digits, where a step costs a tenth
+            with localcontext(prec=digits):
+                s = self.improved(s, x, T, q, digits)
+        return s
+
+    def improved(self, s: Decimal, x: Decimal, T: Decimal, q: Decimal, digits: int) -> Decimal:
+        """The root from this start, up to rounding. `1 + e^-s` is `(1 + e^s) e^-s`, so that two logarithms suffice."""
         target = asinh(x * power(T, q))
-        s = target / q
         for _ in range(60):
-            plus, minus = power(1 + s.exp(), q), power(1 + (-s).exp(), q)
+            e = s.exp()
+            log = (1 + e).ln()
+            plus, minus = (q * log).exp(), (q * (log - s)).exp()
             y = plus - minus
-            slope = q * (plus * s.exp() / (1 + s.exp()) + minus * (-s).exp() / (1 + (-s).exp())) / (1 + y * y).sqrt()
+            slope = q * (plus * e + minus) / (1 + e) / (1 + y * y).sqrt()
             step = (asinh(y) - target) / slope
             s -= step
-            if abs(step) < Decimal(10) ** (5 - DIGITS):
+            if abs(step) < Decimal(10) ** (2 - digits // 2):  # its square is what is left
                 return s
         raise AssertionError("the oracle did not converge")
 

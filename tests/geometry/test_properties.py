@@ -210,24 +210,6 @@ def build(family: Family, u, v, scale: float, depth: float, x, z, between: float
     return Draw(R, h, jnp.asarray(a), jnp.asarray(x), jnp.asarray(z), jnp.asarray(np.float64(between)))
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
-def name(request) -> str:
-    """The family; of module scope, so that its tests run in a row and share one compilation."""
-    return request.param
-
-
-def each(name: str, check: Callable[[Draw, Facts], None]) -> None:
-    """Run the check on random cases of the family."""
-
-    @quick
-    @given(numbers(FAMILIES[name]))
-    def run(drawn: dict[str, Any]) -> None:
-        draw = build(FAMILIES[name], **drawn)
-        check(draw, facts_of(draw))
-
-    run()
-
-
 def agree(computed: Rounded, expected: Any) -> None:
     assert jnp.all(jnp.abs(computed.value - expected) <= computed.error), (computed, expected)
 
@@ -242,66 +224,69 @@ def squared_distance(draw: Draw) -> Array:
     return jnp.sum((draw.x - draw.z) ** 2)
 
 
-def test_R_is_convex(name):
+def R_is_convex(draw: Draw, facts: Facts) -> None:
     """`R((x+z)/2) <= (R(x) + R(z))/2 - min Hess R |x-z|^2 / 8`."""
-
-    def check(draw, facts):
-        chord = (facts.R_x.value + facts.R_z.value) / 2
-        rounding = (facts.R_x.error + facts.R_z.error) / 2 + facts.R_middle.error
-        assert facts.R_middle.value <= chord - facts.flattest * squared_distance(draw) / 8 + rounding
-
-    each(name, check)
+    chord = (facts.R_x.value + facts.R_z.value) / 2
+    rounding = (facts.R_x.error + facts.R_z.error) / 2 + facts.R_middle.error
+    assert facts.R_middle.value <= chord - facts.flattest * squared_distance(draw) / 8 + rounding
 
 
-def test_the_mirror_map_is_strictly_monotone(name):
+def the_mirror_map_is_strictly_monotone(draw: Draw, facts: Facts) -> None:
     """`<grad R(x) - grad R(z), x - z> > 0` for x != z, and at least `min Hess R |x-z|^2`."""
-
-    def check(draw, facts):
-        step = draw.x - draw.z
-        rise = dot(
-            Rounded(facts.mu_x.value - facts.mu_z.value, facts.mu_x.error + facts.mu_z.error), given_exactly(step)
-        )
-        assert rise.value > 0 or not apart(draw)
-        assert rise.value >= facts.flattest * squared_distance(draw) - rise.error
-
-    each(name, check)
+    step = draw.x - draw.z
+    rise = dot(Rounded(facts.mu_x.value - facts.mu_z.value, facts.mu_x.error + facts.mu_z.error), given_exactly(step))
+    assert rise.value > 0 or not apart(draw)
+    assert rise.value >= facts.flattest * squared_distance(draw) - rise.error
 
 
-def test_the_maps_invert_each_other(name):
+def the_maps_invert_each_other(draw: Draw, facts: Facts) -> None:
     """`grad Q(grad R(x)) = x` and `grad R(grad Q(mu)) = mu`."""
-
-    def check(draw, facts):
-        agree(facts.x_again, draw.x)
-        agree(facts.mu_again, facts.mu)
-
-    each(name, check)
+    agree(facts.x_again, draw.x)
+    agree(facts.mu_again, facts.mu)
 
 
-def test_the_bregman_divergence_is_zero_only_at_equality(name):
+def the_bregman_divergence_is_zero_only_at_equality(draw: Draw, facts: Facts) -> None:
     """`D(x, x) = 0`, and `D(x, z) >= min Hess R |x-z|^2 / 2`."""
-
-    def check(draw, facts):
-        assert facts.bregman_same == 0
-        assert facts.bregman.value >= facts.flattest * squared_distance(draw) / 2 - facts.bregman.error
-
-    each(name, check)
+    assert facts.bregman_same == 0
+    assert facts.bregman.value >= facts.flattest * squared_distance(draw) / 2 - facts.bregman.error
 
 
-def test_fenchel_and_young(name):
+def fenchel_and_young(draw: Draw, facts: Facts) -> None:
     """`R(x) + Q(mu) = <x, mu>` at mu = grad R(x); at mu = grad R(z) the difference is the Bregman divergence."""
-
-    def check(draw, facts):
-        x = given_exactly(draw.x)
-        at, off = dot(x, facts.mu_x), dot(x, facts.mu_z)
-        agree(Rounded(at.value, facts.R_x.error + facts.Q_x.error + at.error), facts.R_x.value + facts.Q_x.value)
-        gap = facts.R_x.value + facts.Q_z.value - off.value
-        rounding = facts.R_x.error + facts.Q_z.error + off.error
-        assert gap >= facts.flattest * squared_distance(draw) / 2 - rounding
-        agree(Rounded(gap, rounding + facts.bregman.error), facts.bregman.value)
-
-    each(name, check)
+    x = given_exactly(draw.x)
+    at, off = dot(x, facts.mu_x), dot(x, facts.mu_z)
+    agree(Rounded(at.value, facts.R_x.error + facts.Q_x.error + at.error), facts.R_x.value + facts.Q_x.value)
+    gap = facts.R_x.value + facts.Q_z.value - off.value
+    rounding = facts.R_x.error + facts.Q_z.error + off.error
+    assert gap >= facts.flattest * squared_distance(draw) / 2 - rounding
+    agree(Rounded(gap, rounding + facts.bregman.error), facts.bregman.value)
 
 
-def test_R_falls_by_h(name):
+def R_falls_by_h(draw: Draw, facts: Facts) -> None:
     """`dR_a(x)/da = -h(psi(grad R_a(x), a))`."""
-    each(name, lambda draw, facts: agree(facts.h, -facts.drift))
+    agree(facts.h, -facts.drift)
+
+
+PROPERTIES = (
+    R_is_convex,
+    the_mirror_map_is_strictly_monotone,
+    the_maps_invert_each_other,
+    the_bregman_divergence_is_zero_only_at_equality,
+    fenchel_and_young,
+    R_falls_by_h,
+)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_pair_has_every_property(name):
+    """On random cases of the family, whose numbers are computed once for all properties."""
+
+    @quick
+    @given(numbers(FAMILIES[name]))
+    def run(drawn: dict[str, Any]) -> None:
+        draw = build(FAMILIES[name], **drawn)
+        facts = jax.device_get(facts_of(draw))
+        for holds in PROPERTIES:
+            holds(draw, facts)
+
+    run()

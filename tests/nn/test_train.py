@@ -1,5 +1,6 @@
 """The training loop against one written out, in lanes, in parts, interrupted, over devices, and on a GPT-2."""
 
+import os
 import subprocess
 import sys
 from functools import partial
@@ -257,7 +258,6 @@ import jax
 import numpy as np
 assert jax.device_count() == 2
 jax.config.update("jax_enable_x64", True)
-jax.config.update("jax_disable_most_optimizations", True)
 import test_train as t
 short = t.options(steps=4, metrics=None, keep=True)
 for grid in ({{"weight_decay": [0.1], "seed": [0]}}, t.GRID):  # the batch is divided, the lanes are
@@ -269,8 +269,9 @@ for grid in ({{"weight_decay": [0.1], "seed": [0]}}, t.GRID):  # the batch is di
 
 @pytest.mark.slow
 def test_two_devices_give_the_same():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PATH": ""}
-    environment = flags | {"PYTHONPATH": str(Path(mj.__file__).parent.parent)}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = str(Path(mj.__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", DIVIDED], env=environment, capture_output=True, text=True, timeout=300, check=False
     )

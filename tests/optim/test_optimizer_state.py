@@ -1,5 +1,6 @@
 """The state is a plain pytree: saved and continued bit for bit, mapped over lanes, sharded, injected."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -124,8 +125,9 @@ jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), one, two)
 
 @pytest.mark.slow
 def test_sharded_parameters_stay_sharded():
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu", "PATH": ""}
+    flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2"
     command = [sys.executable, "-c", SHARDED]
-    environment = flags | {"PYTHONPATH": str(Path(mj.__file__).parent.parent)}
+    environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+    environment["PYTHONPATH"] = str(Path(mj.__file__).parent.parent)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -35,6 +35,11 @@ def python(script: str, *arguments: str, **environment: str) -> subprocess.Popen
     return subprocess.Popen(command, env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment, **pipes)
 
 
+def on_cpus(number: int) -> str:
+    """XLA's flags of this process, which compiles in little time, and so many devices."""
+    return f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={number}"
+
+
 def finish(process: subprocess.Popen) -> str:
     out, err = process.communicate(timeout=250)
     assert process.returncode == 0, err
@@ -60,11 +65,11 @@ found = [word for text in texts for word in words if word in text]
 assert texts and not found, found
 ds.to_netcdf(sys.argv[1], engine="h5netcdf")
 """
-    finish(python(script, str(tmp_path / "four.nc"), XLA_FLAGS="--xla_force_host_platform_device_count=4"))
+    finish(python(script, str(tmp_path / "four.nc"), XLA_FLAGS=on_cpus(4)))
     one = mj.sweep(lane, {"alpha": ALPHAS, "t_off": T_OFFS}, **ARGUMENTS)
     with xr.open_dataset(tmp_path / "four.nc", engine="h5netcdf") as four:
         for name in ("x", "loss", "norm"):
-            # Other optimization flags and batch sizes than in this process: rounding, times a few tens of steps.
+            # Other batch sizes than in this process: rounding, times a few tens of steps.
             np.testing.assert_allclose(four[name], one[name], rtol=1e-8, atol=1e-12)
         assert set(four.status.values.ravel()) == {"successful"}
 

@@ -77,7 +77,7 @@ def test_stopped_at_every_call_and_resumed(whole, tmp_path):
 
 @pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_bits(tmp_path):
-    """Two kills of the real thing. The uninterrupted run is made by the same script, so by the same flags."""
+    """Two kills of the real thing. The first process has made the uninterrupted run before, so by the same flags."""
     script = f"""
 import sys, numpy as np, jax
 jax.config.update("jax_enable_x64", True)
@@ -88,14 +88,15 @@ sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 import mirrorjax as mj
 from sweep_problems import lane, norm
 grid = {{"alpha": np.geomspace(1e-3, 20.0, 10), "t_off": np.geomspace(0.5, 50.0, 4)}}
-mj.sweep(lane, grid, t1=60.0, metrics=norm, chunk=2, checkpoint_every=0.0, store=sys.argv[1], resume=True)
+for store in sys.argv[1:]:
+    mj.sweep(lane, grid, t1=60.0, metrics=norm, chunk=2, checkpoint_every=0.0, store=store, resume=True)
 """
+    whole, killed = str(tmp_path / "whole"), str(tmp_path / "killed")
     rng = np.random.default_rng(0)
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "whole")], check=True, timeout=200)
-    for _ in range(2):
-        process = subprocess.Popen([sys.executable, "-c", script, str(tmp_path / "killed")])
+    for stores in ([whole, killed], [killed]):
+        process = subprocess.Popen([sys.executable, "-c", script, *stores])
         manifest = tmp_path / "killed" / "process-000" / "manifest.json"
-        deadline = time.monotonic() + 100
+        deadline = time.monotonic() + 200
         before = manifest.stat().st_mtime_ns if manifest.exists() else 0
         while time.monotonic() < deadline and process.poll() is None:
             if manifest.exists() and manifest.stat().st_mtime_ns != before:
@@ -104,7 +105,7 @@ mj.sweep(lane, grid, t1=60.0, metrics=norm, chunk=2, checkpoint_every=0.0, store
         time.sleep(rng.uniform(0.0, 0.3))
         process.kill()
         process.wait()
-    subprocess.run([sys.executable, "-c", script, str(tmp_path / "killed")], check=True, timeout=200)
+    subprocess.run([sys.executable, "-c", script, killed], check=True, timeout=200)
     xr.testing.assert_identical(mj.open_sweep(tmp_path / "killed"), mj.open_sweep(tmp_path / "whole"))
 
 

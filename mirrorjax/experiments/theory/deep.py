@@ -160,7 +160,8 @@ def limit_rows(depth: int, seed: int) -> tuple[Rows, Rows]:
     g = Hadamard(depth)
     R = legendre(g, WeightDecay(), w0)
     spent = np.concatenate([SPENT, TOWARDS])
-    found = jax.jit(jax.vmap(lambda a: predict_limit(R, objective, a)))(jnp.asarray(spent) / 2)
+    # One after the other: under vmap every strength would take the halvings and root searches of the slowest.
+    found = jax.jit(lambda all_a: jax.lax.map(lambda a: predict_limit(R, objective, a), all_a))(jnp.asarray(spent) / 2)
     predicted = np.asarray(found.x)
 
     def lane(s):
