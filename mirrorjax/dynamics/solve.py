@@ -10,7 +10,7 @@ from jaxtyping import PyTree
 
 from ..calls import calling
 from ..checks import Number, as_time_scalar, is_concrete, require_kind, require_positive
-from ..compilation import jit_options
+from ..compilation import Effort, compiled
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
@@ -108,6 +108,6 @@ def solve(
     lanes &= isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint)
     options = make_options(flow, motion, dtype, t1, how, adjoint)
     with calling("the problem"):
-        compiled = eqx.filter_jit(integrate, **jit_options(motion, options))
-        solution = in_blocks(compiled, motion, for_lanes(options)) if lanes else compiled(motion, options)
+        program = compiled(integrate, Effort.LESS, motion, options)
+        solution = in_blocks(program, motion, for_lanes(options)) if lanes else program(motion, options)
     return require_success(solution, solution.result) if throw else solution
