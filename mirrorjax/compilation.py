@@ -35,9 +35,8 @@ def use_compilation_cache(folder: str | Path | None = None) -> Path | None:
     the process, and limits it to a gigabyte. A folder that cannot be written gives a warning of one line, and programs
     are compiled as before. The folder must belong to users you trust: JAX runs what it finds there.
 
-    JAX does not keep a program that calls back into Python. A sweep compiles none; `solve` compiles one, because
-    diffrax checks the save times in it. Start Python with `EQX_ON_ERROR=off` in the environment to keep that one too:
-    such checks are then left out, and `throw=True` inside `jit` says nothing, so that `sol.result` must be read.
+    JAX does not keep a program that calls back into Python. A sweep compiles none, nor does `solve` outside of your own
+    `jax.jit`; inside it `throw=True` does, so pass `throw=False` there and read `sol.result`.
 
     **Arguments:** `folder`: `None` for the one that JAX is configured to use, by `JAX_COMPILATION_CACHE_DIR` for
     example, or else `jit` in mirrorjax's folder in the cache of the operating system (`~/.cache/mirrorjax` on Linux).

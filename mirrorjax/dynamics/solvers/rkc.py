@@ -9,7 +9,6 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
@@ -325,7 +324,7 @@ def noise(y: PyTree) -> PyTree:
     longer to compile than three velocities, and a solver calls this inside its loop.
     """
     leaves, structure = jax.tree.flatten(y)
-    firsts = np.cumsum([1, *(leaf.size for leaf in leaves[:-1])])
+    firsts = itertools.accumulate([leaf.size for leaf in leaves[:-1]], initial=1)
     values = [_noise(first, leaf) for first, leaf in zip(firsts, leaves, strict=True)]
     return jax.tree.unflatten(structure, values)
 
