@@ -109,10 +109,13 @@ def compiled(fn: Callable, effort: Effort, *inputs: Any) -> Callable:
 
 @functools.cache
 def _options(effort: Effort) -> dict[str, Any]:
-    """The options of an effort that the installed XLA knows; they are no part of its interface."""
-    if effort is Effort.FULL or jax.default_backend() != "cpu":
+    """The options of an effort that the installed XLA knows; they are no part of its interface. Those that the user
+    has set by `XLA_FLAGS` stay as they are."""
+    given = os.environ.get("XLA_FLAGS", "")
+    chosen = {name: value for name, value in _OPTIONS[effort].items() if name not in given}
+    if not chosen or jax.default_backend() != "cpu":
         return {}
-    options = {"compiler_options": _OPTIONS[effort]}
+    options = {"compiler_options": chosen}
     try:
         jax.jit(lambda x: x, **options).lower(jnp.zeros(())).compile()
     except Exception:  # whatever a version of XLA says to an option that it does not know
