@@ -80,8 +80,8 @@ def is_wanted() -> bool:
 class Effort(enum.Enum):
     """How long XLA works on the code of a program for a CPU. Elsewhere all are the same.
 
-    XLA has two ways to write a kernel, and LLVM levels of optimization; measured on sweeps and solves of 100 to 3000
-    unknowns, in float32 and float64.
+    XLA has two ways to write a kernel, and LLVM has levels of optimization. The numbers were measured on sweeps and
+    solves of 100 to 3000 unknowns, in float32 and float64.
     """
 
     FULL = "full"  # as XLA does it by itself
@@ -109,18 +109,20 @@ def compiled(fn: Callable, effort: Effort, *inputs: Any) -> Callable:
 
 @functools.cache
 def _options(effort: Effort) -> dict[str, Any]:
-    """The options of an effort that the installed XLA knows; they are no part of its interface. Those that the user
-    has set by `XLA_FLAGS` stay as they are."""
+    """The options of an effort that the installed XLA knows; they are no part of its interface.
+
+    What the user has chosen for all programs, by `XLA_FLAGS` or `JAX_DISABLE_MOST_OPTIMIZATIONS`, stays as it is.
+    """
     given = os.environ.get("XLA_FLAGS", "")
     chosen = {name: value for name, value in _OPTIONS[effort].items() if name not in given}
-    if not chosen or jax.default_backend() != "cpu":
+    least = jax.config.values.get("jax_disable_most_optimizations", False)
+    if not chosen or least or jax.default_backend() != "cpu":
         return {}
-    options = {"compiler_options": chosen}
     try:
-        jax.jit(lambda x: x, **options).lower(jnp.zeros(())).compile()
+        jax.jit(lambda x: x, compiler_options=chosen).lower(jnp.zeros(())).compile()
     except Exception:  # whatever a version of XLA says to an option that it does not know
         return {}
-    return options
+    return {"compiler_options": chosen}
 
 
 def _processor() -> str:
