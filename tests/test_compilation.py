@@ -10,7 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import mirrorjax as mj
-from mirrorjax.compilation import is_wanted, open_cache
+from mirrorjax.compilation import Effort, compiled as compiled_with, is_wanted, open_cache
 from mirrorjax.nn.training import train
 from mirrorjax.programs import Computed, as_program, interned
 
@@ -216,6 +216,25 @@ def test_trainings_by_other_optimizers_share_what_was_compiled_of_the_metrics(co
 
     assert len(trained(optax.sgd)) == 3  # the starts, the steps and the metrics
     assert len(trained(lambda rate: optax.sgd(rate, 0.9))) == 2
+
+
+def test_a_solve_does_not_call_back_to_python():
+    """JAX keeps no program in its persistent cache that does."""
+    problem = mj.Problem(mj.Linear(), mj.WeightDecay(), mj.SwitchOff(0.1, 0.5), mj.LeastSquares(jnp.eye(2), X))
+
+    def traced(t1, ts):
+        return mj.solve(problem, X, t1=t1, saveat=ts, metrics=lambda t, x, w: {"sum": jnp.sum(x)}, throw=False)
+
+    program = str(jax.make_jaxpr(lambda *numbers: traced(*numbers).metrics)(1.0, jnp.array([0.5, 1.0])))
+    assert "while" in program
+    assert "callback" not in program
+
+
+@pytest.mark.parametrize("effort", Effort)
+def test_a_program_is_compiled_with_any_effort_outside_of_other_transformations(effort):
+    double = compiled_with(lambda x: 2 * x, effort)
+    np.testing.assert_array_equal(double(X), 2 * X)
+    np.testing.assert_array_equal(jax.jit(lambda x: compiled_with(lambda x: 2 * x, effort, x)(x))(X), 2 * X)
 
 
 @pytest.fixture

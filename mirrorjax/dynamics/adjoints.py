@@ -1,15 +1,20 @@
 """How the steps of a solve are differentiated: the adjoint that fits the transformations around it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
+import equinox as eqx
 import jax
 import jax.core
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
 from jax.interpreters.ad import JVPTracer
 from jax.interpreters.partial_eval import JaxprTracer
 from jaxtyping import PyTree
 
 from ..checks import is_concrete, require_kind
+from ..compilation import Effort, compiled
 
 # The adjoints that differentiate the steps themselves. The others of diffrax solve another equation for the derivative,
 # which has no place for values saved on the way, nor for breakpoints.
@@ -61,3 +66,63 @@ def _levels(value: Any) -> list[bool]:
             levels.append(isinstance(value, JVPTracer) and known)
         value = getattr(value, "primal", getattr(value, "val", None))
     return levels
+
+
+def is_reversed_alone(inputs: PyTree) -> bool:
+    """True if one derivative in reverse mode is all that is done to the inputs, outside of any `jax.jit`."""
+    traced = [leaf for leaf in jax.tree.leaves(inputs) if isinstance(leaf, jax.core.Tracer)]
+    alone = all(_levels(leaf) == [False] and is_concrete(getattr(leaf, "primal", leaf)) for leaf in traced)
+    return bool(traced) and alone and is_concrete(jnp.zeros(()))
+
+
+def in_reverse(fn: Callable[..., PyTree], effort: Effort, *args: PyTree) -> PyTree:
+    """`fn(*args)`, for args that are `is_reversed_alone`, compiled with this effort as is its derivative.
+
+    JAX would take no options for the programs that it makes of a compiled function in reverse mode. Here they are made
+    as JAX makes them, one that linearizes and one that transposes, each the outermost one. The function must not close
+    over numbers that are differentiated.
+    """
+    traced, known = eqx.partition(args, lambda leaf: isinstance(leaf, jax.core.Tracer))
+    rest = []
+
+    def forward(wrapped: PyTree) -> tuple[PyTree, PyTree]:
+        values = jax.tree.map(lambda each: each.value, wrapped)
+        real, other, linear = compiled(_linearized, effort)(fn, values, known)
+        # Nothing differentiates the other results, which are known numbers as they are.
+        rest.append(other)
+        return real, (linear, values)
+
+    def backward(residuals: PyTree, slopes: PyTree) -> tuple[PyTree]:
+        wanted = jax.tree.map(lambda slope: None if isinstance(slope, SymbolicZero) else slope, slopes)
+        return (compiled(_transposed, effort)(*residuals, wanted),)
+
+    @jax.custom_vjp
+    def run(traced: PyTree) -> PyTree:
+        raise AssertionError("called under a derivative alone")
+
+    run.defvjp(forward, backward, symbolic_zeros=True)
+    return eqx.combine(run(traced), rest[0])
+
+
+def _linearized(fn: Callable[..., PyTree], traced: PyTree, known: PyTree) -> tuple[PyTree, PyTree, Callable]:
+    """The real and the other results of the function, and the linear function of changes of the traced arguments."""
+
+    def real(traced: PyTree) -> tuple[PyTree, PyTree]:
+        return eqx.partition(fn(*eqx.combine(traced, known)), eqx.is_inexact_array)
+
+    results, linear, other = jax.linearize(real, traced, has_aux=True)
+    return results, other, linear
+
+
+def _transposed(linear: Callable, like: PyTree, slopes: PyTree) -> PyTree:
+    """The slopes of the traced arguments, from those of the results, `None` where nothing depends on a result."""
+    given = _leaves(slopes)
+
+    def wanted(change: PyTree) -> list[Any]:
+        return [leaf for leaf, slope in zip(_leaves(linear(change)), given, strict=True) if slope is not None]
+
+    return jax.linear_transpose(wanted, like)([slope for slope in given if slope is not None])[0]
+
+
+def _leaves(tree: PyTree) -> list[Any]:
+    return jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)

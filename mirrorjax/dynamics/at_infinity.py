@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..checks import as_array, as_time_scalar, is_concrete, refuted
-from ..compilation import jit_options
+from ..compilation import Effort, compiled
 from ..geometry.base import AbstractLegendre
 from ..geometry.limit import predict_limit
 from ..problem import Problem
@@ -43,7 +43,7 @@ def solve_at_infinity(
     def until(t1: Array, **changes: Any) -> Solution:
         dtype = state_dtype(eqx.filter_eval_shape(lambda motion: motion.initial(), motion))
         options = make_options(flow, motion, dtype, t1, cast(Integration, {**how, **changes}), adjoint)
-        return eqx.filter_jit(integrate, **jit_options(motion, options))(motion, options)
+        return compiled(integrate, Effort.LESS, motion, options)(motion, options)
 
     limit = _limit(problem, motion, how, until)
     saved = bool(np.isposinf(ts[-1]))

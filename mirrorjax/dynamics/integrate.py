@@ -5,7 +5,7 @@ No checks on values and no exceptions, a status instead.
 
 from collections.abc import Callable
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import diffrax
 import equinox as eqx
@@ -90,15 +90,42 @@ def run(
         args=field,
         saveat=diffrax.SaveAt(
             subs=[
-                diffrax.SubSaveAt(ts=ts, fn=partial(save, options)),
+                diffrax.SubSaveAt(t1=True, fn=partial(save, options)),  # at ts, see `SavedAt`
                 diffrax.SubSaveAt(t1=True, fn=partial(save_state, options)),
             ],
         ),
         stepsize_controller=ending,
-        adjoint=options.adjoint,
+        adjoint=SavedAt(options.adjoint, ts),
         max_steps=max_steps,
         throw=False,
     )
+
+
+class SavedAt(diffrax.AbstractAdjoint):
+    """Wraps an adjoint and saves by the first `SubSaveAt` at given times in place of the end.
+
+    diffrax itself checks save times inside the program, by calls back to Python, and JAX keeps no such program in its
+    persistent cache. The times have been checked by `Options.number_status`, which replaces bad ones by a status.
+
+    **Arguments:** `adjoint`: any adjoint of diffrax; `ts`: increasing ticks in [0, end].
+    """
+
+    adjoint: diffrax.AbstractAdjoint
+    ts: Float[Array, " time"]
+
+    def loop(self, *, saveat: Any, init_state: Any, **rest: Any) -> Any:
+        room = jax.tree.map(
+            lambda leaf: jnp.full((self.ts.size, *leaf.shape[1:]), jnp.inf, leaf.dtype),
+            (init_state.save_state[0].ts, init_state.save_state[0].ys),
+        )
+        init_state = eqx.tree_at(lambda state: (state.save_state[0].ts, state.save_state[0].ys), init_state, room)
+        saveat = eqx.tree_at(
+            lambda saveat: (saveat.subs[0].ts, saveat.subs[0].t1),
+            saveat,
+            (self.ts, False),
+            is_leaf=lambda leaf: leaf is None,
+        )
+        return self.adjoint.loop(saveat=saveat, init_state=init_state, **rest)
 
 
 def first_step(

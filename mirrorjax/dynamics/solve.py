@@ -10,11 +10,11 @@ from jaxtyping import PyTree
 
 from ..calls import calling
 from ..checks import Number, as_time_scalar, is_concrete, require_kind, require_positive
-from ..compilation import jit_options
+from ..compilation import Effort, compiled
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
-from .adjoints import choose_adjoint
+from .adjoints import choose_adjoint, in_reverse, is_reversed_alone
 from .at_infinity import after_switch_off, solve_at_infinity
 from .blocks import for_lanes, in_blocks, is_batched
 from .integrate import integrate
@@ -103,11 +103,15 @@ def solve(
     inputs = (problem, w0, t1, flow, dict(how))
     # Functions of the problem are captured, others may close over numbers that are batched.
     functions = callable(how.get("metrics")) or any(map(callable, jax.tree.leaves((flow, how.get("solver")))))
-    lanes = adjoint is None and not functions and is_batched(inputs)
-    adjoint = choose_adjoint(inputs) if adjoint is None else adjoint
-    lanes &= isinstance(adjoint, diffrax.RecursiveCheckpointAdjoint)
-    options = make_options(flow, motion, dtype, t1, how, adjoint)
+    chosen = choose_adjoint(inputs) if adjoint is None else adjoint
+    reversible = adjoint is None and not functions and isinstance(chosen, diffrax.RecursiveCheckpointAdjoint)
+    lanes = reversible and is_batched(inputs)
+    options = make_options(flow, motion, dtype, t1, how, chosen)
     with calling("the problem"):
-        compiled = eqx.filter_jit(integrate, **jit_options(motion, options))
-        solution = in_blocks(compiled, motion, for_lanes(options)) if lanes else compiled(motion, options)
+        program = compiled(integrate, Effort.LESS, motion, options)
+        if reversible and is_reversed_alone((motion, options)):
+            solution = in_reverse(integrate, Effort.LESS, motion, options)
+            solution = eqx.tree_at(lambda solution: solution.ts, solution, options.ts)  # known, if the save times are
+        else:
+            solution = in_blocks(program, motion, for_lanes(options)) if lanes else program(motion, options)
     return require_success(solution, solution.result) if throw else solution

@@ -5,11 +5,11 @@ and far more accurately. It is RKC that wins where stability and not accuracy li
 """
 
 import diffrax
-import equinox as eqx
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..checks import freeze, is_concrete
+from ..compilation import Effort, compiled
 from .guards import Field, vector_field
 from .motion import AbstractMotion, Time, state_dtype
 from .solvers.rkc import RKC
@@ -24,7 +24,6 @@ IMPLICIT_FROM = 1e5
 ORDINARY, IMPLICIT = diffrax.Tsit5(), diffrax.Kvaerno5()
 
 
-@eqx.filter_jit
 def stiffness(motion: AbstractMotion, t1: Time) -> Float[Array, ""]:
     """`t1 rho`, rho the spectral radius of the velocity's Jacobian at t = 0, by power iteration; NaN if undefined."""
     state = motion.initial()
@@ -42,6 +41,6 @@ def motion_is_stiff(motion: AbstractMotion, t1: Time) -> bool:
     frozen = freeze((motion, t1))
     if not is_concrete(frozen):
         return False
-    measured = stiffness(*frozen)
+    measured = compiled(stiffness, Effort.LEAST, frozen)(*frozen)
     # A function in the problem may hold traced numbers that no leaf shows.
     return is_concrete(measured) and bool(measured >= STIFF_FROM)

@@ -13,6 +13,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import PyTree
 
+from ..compilation import Effort, compiled
+
 Device = Any  # a jax.Device, which is a variable to type checkers
 Devices = tuple[Device, ...]
 
@@ -34,13 +36,22 @@ def choose_devices(devices: Sequence[Device] | None) -> Devices:
     return chosen
 
 
-@eqx.filter_jit
-def on_devices(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, lanes: PyTree, devices: Devices) -> PyTree:
+def on_devices(
+    fn: Callable[[PyTree, PyTree], PyTree],
+    shared: PyTree,
+    lanes: PyTree,
+    devices: Devices,
+    effort: Effort = Effort.FULL,
+) -> PyTree:
     """Computes `fn(shared, lanes)`; each device has all of `shared` and its share of the leading axis of `lanes`.
 
     **Arguments:** `fn`: acts on a batch of any size, with outputs that have its leading axis; `lanes`: a pytree of
-    arrays (lanes, ...), their number a multiple of the number of devices.
+    arrays (lanes, ...), their number a multiple of the number of devices; `effort`: spent on compiling the program.
     """
+    return compiled(_on_devices, effort)(fn, shared, lanes, devices)
+
+
+def _on_devices(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, lanes: PyTree, devices: Devices) -> PyTree:
     if len(devices) == 1:
         return fn(shared, jax.device_put(lanes, devices[0]))
     arrays, rest = eqx.partition(shared, eqx.is_array)

@@ -63,6 +63,9 @@ REPLACED, FEWEST = 4, 16
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
 WORTH_ELSEWHERE = 1e13
+# Operations, of one velocity a step, up to which lanes are moved by a program that compiles in half of the time. They
+# take about a tenth of a second, so that its code, slower by up to a third, costs a warm sweep at most 0.04 s.
+EARLY = 2e8
 
 
 @stoppable()
@@ -136,18 +139,20 @@ def sweep(
     start, options = program.start, program.options
     with calling("the lane or metrics"):
         like = carried, outcome = shapes(program, one)
-    operations, early = _cost_of_a_lane(program, one)
+    operations, arrives = _cost_of_a_lane(program, one)
     named = _named(outcome)
     room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None}
     slots = recorded_slots(chunk, store, resume)
     if slots is None:
         slots = choose_slots(size_of(carried), len(lanes), chosen, **room)
-        if early and chunk is None and chosen[0].platform == "cpu":
+        if arrives and chunk is None and chosen[0].platform == "cpu":
             slots = min(slots, max(FEWEST * len(chosen), len(lanes) // REPLACED))
     shrink = operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     # Workers get the functions themselves, because a jaxpr cannot be pickled.
     carried_out = program if workers is None else _untraced(program, lane, given)
-    scheduler = Scheduler(carried_out, lanes, min(slots, len(lanes)), chosen, like, shrink)
+    scheduler = Scheduler(
+        carried_out, lanes, min(slots, len(lanes)), chosen, like, shrink, EARLY / max(operations, 1.0)
+    )
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     dataset = run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),

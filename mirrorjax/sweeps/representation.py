@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, PyTree
 
+from ..compilation import Effort, compiled
 from ..dynamics.flows.dual import DualFlow
 from ..dynamics.flows.mirror import MirrorFlow
 from ..dynamics.guards import Field, unguarded_field
@@ -101,7 +102,7 @@ def _exists_everywhere(start: Start | Started, weights: Start | Started, lanes: 
     for first in range(0, count, together):
         # The last lane again in place of missing ones, so that all calls are of one shape.
         chosen = np.minimum(np.arange(first, first + together), count - 1)
-        if not np.all(np.asarray(_exists(start, weights, lanes.take(chosen)))):
+        if not np.all(np.asarray(compiled(_exists, Effort.LEAST)(start, weights, lanes.take(chosen)))):
             return False
     return True
 
@@ -112,7 +113,6 @@ def _start_of(start: Start | Started, values: OneLane) -> Array:
     return motion.x0
 
 
-@eqx.filter_jit
 def _exists(start: Start | Started, weights: Start | Started, values: Values) -> Bool[Array, " lanes"]:
     def one(values: OneLane) -> Bool[Array, ""]:
         motion, other = cast(Any, start(values)), weights(values)
@@ -139,12 +139,11 @@ def choose_solver(start: Start | Started, lanes: Grid, options: Options) -> Solv
 def all_stiff(start: Start | Started, lanes: Grid, bound: float = STIFF_FROM) -> bool:
     """True if all of a few lanes, spread over the grid, are as stiff as the bound, so that a solver for stiff lanes
     loses accuracy or time for none of them."""
-    measured = np.asarray(_stiffness(start, _spread(lanes)))
+    measured = np.asarray(compiled(_stiffness, Effort.LEAST)(start, _spread(lanes)))
     finite = measured[np.isfinite(measured)]
     return finite.size > 0 and bool(np.all(finite >= bound))
 
 
-@eqx.filter_jit
 def _stiffness(start: Start | Started, values: Values) -> Float[Array, " lanes"]:
     return over_lanes(start, lambda motion: stiffness(motion, start.t1))(values)
 
@@ -160,10 +159,11 @@ def _explicit_takes_long(start: Start | Started, lanes: Grid, options: Options) 
     A flow that is stiff at its start need not stay so: the curvature of a logistic loss vanishes on the way.
     """
     short = eqx.tree_at(lambda options: (options.ts, options.solver), options, (options.t1[None], ORDINARY))
-    reached = np.asarray(_pace(start, dataclasses.replace(short, max_steps=PACED), _spread(lanes)))
+    reached = np.asarray(
+        compiled(_pace, Effort.LESS)(start, dataclasses.replace(short, max_steps=PACED), _spread(lanes))
+    )
     return bool(np.all(PACED * float(options.t1) > LONG * reached))
 
 
-@eqx.filter_jit
 def _pace(start: Start | Started, options: Options, values: Values) -> Float[Array, " lanes"]:
     return over_lanes(start, lambda motion: integrate(motion, options).t_end)(values)

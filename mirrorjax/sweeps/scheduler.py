@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from typing_extensions import TypeAliasType
 
 from ..calls import calling, refuse_traced
+from ..compilation import Effort
 from ..dynamics.lanes import Outcome, advance, begin, mark_missing, read
 from ..dynamics.motion import AbstractFlow, AbstractMotion
 from ..dynamics.options import Options
@@ -120,7 +121,8 @@ class Scheduler(eqx.Module):
     """Runs the lanes of one group through slots on the devices.
 
     **Arguments:** `program`: the part that lanes share; `grid`: all lanes; `slots`: the size of a full batch; `like`:
-    the `shapes` of one lane; `shrink`: True if smaller batches are worth compiling.
+    the `shapes` of one lane; `shrink`: True if smaller batches are worth compiling; `early`: the work of slots, as in
+    `Batch.executed`, up to which the lanes of a single group are moved by a program that compiles quickly.
     """
 
     program: Program
@@ -129,6 +131,7 @@ class Scheduler(eqx.Module):
     devices: Devices
     like: tuple[Lane, Outcome]
     shrink: bool
+    early: float
 
     def open(self, group: Int[np.ndarray, " group"]) -> Batch:
         """A group of which no lane has started."""
@@ -150,7 +153,9 @@ class Scheduler(eqx.Module):
         values = self.grid.take(group[np.maximum(batch.slots, 0)])
         wanted = np.full(len(self.devices), self._leave(group, batch) // len(self.devices))
         before = int(np.sum(np.asarray(batch.progress.work)[batch.slots >= 0]))
-        progress, outcomes, driven = on_devices(_advance, self.program, (values, batch.progress, wanted), self.devices)
+        lanes = values, batch.progress, wanted
+        effort = Effort.LESS if self._is_early(group, batch) else Effort.FULL
+        progress, outcomes, driven = on_devices(_advance, self.program, lanes, self.devices, effort)
         refuse_traced(
             (progress, outcomes), "sweep"
         )  # the lane may have closed over a number of an outer transformation
@@ -162,12 +167,20 @@ class Scheduler(eqx.Module):
         )
         return _collect(batch, outcomes)
 
-    def _compute(self, fn: Callable, lanes: PyTree) -> Any:
+    def _compute(self, fn: Callable, lanes: PyTree, effort: Effort) -> Any:
         """Calls a function of `(program, lanes)` on the devices, and reports a user's function that keeps a tracer."""
         with calling("the lane or metrics"):
-            results = on_devices(fn, self.program, lanes, self.devices)
+            results = on_devices(fn, self.program, lanes, self.devices, effort)
         refuse_traced(results, "sweep")  # the lane may have closed over a number of an outer transformation
         return results
+
+    def _is_early(self, group: Int[np.ndarray, " group"], batch: Batch) -> bool:
+        """True if lanes start and take their next steps by programs that compile quickly.
+
+        Known from the batch alone, like the schedule, because a program that is compiled otherwise rounds otherwise.
+        """
+        most = int(batch.executed) + SEGMENTS * self.program.start.flow.clock.steps_per_segment * batch.slots.size
+        return len(group) == len(self.grid) and most <= self.early
 
     def underway(self, batch: Batch) -> float:
         """The progress of the unfinished lanes, in units of whole lanes: the sum of their times, divided by t1."""
@@ -189,12 +202,13 @@ class Scheduler(eqx.Module):
         if not entering.size:
             return batch
         size = spread(min(max(ENTERING, batch.slots.size // REFILL), batch.slots.size), self.devices)
+        effort = Effort.LEAST if self._is_early(group, batch) else Effort.LESS
         # All copies to the host are asked for before the first is waited for.
         slots, progress = batch.slots.copy(), jax.tree.map(np.array, jax.device_get(batch.progress))
         for first in range(0, entering.size, size):
             lanes = entering[first : first + size]
             padded = group[np.pad(lanes, (0, size - lanes.size), mode="edge")]
-            started = jax.device_get(self._compute(_begin, self.grid.take(padded)))
+            started = jax.device_get(self._compute(_begin, self.grid.take(padded), effort))
             into = empty[first : first + size]
             slots[into[: lanes.size]] = lanes
             # Slots beyond the lanes get a copy of the last one, at rest: a state of zeros need not be one of the flow.

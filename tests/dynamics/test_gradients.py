@@ -9,7 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from mirrorjax.compilation import Effort
 from mirrorjax.dynamics import solve
+from mirrorjax.dynamics.adjoints import in_reverse, is_reversed_alone
 from mirrorjax.problem import CosineDecay, Gram, Hadamard, LeastSquares, MatrixSensing, Problem, SwitchOff, WeightDecay
 
 rng = np.random.default_rng(5)
@@ -195,3 +197,48 @@ def test_lanes_that_take_other_numbers_of_steps_do_not_spoil_each_others_gradien
     alone = [slope(jnp.full(2, stiffness), t_off)[0] for stiffness in (1.0, 4.0)]
     assert np.all(np.isfinite(alone))
     np.testing.assert_array_equal(slope(jnp.array([1.0, 4.0]), t_off), alone)
+
+
+def test_reverse_mode_is_two_programs_that_are_compiled_quickly():
+    """`in_reverse` gives what JAX gives: values and slopes, of results that nothing depends on too."""
+
+    def fn(args, scale):
+        x, count = args
+        return {"y": scale * jnp.sin(x), "n": count + 1, "unused": jnp.sqrt(x - x), "word": "kept"}
+
+    known = []
+
+    def loss(x, derived):
+        assert is_reversed_alone(((x, jnp.array(1)), 3.0)) == derived
+        out = in_reverse(fn, Effort.LESS, (x, jnp.array(1)), 3.0) if derived else fn((x, jnp.array(1)), 3.0)
+        known.append((int(out["n"]), out["word"]))
+        return jnp.sum(out["y"] ** 2)
+
+    x = jnp.array([0.3, -1.0])
+    value, slope = jax.value_and_grad(loss)(x, True)
+    np.testing.assert_allclose(value, jnp.sum(9 * jnp.sin(x) ** 2), rtol=1e-14)
+    np.testing.assert_allclose(slope, 9 * jnp.sin(2 * x), rtol=1e-14)
+    assert known == [(2, "kept")]
+    assert not is_reversed_alone(x)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda fn: jax.jit(jax.grad(fn)),
+        lambda fn: jax.grad(jax.jit(fn)),
+        lambda fn: jax.grad(lambda x: jax.grad(fn)(x)[0]),
+        lambda fn: lambda x: jax.vmap(jax.grad(fn))(x[None]),
+        lambda fn: lambda x: jax.jvp(fn, (x,), (x,)),
+    ],
+    ids=["in jit", "around jit", "twice", "in vmap", "forward"],
+)
+def test_other_transformations_are_told_apart_from_reverse_mode_alone(transform):
+    seen = []
+
+    def look(x):
+        seen.append(is_reversed_alone(x))
+        return jnp.sum(x**3)
+
+    transform(look)(jnp.array([1.0, 2.0]))
+    assert seen == [False]

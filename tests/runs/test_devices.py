@@ -52,11 +52,12 @@ def test_four_devices_agree_with_one_without_collectives(tmp_path):
 from mirrorjax.runs import devices as shard
 from mirrorjax.sweeps import scheduler
 texts = []
-called = shard.on_devices
-def spy(fn, shared, lanes, devices):
+import equinox as eqx
+called, program = shard.on_devices, eqx.filter_jit(shard._on_devices)
+def spy(fn, shared, lanes, devices, effort):
     if fn is scheduler._advance:
-        texts.append(called.lower(fn, shared, lanes, devices).compile().compiled.as_text())
-    return called(fn, shared, lanes, devices)
+        texts.append(program.lower(fn, shared, lanes, devices).compile().compiled.as_text())
+    return called(fn, shared, lanes, devices, effort)
 scheduler.on_devices = spy
 ds = mj.sweep(lane, grid, t1=8.0, saveat=[0.0, 8.0], metrics=norm)
 assert jax.device_count() == 4

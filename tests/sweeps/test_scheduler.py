@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from sweep_problems import OBJECTIVE, lane
 
 import mirrorjax as mj
-from mirrorjax.sweeps import flows
+from mirrorjax.compilation import Effort
+from mirrorjax.sweeps import flows, scheduler
 
 
 def executed(dataset) -> float:
@@ -100,3 +102,33 @@ def test_a_callback_gets_every_lane_once():
     assert sorted(lanes.tolist()) == list(range(6))
     assert (reports[-1].lanes, reports[-1].ended, reports[-1].failed) == (6, 6, 2)
     assert 0 < reports[-1].efficiency <= 1
+
+
+def test_a_resumed_sweep_changes_to_the_faster_program_where_it_did_before(monkeypatch, tmp_path):
+    """The first steps are taken by a program that compiles quickly, and both programs round differently."""
+    monkeypatch.setattr(flows, "_cost_of_a_lane", lambda *_: (1.0, False))
+    monkeypatch.setattr(flows, "EARLY", 256.0 * 4 * 2)  # two calls of 256 steps for four slots
+    efforts, on_devices = [], scheduler.on_devices
+
+    def spy(fn, shared, lanes, devices, effort):
+        efforts.extend([effort] if fn is scheduler._advance else [])
+        return on_devices(fn, shared, lanes, devices, effort)
+
+    monkeypatch.setattr(scheduler, "on_devices", spy)
+    grid, how = {"alpha": [0.1, 0.2], "t_off": [1.0, 2.0]}, {"t1": 900.0, "saveat": [1.0, 2.0, 900.0], "rtol": 1e-12}
+    how["flow"] = mj.PrimalFlow()  # so that nothing is measured for the choice of one
+    whole = mj.sweep(lane, grid, **how)
+    assert efforts[:3] == [Effort.LESS, Effort.LESS, Effort.FULL]
+    assert set(efforts[3:]) == {Effort.FULL}
+    stored, taken = {"store": tmp_path / "run", "resume": True, "checkpoint_every": 0.0}, efforts.copy()
+    efforts.clear()
+
+    def stop(report):
+        if len(efforts) > 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        mj.sweep(lane, grid, callback=stop, **how, **stored)
+    assert efforts == taken[:2]
+    xr.testing.assert_equal(mj.sweep(lane, grid, **how, **stored), whole)
+    assert efforts == taken

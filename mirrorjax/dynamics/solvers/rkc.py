@@ -318,11 +318,22 @@ def power_iterate(product: PyTree, vector: PyTree, dtype: jnp.dtype) -> tuple[Py
 
 
 def noise(y: PyTree) -> PyTree:
-    """Fixed normal numbers shaped like y: the same in every step, lane and solve."""
+    """Fixed numbers without a pattern, shaped like y: the same in every step, lane and solve.
+
+    Number i is `frac(i^2 (sqrt 5 - 1) / 2) - 1/2`. Normal random numbers would serve as well, but drawing them takes
+    longer to compile than three velocities, and a solver calls this inside its loop.
+    """
     leaves, structure = jax.tree.flatten(y)
-    keys = jax.random.split(jax.random.key(0), len(leaves))
-    normal = [jax.random.normal(key, x.shape, x.dtype) for key, x in zip(keys, leaves, strict=True)]
-    return jax.tree.unflatten(structure, normal)
+    firsts = itertools.accumulate([leaf.size for leaf in leaves[:-1]], initial=1)
+    values = [_noise(first, leaf) for first, leaf in zip(firsts, leaves, strict=True)]
+    return jax.tree.unflatten(structure, values)
+
+
+def _noise(first: int, like: Array) -> Array:
+    count = jnp.uint32(first) + lax.iota(jnp.uint32, like.size)
+    # Products of 32 bits wrap around, which keeps the fractional part. 2654435769 is 2^32 (sqrt 5 - 1) / 2, rounded.
+    fraction = (count * count * jnp.uint32(2654435769)).astype(like.dtype) * 2.0**-32
+    return (fraction - 0.5).reshape(like.shape)
 
 
 def norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
