@@ -32,9 +32,12 @@ from ..runs.grid import Grid, OneLane, Values
 SEGMENTS = 32
 # The host refills a batch when one slot in so many is empty. So many lanes are also started together: fewer than a
 # batch, because starting a lane costs as much as several steps, and at least a few, which cost little more than one.
-# With 4 lanes a start, whatever the batch, a GPU spent nine tenths of a sweep on starting 1024 lanes.
+# With 4 lanes a start, whatever the batch, a GPU spent nine tenths of a sweep on starting 1024 lanes. Lanes start in
+# the program that moves them: by calls of their own they took half of the time of a sweep of small lanes.
 REFILL = 16
-ENTERING = 4
+ENTERING = 8
+# The size of the smallest batch into which the last lanes of a group are moved.
+SMALLEST = 4
 
 LaneFunction = TypeAliasType("LaneFunction", Callable[..., tuple[Problem, Weights]])
 """Builds the problem and the initial weights of one lane from its grid values."""
@@ -226,7 +229,7 @@ class Scheduler(eqx.Module):
     def _smaller(self, batch: Batch) -> int:
         """The size of the next smaller batch, or 0."""
         half = spread(batch.slots.size // 2, self.devices)
-        return half if self.shrink and ENTERING <= half < batch.slots.size else 0
+        return half if self.shrink and SMALLEST <= half < batch.slots.size else 0
 
     def _shrink(self, batch: Batch) -> Batch:
         """Moves the lanes into half as many slots when all have started and half of the slots are empty."""
