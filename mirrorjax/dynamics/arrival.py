@@ -11,23 +11,30 @@ from typing import Any, cast
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from ..problem import ExpDifference, Hadamard, LeastSquares, LogDifference, PowerDifference, Square
 from .motion import AbstractMotion
 from .options import Options
-from .steppers import Lane, Prepare, over_lanes
+from .steppers import Lane, Prepare, change_where, over_lanes
 
 # The g for which D is known to be convex in mu: D is a sum of products of the w_j^2, which grow with mu at the rate of
 # x, or of two parts (c -+ k mu)^{-p} and exponentials. See `tests/dynamics/test_arrival.py`.
 CONVEX = Hadamard | Square | PowerDifference | LogDifference | ExpDifference
-# Corrections by one factor of the Hessian. Each gains a digit or more where D changes little.
-CORRECTIONS = 12
-# Lanes tried together, and the part of its steps by which a lane moves on before it is tried again, a quarter: a try
-# costs about as much as a dozen steps.
-TOGETHER, AGAIN = 4, 4
+# Squarings of n x n matrices for the bound of the least eigenvalue. With two it is above 0.6 of it for n = 40, not 0.1,
+# and lanes of log differences are known to arrive after 40 steps, not 130.
+SQUARINGS = 2
+# Corrections by one factor of the Hessian at most. Each gains a digit or more where D changes little, until what is
+# missed of y is a few roundings of it.
+CORRECTIONS, ROUNDINGS = 12, 4
+# The part of its steps by which a lane moves on before it is tried again, a quarter: a try costs as much as five steps
+# or more.
+AGAIN = 4
+# Lanes tried together: many where Z is small, since 16 take twice the time of 4 for 40 measurements, and no more than
+# have so many numbers in their copies of Z.
+FEWEST, MOST, COPIES = 4, 16, 2**20
 # A lane farther from Z x = y than this share of |y| is not tried, since D will change much on its way.
-NEAR = 0.3
+NEAR = 0.1
 
 
 def may_arrive(motion: AbstractMotion) -> bool:
@@ -43,50 +50,74 @@ def arrive(prepare: Prepare, options: Options, values: object, lanes: Lane) -> L
     The exact flow from where such a lane is ends closer to the limit than `rtol |x|`. A save time before t1 must have
     passed.
     """
-    able = []
+    sizes: list[int] = []
 
     def is_due(motion: AbstractMotion, lane: Lane) -> Bool[Array, ""]:
-        able.append(may_arrive(motion))
-        return _is_due(motion, options, lane) if able[-1] else jnp.array(False)
+        if not may_arrive(motion):
+            return jnp.array(False)
+        sizes.append(cast(LeastSquares, motion.problem.objective).Z.size)
+        return _is_due(motion, options, lane)
 
     due = over_lanes(prepare, is_due)(values, lanes)
-    if not able[0]:
+    if not sizes:
         return lanes
-    count = due.size
-
-    def some(carry: tuple[Bool[Array, " lanes"], Lane]) -> tuple[Bool[Array, " lanes"], Lane]:
-        due, lanes = carry
-        wanted, chosen = jax.lax.top_k(due.astype(int), min(TOGETHER, count))
-        chosen = jnp.where(wanted == 1, chosen, count)
-        own, few = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="clip"), (values, lanes))
-        tried = over_lanes(prepare, lambda motion, lane: _try(motion, options, lane))(own, few)
-        lanes = jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new, mode="drop"), lanes, tried)
-        return due.at[chosen].set(False, mode="drop"), lanes
-
-    return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (due, lanes))[1]
+    promising = over_lanes(prepare, lambda motion, lane: _is_promising(motion, options, lane))
+    due = jax.lax.cond(jnp.any(due), lambda: due & promising(values, lanes), lambda: due)
+    tries = over_lanes(prepare, lambda motion, lane: _try(motion, options, lane))
+    return change_where(due, min(MOST, max(FEWEST, COPIES // sizes[0])), tries, values, lanes)
 
 
 def _is_due(motion: AbstractMotion, options: Options, lane: Lane) -> Bool[Array, ""]:
-    """True for a lane after its last decay and its last save time before t1, near enough, and not tried just before."""
-    f, t = cast(LeastSquares, motion.problem.objective), motion.clock.time(lane.tick)
+    """True for a lane after its last decay and its last save time before t1, and not tried just before."""
+    t = motion.clock.time(lane.tick)
     # alpha is nowhere negative, so none is left where nothing more will be spent.
     is_over = motion.problem.accumulated(t) == motion.problem.accumulated(options.t1)
     ahead = (options.ts > t) & (options.ts < options.t1)
-    miss = jnp.linalg.norm(f.measure(motion.read(t, lane.state).x) - f.y)
-    is_near = miss <= NEAR * jnp.linalg.norm(f.y)
-    return lane.running & is_over & jnp.logical_not(jnp.any(ahead)) & (lane.steps >= lane.next_try) & is_near
+    return lane.running & is_over & jnp.logical_not(jnp.any(ahead)) & (lane.steps >= lane.next_try)
+
+
+def _is_promising(motion: AbstractMotion, options: Options, lane: Lane) -> Bool[Array, ""]:
+    """False where a try, which costs many products, would fail: bounds of what it computes, by three products with Z.
+
+    With the miss `F = Z x - y` and the Hessian H, `F^T H F / |F|^2` is not below the least eigenvalue, and, where H
+    changes little, the distance from the limit is not below `|F|^2 / |H F|`.
+    """
+    t, f = motion.clock.time(lane.tick), cast(LeastSquares, motion.problem.objective)
+    x, D = motion.displaced(t, lane.state, jnp.zeros_like(f.Z[0]))
+    miss = f.measure(x) - f.y
+    pull = f.adjoint(miss)
+    square = jnp.sum(miss**2)
+    some = jnp.where(square > 0, square, 1.0)
+    fastest = jnp.sum(D * pull**2) / some
+    push = jnp.linalg.norm(f.measure(D * pull))
+    distance = jnp.linalg.norm(D * jnp.linalg.norm(f.Z, axis=0)) * square / jnp.where(push > 0, push, 1.0)
+    left = distance * jnp.exp(-fastest / f.y.size * (options.t1 - t).astype(x.dtype))
+    is_near = square <= NEAR**2 * jnp.sum(f.y**2)
+    return is_near & (left <= options.rtol.astype(x.dtype) * jnp.linalg.norm(x))
+
+
+Solving = tuple[Int[Array, ""], Float[Array, " n"], Float[Array, " n"]]
+"""The corrections made, nu, and what x misses of y."""
 
 
 def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
     """The lane at its limit, ended, if it is known to get there; else the lane with the time of its next try."""
     t, f = motion.clock.time(lane.tick), cast(LeastSquares, motion.problem.objective)
-    _, D = motion.displaced(t, lane.state, jnp.zeros_like(f.Z[0]))
+    x, D = motion.displaced(t, lane.state, jnp.zeros_like(f.Z[0]))
     inverse, least = _invert((f.Z * D[None]) @ f.Z.T)
+    enough = ROUNDINGS * jnp.finfo(x.dtype).eps * jnp.linalg.norm(f.y)
 
-    def correct(_: Any, nu: Float[Array, " n"]) -> Float[Array, " n"]:
-        return nu - inverse @ (f.measure(motion.displaced(t, lane.state, f.adjoint(nu))[0]) - f.y)
+    def is_missing(carry: Solving) -> Bool[Array, ""]:
+        count, _, missed = carry
+        return (count < CORRECTIONS) & (jnp.linalg.norm(missed) > enough)
 
-    nu = jax.lax.fori_loop(0, CORRECTIONS, correct, jnp.zeros_like(f.y))
+    def correct(carry: Solving) -> Solving:
+        count, nu, missed = carry
+        nu = nu - inverse @ missed
+        return count + 1, nu, f.measure(motion.displaced(t, lane.state, f.adjoint(nu))[0]) - f.y
+
+    start = jnp.array(0), jnp.zeros_like(f.y), f.measure(x) - f.y
+    _, nu, missed = jax.lax.while_loop(is_missing, correct, start)
     mu, sizes, rho = f.adjoint(nu), jnp.linalg.norm(f.Z, axis=0), jnp.linalg.norm(nu)
     signs = jnp.array([0.0, -1.0, 1.0], mu.dtype)
     xs, Ds = jax.vmap(lambda sign: motion.displaced(t, lane.state, mu + sign * rho * sizes))(signs)
@@ -96,7 +127,7 @@ def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
     convexity = least * jnp.where(share > 0, share, 0.0)
     # What is left of the way at t1, and what the corrections have left of the way to the limit.
     left = rho * jnp.exp(-convexity / f.y.size * (options.t1 - t).astype(x.dtype))
-    left = left + jnp.linalg.norm(f.measure(x) - f.y) / jnp.where(convexity > 0, convexity, jnp.inf)
+    left = left + jnp.linalg.norm(missed) / jnp.where(convexity > 0, convexity, jnp.inf)
     distance = jnp.linalg.norm(largest * sizes) * left
     arrived = (convexity > 0) & (distance <= options.rtol.astype(x.dtype) * jnp.linalg.norm(x))
     end = motion.clock.ticks(options.t1, lane.tick.dtype)
@@ -111,9 +142,10 @@ def _try(motion: AbstractMotion, options: Options, lane: Lane) -> Lane:
 
 
 def _invert(H: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, ""]]:
-    """The inverse of a positive semidefinite H, and a lower bound of its least eigenvalue, `1 / tr(H^{-1})`.
+    """The inverse of a positive semidefinite H, and a lower bound of its least eigenvalue, `tr(H^{-p})^{-1/p}`.
 
-    Both are of H with its rounding added, which is taken off the bound again.
+    Both are of H with its rounding added, which is taken off the bound again. For p = 1 the bound is too low by up to
+    the number of eigenvalues, n; for p = 2^(SQUARINGS + 1) by the p-th root of that at most.
     """
     size, identity = jnp.max(jnp.diag(H)), jnp.eye(len(H), dtype=H.dtype)
     shift = len(H) * jnp.finfo(H.dtype).eps * jnp.where(size > 0, size, 1.0)
@@ -124,4 +156,13 @@ def _invert(H: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "
 
     # The triangular solve of LAPACK takes 30 ms on two threads for what takes 0.1 ms on one.
     root = jax.lax.fori_loop(0, len(H), row, jnp.zeros_like(H))
-    return root.T @ root, jnp.maximum(1 / jnp.sum(root**2) - shift, 0.0)
+    inverse = root.T @ root
+    largest = jnp.trace(inverse)
+    # Powers of the inverse over the bound so far, whose traces can neither overflow nor underflow.
+    power = inverse / largest
+    for squaring in range(1, SQUARINGS + 1):
+        power = power @ power
+        trace = jnp.trace(power)
+        largest, power = largest * trace**0.5**squaring, power / trace
+    largest = largest * jnp.sum(power**2) ** 0.5 ** (SQUARINGS + 1)
+    return inverse, jnp.maximum(1 / largest - shift, 0.0)

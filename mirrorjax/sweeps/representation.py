@@ -85,14 +85,17 @@ def _candidate(start: Start | Started, one: OneLane) -> AbstractFlow | None:
 def _cost(start: Start | Started, one: OneLane) -> float:
     """Operations of one evaluation of the velocity and of its share of a step."""
 
-    def velocity(values: OneLane) -> PyTree:
-        motion = start(values)
-        state = motion.initial()
-        return unguarded_field(jnp.zeros((), state_dtype(state)), state, Field(motion, state))
-
-    traced = jax.make_jaxpr(velocity)(one)
+    # Kept between calls where the lane is a program: no Python of the user runs in it.
+    velocity = eqx.filter_jit(_first_velocity) if isinstance(start, Started) else _first_velocity
+    traced = jax.make_jaxpr(lambda values: velocity(start, values))(one)
     plain, transcendental = count_operations(traced.jaxpr)
     return plain + TRANSCENDENTAL * transcendental + BOOKKEEPING * sum(aval.size for aval in traced.out_avals)
+
+
+def _first_velocity(start: Start | Started, values: OneLane) -> PyTree:
+    motion = start(values)
+    state = motion.initial()
+    return unguarded_field(jnp.zeros((), state_dtype(state)), state, Field(motion, state))
 
 
 def _exists_everywhere(start: Start | Started, weights: Start | Started, lanes: Grid) -> bool:

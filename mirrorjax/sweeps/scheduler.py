@@ -8,7 +8,6 @@ sweep continues with the same bits.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -22,7 +21,7 @@ from ..compilation import Effort
 from ..dynamics.lanes import Outcome, advance, begin, mark_missing, read
 from ..dynamics.motion import AbstractFlow, AbstractMotion
 from ..dynamics.options import Options
-from ..dynamics.steppers import Lane, over_lanes
+from ..dynamics.steppers import Lane, change_where, over_lanes
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
@@ -33,13 +32,20 @@ from ..runs.grid import Grid, OneLane, Values
 # Segments in a row before control returns to the host, for the progress bar, a checkpoint or Ctrl-C.
 SEGMENTS = 32
 # The host refills a batch when one slot in so many is empty. So many lanes are also started together: fewer than a
-# batch, because starting a lane costs as much as several steps, and at least a few, because each start is a call and a
-# copy to the host. With 4 lanes a start, whatever the batch, a GPU spent nine tenths of a sweep on starting 1024 lanes.
+# batch, because starting a lane costs as much as several steps, and at least a few, which cost little more than one.
+# With 4 lanes a start, whatever the batch, a GPU spent nine tenths of a sweep on starting 1024 lanes. Lanes start in
+# the program that moves them: by calls of their own they took half of the time of a sweep of small lanes.
 REFILL = 16
-ENTERING = 4
+ENTERING = 8
+# The size of the smallest batch into which the last lanes of a group are moved.
+SMALLEST = 4
 
 LaneFunction = TypeAliasType("LaneFunction", Callable[..., tuple[Problem, Weights]])
 """Builds the problem and the initial weights of one lane from its grid values."""
+
+
+Starts = tuple[Bool[Array, " slots"], Bool[Array, " slots"]]
+"""The slots whose lane starts, and the slots that hold a lane."""
 
 
 class Start(eqx.Module):
@@ -135,7 +141,7 @@ class Scheduler(eqx.Module):
 
     def open(self, group: Int[np.ndarray, " group"]) -> Batch:
         """A group of which no lane has started."""
-        size = spread(min(self.slots, len(group)), self.devices)
+        size = self._full(group)
         carried, outcome = self.like
         return Batch(
             slots=np.full(size, -1),
@@ -147,19 +153,29 @@ class Scheduler(eqx.Module):
             executed=np.asarray(0),
         )
 
+    def _full(self, group: Int[np.ndarray, " group"]) -> int:
+        """The slots of a batch of this group in which lanes start."""
+        return spread(min(self.slots, len(group)), self.devices)
+
     def step(self, group: Int[np.ndarray, " group"], batch: Batch) -> Batch:
         """Starts lanes in empty slots, and advances all lanes until some have ended or a few segments are over."""
-        batch = self._shrink(self._admit(group, batch))
+        batch, entering = self._admit(group, batch)
+        if not np.any(entering):
+            batch = self._shrink(batch)
+            entering = entering[: batch.slots.size]
         values = self.grid.take(group[np.maximum(batch.slots, 0)])
         wanted = np.full(len(self.devices), self._leave(group, batch) // len(self.devices))
-        before = int(np.sum(np.asarray(batch.progress.work)[batch.slots >= 0]))
-        lanes = values, batch.progress, wanted
+        inside = batch.slots >= 0
+        before = int(np.sum(np.asarray(batch.progress.work)[inside & np.logical_not(entering)]))
+        # The parts of a program that start lanes are left out where none is left to start.
+        starts = None if batch.slots.size < self._full(group) else (entering, inside)
+        lanes = values, batch.progress, wanted, starts
         effort = Effort.LESS if self._is_early(group, batch) else Effort.FULL
-        progress, outcomes, driven = on_devices(_advance, self.program, lanes, self.devices, effort)
-        refuse_traced(
-            (progress, outcomes), "sweep"
-        )  # the lane may have closed over a number of an outer transformation
-        work = np.asarray(progress.work)[batch.slots >= 0]
+        with calling("the lane or metrics"):
+            progress, outcomes, driven = on_devices(_advance, self.program, lanes, self.devices, effort)
+        # The lane may have closed over a number of an outer transformation.
+        refuse_traced((progress, outcomes), "sweep")
+        work = np.asarray(progress.work)[inside]
         batch = eqx.tree_at(
             lambda batch: (batch.progress, batch.useful, batch.executed),
             batch,
@@ -167,15 +183,8 @@ class Scheduler(eqx.Module):
         )
         return _collect(batch, outcomes)
 
-    def _compute(self, fn: Callable, lanes: PyTree, effort: Effort) -> Any:
-        """Calls a function of `(program, lanes)` on the devices, and reports a user's function that keeps a tracer."""
-        with calling("the lane or metrics"):
-            results = on_devices(fn, self.program, lanes, self.devices, effort)
-        refuse_traced(results, "sweep")  # the lane may have closed over a number of an outer transformation
-        return results
-
     def _is_early(self, group: Int[np.ndarray, " group"], batch: Batch) -> bool:
-        """True if lanes start and take their next steps by programs that compile quickly.
+        """True if lanes take their next steps by a program that compiles quickly.
 
         Known from the batch alone, like the schedule, because a program that is compiled otherwise rounds otherwise.
         """
@@ -195,30 +204,19 @@ class Scheduler(eqx.Module):
             return empty + max(1, size // REFILL)
         return size - self._smaller(batch)
 
-    def _admit(self, group: Int[np.ndarray, " group"], batch: Batch) -> Batch:
-        """Starts lanes in the empty slots."""
+    def _admit(self, group: Int[np.ndarray, " group"], batch: Batch) -> tuple[Batch, Bool[np.ndarray, " slots"]]:
+        """Puts lanes into the empty slots; and the slots whose lane is to be started."""
         empty = np.flatnonzero(batch.slots < 0)
-        entering = self._next(group, batch)[: empty.size]
-        if not entering.size:
-            return batch
-        size = spread(min(max(ENTERING, batch.slots.size // REFILL), batch.slots.size), self.devices)
-        effort = Effort.LEAST if self._is_early(group, batch) else Effort.LESS
-        # All copies to the host are asked for before the first is waited for.
-        slots, progress = batch.slots.copy(), jax.tree.map(np.array, jax.device_get(batch.progress))
-        for first in range(0, entering.size, size):
-            lanes = entering[first : first + size]
-            padded = group[np.pad(lanes, (0, size - lanes.size), mode="edge")]
-            started = jax.device_get(self._compute(_begin, self.grid.take(padded), effort))
-            into = empty[first : first + size]
-            slots[into[: lanes.size]] = lanes
-            # Slots beyond the lanes get a copy of the last one, at rest: a state of zeros need not be one of the flow.
-            for leaf, new in zip(jax.tree.leaves(progress), jax.tree.leaves(started), strict=True):
-                leaf[into] = new[: into.size]
-        progress = eqx.tree_at(lambda lane: lane.running, progress, progress.running & (slots >= 0))
-        started_now = batch.started.copy()
-        started_now[entering] = True
-        new = (slots, progress, started_now)
-        return eqx.tree_at(lambda batch: (batch.slots, batch.progress, batch.started), batch, new)
+        lanes = self._next(group, batch)[: empty.size]
+        entering = np.zeros(batch.slots.size, bool)
+        if not lanes.size:
+            return batch, entering
+        slots, started = batch.slots.copy(), batch.started.copy()
+        slots[empty[: lanes.size]] = lanes
+        # Slots beyond the first lanes get a lane at rest: a state of zeros need not be one of the flow.
+        entering[empty[: lanes.size] if np.any(started) else empty] = True
+        started[lanes] = True
+        return eqx.tree_at(lambda batch: (batch.slots, batch.started), batch, (slots, started)), entering
 
     def _next(self, group: Int[np.ndarray, " group"], batch: Batch) -> Int[np.ndarray, " waiting"]:
         """Lanes that have not started, in order of falling predicted cost, so that no long lane is left for the end.
@@ -242,7 +240,7 @@ class Scheduler(eqx.Module):
     def _smaller(self, batch: Batch) -> int:
         """The size of the next smaller batch, or 0."""
         half = spread(batch.slots.size // 2, self.devices)
-        return half if self.shrink and ENTERING <= half < batch.slots.size else 0
+        return half if self.shrink and SMALLEST <= half < batch.slots.size else 0
 
     def _shrink(self, batch: Batch) -> Batch:
         """Moves the lanes into half as many slots when all have started and half of the slots are empty."""
@@ -270,7 +268,7 @@ def _begin_and_read(program: Program, values: OneLane) -> tuple[Lane, Outcome]:
 def computation(program: Program, values: OneLane) -> tuple:
     """The whole computation of one lane, by the very functions that move batches: it identifies a stored sweep."""
     lanes = jax.tree.map(lambda value: value[None], values)
-    return _advance(program, (lanes, _begin(program, lanes), jnp.zeros(1, int)))
+    return _advance(program, (lanes, _begin(program, lanes), jnp.zeros(1, int), None))
 
 
 def _zeros(like: PyTree, count: int) -> PyTree:
@@ -282,13 +280,15 @@ def _begin(program: Program, values: Values) -> Lane:
     return over_lanes(program.start, lambda motion: begin(motion, program.options))(values)
 
 
-def _advance(program: Program, lanes: tuple[Values, Lane, Int[Array, " devices"]]) -> tuple:
+def _advance(program: Program, lanes: tuple[Values, Lane, Int[Array, " devices"], Starts | None]) -> tuple:
     """Segments in a row, until enough slots are empty; also the outcomes, and the work that slots were driven through.
 
-    **Arguments:** `lanes`: values, lanes, and the number of slots that must be empty.
+    **Arguments:** `lanes`: values, lanes, the number of slots that must be empty, and the slots whose lane starts.
     """
-    values, progress, wanted = lanes
+    values, progress, wanted, starts = lanes
     options, work = program.options, program.start.flow.clock.steps_per_segment
+    if starts is not None:
+        progress = _enter(program, values, progress, starts)
 
     def body(carry: tuple) -> tuple:
         count, driven, progress = carry
@@ -302,6 +302,14 @@ def _advance(program: Program, lanes: tuple[Values, Lane, Int[Array, " devices"]
     _, driven, progress = jax.lax.while_loop(more, body, (jnp.array(0), jnp.array(0), progress))
     outcomes = over_lanes(program.start, lambda motion, lane: read(motion, options, lane))(values, progress)
     return progress, outcomes, driven[None] * progress.running.size
+
+
+def _enter(program: Program, values: Values, progress: Lane, starts: Starts) -> Lane:
+    """Starts the lanes of some slots. Slots without a lane are at rest."""
+    entering, inside = starts
+    together = max(ENTERING, entering.size // REFILL)
+    progress = change_where(entering, together, lambda own, _: _begin(program, own), values, progress)
+    return eqx.tree_at(lambda lane: lane.running, progress, progress.running & inside)
 
 
 def _collect(batch: Batch, outcomes: Outcome) -> Batch:

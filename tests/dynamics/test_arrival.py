@@ -10,6 +10,7 @@ import pytest
 import mirrorjax as mj
 from mirrorjax.dynamics.arrival import _invert
 from mirrorjax.dynamics.flows.primal import WeightFlow
+from mirrorjax.dynamics.steppers import change_where
 
 Z = jax.random.normal(jax.random.key(3), (6, 10))
 OBJECTIVE = mj.LeastSquares(Z, Z @ jnp.zeros(10).at[:2].set(1.0))
@@ -60,5 +61,17 @@ def test_the_least_eigenvalue_is_not_overestimated():
     inverse, least = _invert(H)
     np.testing.assert_allclose(inverse @ H, np.eye(6), atol=1e-6)
     assert 0 < least <= np.linalg.eigvalsh(H)[0]
+    # The bound by the trace of the inverse alone would be 0.1 of the least eigenvalue.
+    wide = jax.random.normal(jax.random.key(4), (40, 100))
+    _, least = _invert(wide @ wide.T)
+    assert 0.6 < least / np.linalg.eigvalsh(wide @ wide.T)[0] <= 1
     _, none = _invert(jnp.ones((3, 3)))
     assert none <= 1e-14
+
+
+def test_marked_lanes_are_changed_whatever_their_number():
+    values, lanes = jnp.arange(7.0), jnp.zeros((7, 2))
+    for marked in ([], [3], [0, 1, 4, 5, 6], range(7)):
+        flags = jnp.zeros(7, bool).at[jnp.array(marked, int)].set(True)
+        changed = change_where(flags, 2, lambda own, few: few + own[:, None] + 1, values, lanes)
+        np.testing.assert_array_equal(changed, np.where(flags[:, None], values[:, None] + 1, 0.0) * np.ones(2))

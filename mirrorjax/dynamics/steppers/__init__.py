@@ -2,7 +2,13 @@
 
 from ..options import Options
 from ..solvers.rkc import RKC
-from .base import AbstractStepper as AbstractStepper, Lane as Lane, Prepare as Prepare, over_lanes as over_lanes
+from .base import (
+    AbstractStepper as AbstractStepper,
+    Lane as Lane,
+    Prepare as Prepare,
+    change_where as change_where,
+    over_lanes as over_lanes,
+)
 from .evaluations import RKCStepper
 from .steps import DiffraxStepper
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ...results import RESULTS
@@ -59,3 +60,21 @@ class AbstractStepper(eqx.Module):
 def over_lanes(prepare: Prepare, fn: Callable) -> Callable:
     """Turns a function of `(motion, ..)` of one lane into a function of `(values, ..)` of many."""
     return jax.vmap(lambda values, *rest: fn(prepare(values), *rest))
+
+
+def change_where(
+    marked: Bool[Array, " lanes"], together: int, change: Callable, values: PyTree, lanes: PyTree
+) -> PyTree:
+    """Replaces the marked lanes by `change(values, lanes)`, which is computed for so many lanes at a time."""
+    count = marked.size
+
+    def some(carry: tuple[Bool[Array, " lanes"], PyTree]) -> tuple[Bool[Array, " lanes"], PyTree]:
+        marked, lanes = carry
+        wanted, chosen = jax.lax.top_k(marked.astype(int), min(together, count))
+        chosen = jnp.where(wanted == 1, chosen, count)
+        own, few = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="clip"), (values, lanes))
+        new = change(own, few)
+        lanes = jax.tree.map(lambda leaf, new: leaf.at[chosen].set(new, mode="drop"), lanes, new)
+        return marked.at[chosen].set(False, mode="drop"), lanes
+
+    return jax.lax.while_loop(lambda carry: jnp.any(carry[0]), some, (marked, lanes))[1]
