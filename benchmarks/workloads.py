@@ -170,4 +170,7 @@ WORKLOADS: dict[str, Callable[[], Workload]] = {
     "W5 powers": lambda: powers(16),
     "W5 logs": lambda: logs(32),
     "W6": lambda: labels(32),
+    # Of few lanes: what a sweep does before its first step counts.
+    "W5 logs of 36 lanes": lambda: logs(6),
+    "W6 of 36 lanes": lambda: labels(6),
 }
