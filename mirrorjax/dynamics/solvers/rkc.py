@@ -9,6 +9,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, ArrayLike, Bool, Float, Int, PyTree
 
@@ -28,6 +29,8 @@ _SETTLED = 0.005
 _MIXING = 0.01
 # A batch is not narrowed below this: its products would take as long.
 _NARROWEST = 4
+# The most numbers of `noise` that are a constant of the program.
+_CONSTANT = 4096
 
 
 class RKCState(eqx.Module):
@@ -330,10 +333,12 @@ def noise(y: PyTree) -> PyTree:
 
 
 def _noise(first: int, like: Array) -> Array:
-    count = jnp.uint32(first) + lax.iota(jnp.uint32, like.size)
+    # A loop reads a constant faster than it computes it, but a long one makes the program slow to compile.
+    xp: Any = np if like.size <= _CONSTANT else jnp
+    count = xp.arange(like.size, dtype=np.uint32) + xp.uint32(first)
     # Products of 32 bits wrap around, which keeps the fractional part. 2654435769 is 2^32 (sqrt 5 - 1) / 2, rounded.
-    fraction = (count * count * jnp.uint32(2654435769)).astype(like.dtype) * 2.0**-32
-    return (fraction - 0.5).reshape(like.shape)
+    fraction = (count * count * xp.uint32(2654435769)).astype(like.dtype) * 2.0**-32
+    return jnp.asarray((fraction - 0.5).reshape(like.shape), like.dtype)
 
 
 def norm(tree: PyTree, dtype: jnp.dtype) -> Scalar:
