@@ -38,7 +38,7 @@ def lower_in_one_context() -> None:
     """
     try:
         from jax._src.interpreters import mlir  # no part of JAX's interface
-        from jax._src.lib.mlir import ir
+        from jaxlib.mlir import ir
 
         make = mlir.make_ir_context
     except (ImportError, AttributeError):
