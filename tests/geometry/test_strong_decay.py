@@ -223,7 +223,9 @@ def test_limits_keep_their_digits_where_mu_has_lost_them(case):
             left = np.exp(log_left)
             return np.array([at(share * (1 - left), 1 - share * (1 - left) if share < 1 else left, s) for share in z])
 
-        return points(brentq(lambda log_left: z @ points(log_left) - y, -60.0, -1e-9, xtol=1e-14, rtol=1e-15))
+        return points(
+            brentq(lambda log_left: z @ points(log_left) - y, -60.0, -1e-9, xtol=1e-14, rtol=np.float64(1e-15))
+        )
 
     for s, found, along in zip(strengths, x, slope, strict=True):
         np.testing.assert_allclose(found, expected(1.5, s), rtol=3e-11)
