@@ -30,8 +30,8 @@ N = 3
 # c a stays above -0.07 (c = 0.7), where every family still has range; the last lane is never switched off.
 ALPHAS, T_OFFS = jnp.array([0.1, 0.0, 0.04]), jnp.array([1.0, 0.5, jnp.inf])
 TS = np.array([0.0, 0.4, 1.0, 1.7, 2.5])
-# Beside power2, whose formulas the two have at another constant: a family compiles for six seconds here. Their g and
-# their R have tests of their own.
+# Without two families of one class with others, R of hadamard2 (power1) and of power2 (power3): a family compiles for
+# six seconds here. Their g and their R have tests of their own.
 FLOWS = [name for name in FAMILIES if name not in ("power1", "power3")]
 WITH_R = [name for name in with_legendre() if name in FLOWS]
 
