@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from registry import FAMILIES
 
 import mirrorjax as mj
-from tests.registry import FAMILIES
 
 C = 0.9
 STRONG = {

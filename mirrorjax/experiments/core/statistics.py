@@ -11,7 +11,7 @@ from ...runs.dataset import Dataset
 
 
 class OverSeeds:
-    """A variable of a training's dataset over seeds: mean, standard deviation (n - 1), and a text of both.
+    """A variable of a training's dataset over seeds: mean, standard deviation (n - 1; NaN for one seed), and their text.
 
     **Arguments:** `dataset`: with the dimension `seed`, and others that stay.
     """
@@ -20,7 +20,8 @@ class OverSeeds:
         values = dataset[variable]
         self.each = values.values
         self.mean = values.mean("seed").values
-        self.deviation = values.std("seed", ddof=1).values
+        several = values.sizes["seed"] > 1  # NumPy warns about the deviation of one number
+        self.deviation = values.std("seed", ddof=1).values if several else np.full_like(self.mean, math.nan)
 
     def columns(self, name: str, at: Any) -> dict[str, Any]:
         """The entries of a table's row: the text under the name, and both numbers for the file."""
