@@ -11,7 +11,7 @@ from ...runs.dataset import Dataset
 
 
 class OverSeeds:
-    """A variable of a training's dataset over seeds: mean, standard deviation (n - 1; NaN for one seed), and their text.
+    """A variable of a training over seeds: mean, standard deviation (n - 1; NaN for one seed), and a text of both.
 
     **Arguments:** `dataset`: with the dimension `seed`, and others that stay.
     """
