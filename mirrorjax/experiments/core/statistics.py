@@ -11,7 +11,7 @@ from ...runs.dataset import Dataset
 
 
 class OverSeeds:
-    """A variable of a training over seeds: mean, standard deviation (n - 1; NaN for one seed), and a text of both.
+    """A variable of a training over seeds: mean, standard deviation (n - 1; NaN for one number), and a text of both.
 
     **Arguments:** `dataset`: with the dimension `seed`, and others that stay.
     """
@@ -20,8 +20,9 @@ class OverSeeds:
         values = dataset[variable]
         self.each = values.values
         self.mean = values.mean("seed").values
-        several = values.sizes["seed"] > 1  # NumPy warns about the deviation of one number
-        self.deviation = values.std("seed", ddof=1).values if several else np.full_like(self.mean, math.nan)
+        # xarray's `std` warns where fewer than two seeds have a number.
+        count, squares = values.count("seed"), ((values - values.mean("seed")) ** 2).sum("seed")
+        self.deviation = np.sqrt(squares / (count - 1).where(count > 1)).values
 
     def columns(self, name: str, at: Any) -> dict[str, Any]:
         """The entries of a table's row: the text under the name, and both numbers for the file."""
