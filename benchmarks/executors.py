@@ -7,7 +7,8 @@ A run of G groups on W workers takes about
     start + compile + max(G / W * group, G * caller)
 
 seconds: workers start and compile side by side, a group is computed by one worker, and the caller hands groups out and
-stores them one after the other. The four numbers are measured; the table for more workers is arithmetic with them.
+stores them one after the other. Workers compile anew in every run, since the lane travels to them anew: a group is what
+a run of four times as many groups takes longer. The table for more workers is arithmetic with the four numbers.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def lanes(count: int) -> dict[str, np.ndarray]:
 
 
 def measure(workers: int, groups: int, folder: Path) -> dict[str, float]:
-    """Runs sweeps of one group for each worker, which compiles, and then of several, warm."""
+    """Runs a sweep of so many groups, and one of four times as many."""
     objective = problem()
 
     def lane(alpha):
@@ -62,7 +63,8 @@ def measure(workers: int, groups: int, folder: Path) -> dict[str, float]:
     def run(executor, count, name):
         begun, used = time.perf_counter(), time.process_time()
         ds = mj.sweep(lane, lanes(8 * CHUNK * count), t1=100.0, chunk=CHUNK, executor=executor, store=folder / name)
-        return time.perf_counter() - begun, time.process_time() - used, ds
+        assert set(ds.status.values) == {"successful"}
+        return time.perf_counter() - begun, time.process_time() - used
 
     payloads, pickled = [], executors._pickled
 
@@ -75,19 +77,18 @@ def measure(workers: int, groups: int, folder: Path) -> dict[str, float]:
     with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
         assert len(set(pool.map(ready, range(workers)))) == workers
         start = time.perf_counter() - begun
-        cold, plan, _ = run(pool, workers, f"cold {workers}")
-        warm, caller, ds = run(pool, groups, f"warm {workers}")
+        run(pool, workers, f"first {workers}")
+        few, caller_few = run(pool, groups, f"few {workers}")
+        many, caller_many = run(pool, 4 * groups, f"many {workers}")
     executors._pickled = pickled
-    assert set(ds.status.values) == {"successful"}
-    written = sum(file.stat().st_size for file in (folder / f"warm {workers}").rglob("group-*"))
+    written = sum(file.stat().st_size for file in (folder / f"few {workers}").rglob("group-*"))
     return {
         "workers": workers,
         "start": start,
-        "cold": cold,
-        "plan": plan,
-        "warm": warm,
-        "caller": caller,
-        "groups": groups,
+        "few": few,
+        "many": many,
+        "a_group": (many - few) / (3 * groups),
+        "caller": (caller_many - caller_few) / (3 * groups),
         "payload": len(payloads[-1]),
         "result": written / groups,
     }
@@ -101,32 +102,30 @@ def extrapolated(cost: dict[str, float], groups: int, workers: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--groups", type=int, default=8, help="groups of the warm runs")
+    parser.add_argument("--groups", type=int, default=8, help="groups of the smaller of two runs")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the record, executors-cpu.json")
     arguments = parser.parse_args()
     groups = arguments.groups
     jax.config.update("jax_enable_x64", True)
     with tempfile.TemporaryDirectory() as place:
         one, two = (measure(workers, groups, Path(place)) for workers in (1, 2))
-    few, many = one["plan"], one["caller"]
-    group = one["warm"] - many
     cost = {
         "start": one["start"],
-        "compile": one["cold"] - group / groups,
-        "group": group / groups,
-        "caller": max((many - few) / (groups - 1), 1e-4),
+        "compile": one["few"] - groups * one["a_group"],
+        "group": one["a_group"],
+        "caller": max(one["caller"], 1e-4),
     }
     about = {"machine_info": machine(), "commit_info": commit()}
     print(json.dumps(about))
     sent, back = (one[name] / 1e3 for name in ("payload", "result"))
     print(f"a group: {8 * CHUNK} lanes of {N} x {D}; sent {sent:.0f} kB, back {back:.0f} kB")
-    print("\n| workers | start s | first groups s | warm s | of the caller s | warm, times one worker |")
+    print(f"\n| workers | start s | {groups} groups s | {4 * groups} groups s | s a group | times one worker |")
     print("|---|---|---|---|---|---|")
     for row in (one, two):
-        ratio = one["warm"] / row["warm"]
+        times = one["a_group"] / row["a_group"]
         print(
-            f"| {row['workers']} | {row['start']:.1f} | {row['cold']:.1f} | {row['warm']:.2f} | {row['caller']:.2f} | "
-            f"{ratio:.2f} |"
+            f"| {row['workers']} | {row['start']:.1f} | {row['few']:.1f} | {row['many']:.1f} | {row['a_group']:.3f} | "
+            f"{times:.2f} |"
         )
     print("\nthe four numbers: " + ", ".join(f"{name} {seconds:.3g} s" for name, seconds in cost.items()))
     print(f"workers beyond which the caller is the slower side: {cost['group'] / cost['caller']:.0f}")
