@@ -22,7 +22,7 @@ class OverSeeds:
         self.mean = values.mean("seed").values
         # xarray's `std` warns where fewer than two seeds have a number.
         count, squares = values.count("seed"), ((values - values.mean("seed")) ** 2).sum("seed")
-        self.deviation = np.sqrt(squares / (count - 1).where(count > 1)).values
+        self.deviation = np.sqrt((squares / (count - 1).where(count > 1)).values)
 
     def columns(self, name: str, at: Any) -> dict[str, Any]:
         """The entries of a table's row: the text under the name, and both numbers for the file."""
