@@ -81,8 +81,8 @@ def predict_limit(
     and in Z and y. Linearly dependent rows of Z are allowed: Newton then moves in their span alone, and derivatives in
     Z and y are those of the projection of y on range(Z).
 
-    After strong decay of a product of depth p mu is as large as `e^(-(p-2)s)`, s = 2ca. Then Z x = y still holds to rtol,
-    but that mu lies in range(Z^T) holds to the rounding of mu alone, which moves x by up to eps e^(-(p-2)s).
+    After strong decay of a product of depth p mu is as large as `e^(-(p-2)s)`, s = 2ca. Then Z x = y still holds to
+    rtol, but that mu lies in range(Z^T) holds to the rounding of mu alone, which moves x by up to eps e^(-(p-2)s).
 
     Derivatives are NaN where `Z J J^T Z^T` is singular to rounding: when strong decay leaves x with fewer than
     rank(Z) entries above rounding, how x answers a change of y is decided by entries below it. An entry of start that
