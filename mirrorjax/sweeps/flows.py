@@ -150,9 +150,7 @@ def sweep(
     shrink = operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     # Workers get the functions themselves, because a jaxpr cannot be pickled.
     carried_out = program if workers is None else _untraced(program, lane, given)
-    scheduler = Scheduler(
-        carried_out, lanes, min(slots, len(lanes)), chosen, like, shrink, EARLY / max(operations, 1.0)
-    )
+    scheduler = Scheduler(carried_out, lanes, min(slots, len(lanes)), chosen, like, shrink, EARLY / operations)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     dataset = run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
@@ -296,7 +294,7 @@ def _tolerance(steady: Number | None) -> Float[Array, ""] | None:
 
 
 def _cost_of_a_lane(program: Program, one: OneLane) -> tuple[float, bool]:
-    """Operations by which a lane is started, moved by one velocity and saved; and True if it may end before t1.
+    """Operations, at least 1, by which a lane is started, moved once and saved; and True if it may end before t1.
 
     In this the lane and the metrics are also seen to be pure, unless they are programs, which have been.
     """
@@ -312,7 +310,7 @@ def _cost_of_a_lane(program: Program, one: OneLane) -> tuple[float, bool]:
         return computed
 
     traced = (trace if is_known else trace_pure)(probe, one, "the lane or metrics")
-    return count_operations(traced.jaxpr.jaxpr)[0], early[0] and program.options.ts.size == 1
+    return max(count_operations(traced.jaxpr.jaxpr)[0], 1.0), early[0] and program.options.ts.size == 1
 
 
 def _look(program: Program, values: OneLane) -> tuple[PyTree, PyTree, PyTree, bool]:

@@ -26,7 +26,7 @@ from .dilated import DilatedLegendre
 from .hyperbolic import SquareDifferenceLegendre
 from .levels import AbstractLevelLegendre, Moves, way
 from .separable import Values, exact, refuse_unless_positive, scaled_strength
-from .stable import arcsinh_ratio, exp_excess, hyperbolic_gap, hypotenuse, log_ratio
+from .stable import arcsinh_ratio, exp_excess, hyperbolic_gap, hypotenuse, log_ratio, sign_of
 
 
 class PowerDifferenceLegendre(AbstractLevelLegendre):
@@ -135,8 +135,7 @@ class PowerDifferenceLegendre(AbstractLevelLegendre):
         """`s = log(S/P)` at x: from the parts, or from the larger level and |x| where the smaller part underflows."""
         (P, S), (plus, minus) = self.levels(mu, a), self.parts(x, mu, a)
         lost = jnp.minimum(plus, minus) < jnp.finfo(x.dtype).tiny
-        sign = jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
-        far = sign * (jnp.log(jnp.where(x < 0, P, S)) + jnp.log(jnp.where(lost, jnp.abs(x), 1.0)) / self._q)
+        far = sign_of(x) * (jnp.log(jnp.where(x < 0, P, S)) + jnp.log(jnp.where(lost, jnp.abs(x), 1.0)) / self._q)
         return jnp.where(lost, far, log_ratio(*(jnp.where(lost, 1.0, part) for part in (plus, minus))) / self._q)
 
     def parts(self, x: Values, mu: Values, a: Strength) -> tuple[Values, Values]:
@@ -169,7 +168,7 @@ def _excess(s: Values, args: tuple[Values, float]) -> Values:
     """arcsinh of it, which is nearly straight on both scales, over its target."""
     target, q = args
     # The ratio is `sign(s) (1 - e^(-q |s|)) (1 + e^|s|)^q`, whose second factor may exceed the floats.
-    sign = jnp.where(s < 0, -1.0, 1.0).astype(s.dtype)
+    sign = sign_of(s)
     size = sign * s
     return sign * arcsinh_ratio(-jnp.expm1(-q * size), -q * jax.nn.softplus(size)) - target
 

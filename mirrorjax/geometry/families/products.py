@@ -26,6 +26,7 @@ from ..points import Recovered, Strength, shape_of
 from ..roots import monotone_root
 from ..tied import tied
 from .separable import AbstractSeparableLegendre, Values
+from .stable import sign_of
 
 # In the variable y no singularity comes nearer to the path than pi/2, and a path is rarely longer than 24. Gauss's rule
 # with 20 nodes on a panel of length 3 errs by (pi/3 + sqrt(1 + pi^2/9))^-40 = 1e-16, relatively.
@@ -167,14 +168,14 @@ class _Curve(eqx.Module):
         # Points without R are replaced by one that has it, so that they spoil no derivative of others.
         w = jnp.where(self.exists, w, 1.0)
         least = jnp.take_along_axis(w, index, axis=0)
-        self.signs = jnp.where(~self.smallest & (w < 0), -1.0, 1.0).astype(w.dtype)
+        self.signs = jnp.where(self.smallest, 1.0, sign_of(w))
         size = jnp.abs(w)
         self.gaps = jnp.where(self.smallest, 0.0, (size - jnp.abs(least)) * (size + jnp.abs(least)))
         square = jnp.min(jnp.where(self.smallest, jnp.inf, self.gaps), axis=0)
         self.crosses = square > 0
         self.b = jnp.where(self.crosses, jnp.sqrt(jnp.where(self.crosses, square, 1.0)), 0.0)
         v = jnp.prod(self.signs, axis=0) * least[0]
-        self.side = jnp.where(v < 0, -1.0, 1.0).astype(w.dtype)
+        self.side = sign_of(v)
         by_sinh = jnp.arcsinh(v / jnp.where(self.crosses, self.b, 1.0))
         self.start = jnp.where(self.crosses, by_sinh, self.side * jnp.log(jnp.where(self.crosses, 1.0, jnp.abs(v))))
         self.low, self.high, self.falls, self.rises = self._regions()

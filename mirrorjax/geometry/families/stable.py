@@ -24,6 +24,11 @@ Values = Float[Array, "..."]
 _TERMS = 19  # of the series of e^t up to |t| = 1: 1/19! is below the rounding of float64
 
 
+def sign_of(x: Values) -> Values:
+    """-1 below 0 and 1 elsewhere, also at 0, in the dtype of x."""
+    return jnp.where(x < 0, -1.0, 1.0).astype(x.dtype)
+
+
 @jax.custom_jvp
 def arcsinh_ratio(x: Values, log_A: Values) -> Values:
     """`arcsinh(x / A)`, elementwise."""
@@ -115,7 +120,7 @@ def hyperbolic_gap(x: Values, z: Values, log_A: Values) -> Values:
     log1p of a positive number; for two points on either side of 0 nothing cancels.
     """
     opposite = (x > 0) != (z > 0)
-    larger, sign = jnp.abs(x) >= jnp.abs(z), jnp.where(x + z < 0, -1.0, 1.0)
+    larger, sign = jnp.abs(x) >= jnp.abs(z), sign_of(x + z)
     hi, lo = jnp.maximum(jnp.abs(x), jnp.abs(z)), jnp.minimum(jnp.abs(x), jnp.abs(z))
     H_hi, H_lo = hypotenuse(hi, log_A), hypotenuse(lo, log_A)
     largest = jnp.finfo(x.dtype).max
