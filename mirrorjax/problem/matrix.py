@@ -3,6 +3,7 @@
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, PyTree
@@ -40,6 +41,18 @@ _MEASURED = (
 )
 
 
+@jax.custom_jvp
+def _gram(U: Float[Array, "n r"]) -> Float[Array, "n n"]:
+    """`U U^T`, whose derivative `D + D^T`, `D = dU U^T`, takes one product in either mode; JAX's own takes two."""
+    return U @ U.T
+
+
+@_gram.defjvp
+def _gram_jvp(primals: tuple, tangents: tuple) -> tuple[Float[Array, "n n"], Float[Array, "n n"]]:
+    half = tangents[0] @ primals[0].T
+    return _gram(primals[0]), half + half.T
+
+
 class Gram(AbstractReparameterization):
     """`X = U U^T`, positive semidefinite n x n.
 
@@ -55,7 +68,7 @@ class Gram(AbstractReparameterization):
     smooth_everywhere = property(lambda self: True)
 
     def __call__(self, w: Weights) -> Float[Array, "n n"]:
-        return w @ w.T
+        return _gram(w)
 
     def check(self, w: PyTree) -> None:
         (factor,) = check_factors(w, 1, "Gram", "U (n, r)")
