@@ -135,13 +135,11 @@ def test_mirror_flow_is_refused_where_there_is_no_legendre_function(name):
         solve(Problem(g, h, 0.1, objective), w0, t1=1.0, flow=MirrorFlow())
 
 
-@pytest.mark.parametrize("method", ["closed_form", "numeric"])
-def test_a_given_legendre_function_of_the_problem_is_taken(method):
+def test_a_given_legendre_function_of_the_problem_is_taken():
     problem, w0 = hadamard_problem(SwitchOff(0.3, 1.0))
-    R = legendre(problem.g, problem.h, w0, method=method)
-    if method == "closed_form":
-        given, own = solve(problem, w0, t1=2.0, flow=MirrorFlow(R)), solve(problem, w0, t1=2.0, flow=MirrorFlow())
-        np.testing.assert_array_equal(given.x, own.x)
+    R = legendre(problem.g, problem.h, w0)
+    given, own = solve(problem, w0, t1=2.0, flow=MirrorFlow(R)), solve(problem, w0, t1=2.0, flow=MirrorFlow())
+    np.testing.assert_array_equal(given.x, own.x)
     assert bool(MirrorFlow(R).prepare(problem, w0).belongs)
 
 

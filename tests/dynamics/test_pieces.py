@@ -103,11 +103,7 @@ def test_decay_that_ends_at_t1_is_decay_that_never_ends(family, solver):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "solver"),
-    [
-        (mj.SwitchOff, diffrax.Kvaerno4()),
-        (mj.LinearDecay, diffrax.Kvaerno5()),
-        (mj.CosineDecay, diffrax.Kvaerno5()),
-    ],
+    [(mj.SwitchOff, diffrax.Kvaerno4()), (mj.CosineDecay, diffrax.Kvaerno5())],  # a jump, and a change of curvature
 )
 def test_derivatives_by_stages_beyond_the_step(schedule, solver):
     def slope(solver):

@@ -10,6 +10,7 @@ from jaxtyping import install_import_hook
 from rich.console import Console
 
 from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
+from mirrorjax.experiments.core import run as core_run
 
 # The modules that import flax: other tests do without them. Their annotations are checked, too.
 with install_import_hook("mirrorjax", "beartype.beartype"):
@@ -42,7 +43,10 @@ def run_in(parent: Path, name: str, bits: int = 64) -> RunFolder:
     experiment = EXPERIMENTS[name]
     setting = Setting("quick", experiment.seed, bits)
     folder = RunFolder(parent / name, name, setting, Console(file=io.StringIO()), experiment.summary)
-    experiment.load()(folder, setting)
+    with pytest.MonkeyPatch.context() as patch:
+        # To draw a figure takes half a second. That both formats are written is tested in test_report.py.
+        patch.setattr(core_run, "FIGURES", ("png",))
+        experiment.load()(folder, setting)
     folder.require_shown()
     folder.finish("finished")
     return folder

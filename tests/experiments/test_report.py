@@ -137,6 +137,11 @@ def test_the_same_folder_gives_the_same_page(fake_run):
     assert (fake_run / REPORT).read_bytes() == before
 
 
+def test_each_figure_is_a_png_and_a_pdf(fake_run):
+    for ending in ("png", "pdf"):
+        assert {path.stem for path in fake_run.glob(f"*.{ending}")} == {"first", "second"}
+
+
 def test_a_claim_that_names_no_figure_and_no_table_of_its_run_is_refused(tmp_path, quiet):
     def run(folder: RunFolder, setting: Setting) -> None:
         folder.save_table("numbers", [{"value": 1.0}])

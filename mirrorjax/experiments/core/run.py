@@ -25,6 +25,7 @@ from .tables import Claim, as_text, write_rows
 
 CONFIG = "config.json"
 CHECKPOINTS = "checkpoints"
+FIGURES = ("png", "pdf")  # each figure is written in these formats
 
 
 class RunFolder:
@@ -114,7 +115,7 @@ class RunFolder:
 
     def save_figure(self, name: str, figure: Figure, caption: str = "") -> None:
         """Write `name`.png and `name`.pdf; `caption`: a sentence or two under it in the report."""
-        for ending in ("png", "pdf"):
+        for ending in FIGURES:
             self._write(f"{name}.{ending}", lambda path: plot.save(figure, path))
         self._record(figures=self._config["figures"] | {name: {"caption": caption, "alt": plot.describe(figure)}})
 
