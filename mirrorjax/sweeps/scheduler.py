@@ -8,6 +8,7 @@ sweep continues with the same bits.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -69,6 +70,10 @@ class Start(eqx.Module):
         program = as_program(self, one)
         return program if isinstance(program, Start) else Started(program, self.flow, self.t1)
 
+    def followed_by(self, flow: AbstractFlow, one: OneLane) -> "Start | Started":
+        """The start of another flow of the same lane."""
+        return Start(self.lane, flow, self.t1).traced(one)
+
 
 class Started(eqx.Module):
     """A `Start` whose Python has run: `prepare` is the program by which it makes a motion of grid values."""
@@ -79,6 +84,22 @@ class Started(eqx.Module):
 
     def __call__(self, values: OneLane) -> AbstractMotion:
         return self.prepare(values)
+
+    def followed_by(self, flow: AbstractFlow, one: OneLane) -> "Start | Started":
+        """The start of another flow of the same lane, of whose motion the problem and the weights are known."""
+        other = as_program(_Followed(self.prepare, flow), one)
+        return Started(other, flow, self.t1)
+
+
+class _Followed(eqx.Module):
+    """Starts another flow from the problem and the weights of a motion."""
+
+    prepare: Callable[[OneLane], Any]
+    flow: AbstractFlow
+
+    def __call__(self, values: OneLane) -> AbstractMotion:
+        motion = self.prepare(values)
+        return self.flow.prepare(motion.problem, motion.w0)
 
 
 class Program(eqx.Module):

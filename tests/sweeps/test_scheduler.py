@@ -10,6 +10,7 @@ from sweep_problems import OBJECTIVE, lane
 import mirrorjax as mj
 from mirrorjax.compilation import Effort
 from mirrorjax.sweeps import flows, scheduler
+from mirrorjax.sweeps.plan import make_plan
 
 
 def executed(dataset) -> float:
@@ -66,12 +67,11 @@ def test_smaller_batches_do_not_trace_the_lane_again(monkeypatch):
     grid = {"alpha": np.geomspace(1e-3, 20.0, 8), "t_off": np.geomspace(0.5, 500.0, 8)}
     first = mj.sweep(counted, grid, t1=600.0, chunk=8)
     count = len(traces)
-    # To its program, once more to see that it is pure, and for the flow of measurements; the sizes 8 and 4 use the
-    # programs.
-    assert count == 3
+    # To its program, and once more to see that it is pure; the sizes 8 and 4 use the program.
+    assert count == 2
     assert first.attrs["efficiency"] > 0.9
     mj.sweep(counted, {**grid, "alpha": grid["alpha"] * 1.1}, t1=500.0, chunk=8)
-    assert len(traces) == count + 3
+    assert len(traces) == count + 2
     same = mj.sweep(lane, grid, t1=600.0, chunk=64)
     np.testing.assert_allclose(first.x, same.x, rtol=1e-9, atol=1e-12)
 
@@ -106,8 +106,8 @@ def test_a_callback_gets_every_lane_once():
 
 def test_a_resumed_sweep_changes_to_the_faster_program_where_it_did_before(monkeypatch, tmp_path):
     """The first steps are taken by a program that compiles quickly, and both programs round differently."""
-    monkeypatch.setattr(flows, "_cost_of_a_lane", lambda *_: (1.0, False))
-    monkeypatch.setattr(flows, "EARLY", 256.0 * 4 * 2)  # two calls of 256 steps for four slots
+    early = 256.0 * 4 * 2  # two calls of 256 steps for four slots
+    monkeypatch.setattr(flows, "make_plan", lambda *given: make_plan(*given)._replace(operations=flows.EARLY / early))
     efforts, on_devices = [], scheduler.on_devices
 
     def spy(fn, shared, lanes, devices, effort):
