@@ -202,10 +202,12 @@ def to_dataset(labels: Labels, lanes: Mapping[str, Any], about: About, settings:
     """
     dims, shape = tuple(labels.shape), tuple(labels.shape.values())
 
-    def variable(name: str, array: Any) -> tuple[tuple[str, ...], Any]:
+    def variable(name: str, array: Any) -> xr.Variable | tuple[tuple[str, ...], Any]:
         time = ("time",) if name in about.over_time else ()
         data = array.labelled(shape) if isinstance(array, Stored) else array.reshape(shape + array.shape[1:])
-        return (*dims, *time, *_dimensions(name, about)), data
+        dimensions = (*dims, *time, *_dimensions(name, about))
+        # xarray copies an array of texts several times to look for dates in it, unless it is a variable already.
+        return xr.Variable(dimensions, data, fastpath=True) if about.is_status(name) else (dimensions, data)
 
     named = about.named(lanes)
     data = {name: variable(name, named[name]) for name in about.results}
