@@ -132,7 +132,9 @@ def sweep(
     if slots is None:
         slots = choose_slots(size_of(carried), len(lanes), chosen, **room)
         if plan.arrives and chunk is None and chosen[0].platform == "cpu":
-            slots = min(slots, max(FEWEST * len(chosen), len(lanes) // REPLACED))
+            most = min(slots, max(FEWEST * len(chosen), len(lanes) // REPLACED))
+            # Such lanes take about equally many steps: full batches in a row leave no slot empty.
+            slots = -(-len(lanes) // -(-len(lanes) // most))
     shrink = plan.operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     # Workers get the functions themselves, because a jaxpr cannot be pickled.
     carried_out = program if workers is None else _untraced(program, lane, given)

@@ -21,7 +21,7 @@ from ..dynamics.arrival import may_arrive
 from ..dynamics.guards import Field
 from ..dynamics.lanes import FORWARD, Outcome
 from ..dynamics.motion import AbstractMotion, state_dtype
-from ..dynamics.options import Integration, choose_flow, make_options, with_metrics_traced
+from ..dynamics.options import Integration, Options, choose_flow, make_options, with_metrics_traced
 from ..dynamics.steppers import Lane
 from ..programs import Computed, key_of
 from ..runs.configuration import require_pure, trace, trace_pure, traced_once
@@ -70,15 +70,16 @@ def make_plan(lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Num
         return _plans[key]
     require_pure(start, lambda: start_of.traced(one), "the lane")
     require_pure(how, with_metrics, "metrics")
-    metrics = how.get("metrics")
-    how = {**how, "metrics": NoMetrics() if metrics is None else metrics}
+    how = how.copy()
+    if how.get("metrics") is None:
+        how["metrics"] = NoMetrics()
     program = Program(*_choose(start, how, lanes, motion, state), tolerance)
     with calling("the lane or metrics"):
         like = shapes(program, one)
     plan = Plan(program, like, *_cost_of_a_lane(program, one))
     if key is not None:
         if len(_plans) >= MOST_PLANS:
-            _plans.pop(next(iter(_plans)))
+            _plans.pop(next(iter(_plans)), None)
         _plans[key] = plan
     return plan
 
@@ -93,7 +94,7 @@ def _key(start: Start | Started, how: Integration, steady: Float[Array, ""] | No
 
 def _choose(
     start: Start | Started, how: Integration, lanes: Grid, motion: AbstractMotion, state: PyTree
-) -> tuple[Start | Started, Any]:
+) -> tuple[Start | Started, Options]:
     """The variables and the solver that are given or, else, cheapest.
 
     **Arguments:** `motion`, `state`: the shapes of those of `start`.
