@@ -99,7 +99,7 @@ def sweep(
     - `chunk`: lanes solved together on all devices; chosen from the memory that is free when `None`.
     - `devices`: where; all local ones of the first platform when `None`. Several hosts, after
       `jax.distributed.initialize()`, share the lanes; give them one `store`, and `open_sweep` it at the end.
-    - `executor`: workers that compute the groups of `8 * chunk` lanes, with the same bits: any
+    - `executor`: workers that compute the groups of up to `8 * chunk` lanes, with the same bits: any
       `concurrent.futures.Executor`, such as `client.get_executor()` of `dask.distributed`, or a function that makes
       one. A group whose worker dies goes to another.
     - `store`: a new folder that keeps results as they come, so that the sweep survives being killed. Needed where they

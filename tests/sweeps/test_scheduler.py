@@ -1,5 +1,8 @@
 """Slots stay full, slow and exploding lanes hold up no other, and every size of a batch is compiled once."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +12,7 @@ from sweep_problems import OBJECTIVE, lane
 
 import mirrorjax as mj
 from mirrorjax.compilation import Effort
+from mirrorjax.runs.grid import Grid
 from mirrorjax.sweeps import flows, scheduler
 from mirrorjax.sweeps.plan import make_plan
 
@@ -132,3 +136,24 @@ def test_a_resumed_sweep_changes_to_the_faster_program_where_it_did_before(monke
     assert efforts == taken[:2]
     xr.testing.assert_equal(mj.sweep(lane, grid, **how, **stored), whole)
     assert efforts == taken
+
+
+def test_long_lanes_start_first():
+    """Lanes 0 to 19 took 10 steps and lanes 40 to 49 took 100; lane 60 has taken 200, and lane 30 has just started."""
+    started, ended, steps = np.zeros(100, bool), np.zeros(100, bool), np.zeros(100, int)
+    ended[:20], ended[40:50] = True, True
+    steps[:20], steps[40:50] = 10, 100
+    started[ended] = started[[30, 60]] = True
+    progress = SimpleNamespace(steps=np.array([1, 200, 0]))
+    batch: Any = SimpleNamespace(
+        slots=np.array([30, 60, -1]),
+        progress=progress,
+        started=started,
+        ended=ended,
+        outcomes=SimpleNamespace(steps=steps),
+    )
+    over: Any = SimpleNamespace(grid=Grid({"alpha": np.linspace(0.1, 1.0, 100)}))
+    order = scheduler.Scheduler._next(over, np.arange(100), batch)
+    assert set(order) == set(np.flatnonzero(~started))
+    assert np.all(order[:30] >= 50), "lanes beside the slow one come first"
+    assert np.all(order[-9:] < 30), "lanes beside short ones come last, the lane that has just started aside"
