@@ -121,7 +121,7 @@ class Grid:
     def __len__(self) -> int:
         return int(np.prod(list(self.shape.values())))
 
-    def known(self) -> list[tuple[str, Values]]:
+    def values_by_axis(self) -> list[tuple[str, Values]]:
         """Returns the values of the parameters along each dimension, in the default precision."""
         return list(zip(self.axes, self._values, strict=True))
 

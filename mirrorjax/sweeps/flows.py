@@ -46,8 +46,10 @@ TEXTS = {
 # Batches of lanes in a group: enough that filling and emptying the slots costs little.
 BATCHES = 8
 # Where lanes may end long before t1, a CPU gets batches of a quarter of all lanes, so that most are replaced as they
-# end, but none below 16, where starting kernels takes more time than their work. Measured on `benchmarks/workloads.py`.
-REPLACED, FEWEST = 4, 16
+# end, but none below 16, and none of fewer operations a step than 6e6, where starting kernels takes more time than
+# their work: 36 lanes of 40 x 100 measurements took 0.15 s in one batch, half of whose work was for ended lanes, and
+# 0.26 s in batches of 12. Measured on `benchmarks/workloads.py`.
+REPLACED, FEWEST, LIGHTEST = 4, 16, 6e6
 # Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It pays where a thousand
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
@@ -132,7 +134,8 @@ def sweep(
     if slots is None:
         slots = choose_slots(size_of(carried), len(lanes), chosen, **room)
         if plan.arrives and chunk is None and chosen[0].platform == "cpu":
-            most = min(slots, max(FEWEST * len(chosen), len(lanes) // REPLACED))
+            fewest = max(FEWEST, int(LIGHTEST / plan.operations)) * len(chosen)
+            most = min(slots, max(fewest, len(lanes) // REPLACED))
             # Such lanes take about equally many steps: full batches in a row leave no slot empty.
             slots = -(-len(lanes) // -(-len(lanes) // most))
     shrink = plan.operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)

@@ -87,7 +87,7 @@ def make_plan(lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Num
 def _key(start: Start | Started, how: Integration, steady: Float[Array, ""] | None, lanes: Grid) -> Hashable | None:
     """All that a plan depends on, or `None` where it is not remembered."""
     is_known = isinstance(start, Started) and isinstance(how.get("metrics"), Computed | None)
-    everything = start, dict(how), steady, lanes.known()
+    everything = start, dict(how), steady, lanes.values_by_axis()
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(everything) if isinstance(leaf, jax.Array | np.ndarray))
     return key_of(everything) if is_known and size <= LARGEST_PLAN else None
 

@@ -243,28 +243,11 @@ class Scheduler(eqx.Module):
         return eqx.tree_at(lambda batch: (batch.slots, batch.started), batch, (slots, started)), entering
 
     def _next(self, group: Int[np.ndarray, " group"], batch: Batch) -> Int[np.ndarray, " waiting"]:
-        """Lanes that have not started, in order of falling predicted cost, so that no long lane is left for the end.
-
-        The predicted cost of a lane is the mean of those of its neighbours on the grid among the lanes that have ended,
-        and those that have taken more steps than half of them did: these count as costlier than all that have ended.
-        Of lanes that have just started nothing is known.
-        """
-        waiting, ended = np.flatnonzero(np.logical_not(batch.started)), batch.ended
-        if not (np.any(ended) and waiting.size):
-            return waiting
-        spent = np.where(ended, batch.outcomes.steps, 0)
+        """Lanes that have not started, the longest first as far as that is known."""
         inside = batch.slots >= 0
         taken = np.asarray(batch.progress.steps)[inside]
-        slow = taken > np.median(spent[ended])
-        late = batch.slots[inside][slow]
-        spent[late] = taken[slow] + np.max(spent)
-        known = np.concatenate([np.flatnonzero(ended), late])
-        from scipy.spatial import KDTree  # a tenth of a second, which sweeps of one batch do without
-
-        places = self.grid.places(group)
-        _, nearest = KDTree(places[known]).query(places[waiting], min(NEIGHBOURS, known.size))
-        predicted = np.mean(spent[known[nearest.reshape(waiting.size, -1)]], axis=1)
-        return waiting[np.argsort(-predicted, kind="stable")]
+        steps = np.where(batch.ended, batch.outcomes.steps, 0)
+        return longest_first(self.grid.places(group), batch.started, batch.ended, steps, batch.slots[inside], taken)
 
     def _smaller(self, batch: Batch) -> int:
         """The size of the next smaller batch, or 0."""
@@ -279,6 +262,37 @@ class Scheduler(eqx.Module):
         kept = np.argsort(batch.slots < 0, kind="stable")[:size]
         progress = jax.tree.map(lambda leaf: np.asarray(leaf)[kept], batch.progress)
         return eqx.tree_at(lambda batch: (batch.slots, batch.progress), batch, (batch.slots[kept], progress))
+
+
+def longest_first(
+    places: Float[np.ndarray, "group axes"],
+    started: Bool[np.ndarray, " group"],
+    ended: Bool[np.ndarray, " group"],
+    steps: Int[np.ndarray, " group"],
+    running: Int[np.ndarray, " running"],
+    taken: Int[np.ndarray, " running"],
+) -> Int[np.ndarray, " waiting"]:
+    """Lanes that have not started, in order of falling predicted cost, so that no long lane is left for the end.
+
+    The predicted cost of a lane is the mean of those of its neighbours on the grid among the lanes that have ended, and
+    those that have taken more steps than half of them did: these count as costlier than all that have ended. Of lanes
+    that have just started nothing is known.
+
+    **Arguments:** `places`: of the lanes on the grid; `steps`: of the lanes that have ended; `running`: the lanes in
+    slots, and the steps that they have `taken`.
+    """
+    waiting = np.flatnonzero(np.logical_not(started))
+    if not (np.any(ended) and waiting.size):
+        return waiting
+    is_slow = taken > np.median(steps[ended])
+    spent = steps.copy()
+    spent[running[is_slow]] = taken[is_slow] + np.max(steps)
+    known = np.concatenate([np.flatnonzero(ended), running[is_slow]])
+    from scipy.spatial import KDTree  # a tenth of a second, which sweeps of one batch do without
+
+    _, nearest = KDTree(places[known]).query(places[waiting], min(NEIGHBOURS, known.size))
+    predicted = np.mean(spent[known[nearest.reshape(waiting.size, -1)]], axis=1)
+    return waiting[np.argsort(-predicted, kind="stable")]
 
 
 def shapes(program: Program, values: OneLane) -> tuple[Lane, Outcome]:

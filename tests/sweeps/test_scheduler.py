@@ -1,8 +1,5 @@
 """Slots stay full, slow and exploding lanes hold up no other, and every size of a batch is compiled once."""
 
-from types import SimpleNamespace
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,9 +9,9 @@ from sweep_problems import OBJECTIVE, lane
 
 import mirrorjax as mj
 from mirrorjax.compilation import Effort
-from mirrorjax.runs.grid import Grid
 from mirrorjax.sweeps import flows, scheduler
 from mirrorjax.sweeps.plan import make_plan
+from mirrorjax.sweeps.scheduler import longest_first
 
 
 def executed(dataset) -> float:
@@ -144,16 +141,8 @@ def test_long_lanes_start_first():
     ended[:20], ended[40:50] = True, True
     steps[:20], steps[40:50] = 10, 100
     started[ended] = started[[30, 60]] = True
-    progress = SimpleNamespace(steps=np.array([1, 200, 0]))
-    batch: Any = SimpleNamespace(
-        slots=np.array([30, 60, -1]),
-        progress=progress,
-        started=started,
-        ended=ended,
-        outcomes=SimpleNamespace(steps=steps),
-    )
-    over: Any = SimpleNamespace(grid=Grid({"alpha": np.linspace(0.1, 1.0, 100)}))
-    order = scheduler.Scheduler._next(over, np.arange(100), batch)
-    assert set(order) == set(np.flatnonzero(~started))
+    places = np.linspace(0, 1, 100)[:, None]
+    order = longest_first(places, started, ended, steps, np.array([30, 60]), np.array([1, 200]))
+    np.testing.assert_array_equal(np.sort(order), np.flatnonzero(~started))
     assert np.all(order[:30] >= 50), "lanes beside the slow one come first"
     assert np.all(order[-9:] < 30), "lanes beside short ones come last, the lane that has just started aside"
