@@ -23,7 +23,7 @@ from workloads import Workload, products
 BASE = {"lanes": 64, "d": 100, "n": 40, "t1": 55.0}
 CHANGES: dict[str, tuple[float, ...]] = {
     "lanes": (16, 256, 1024),
-    "d": (1000, 10_000),
+    "d": (300, 1000),
     "n": (10, 160),
     "t1": (5.5, 550),
 }
