@@ -5,7 +5,7 @@
 - `lanes`: a sweep of many lanes of a scalar flow, results in memory. The plan is `memory_of` the results; used is
   what the peak of the process rises by, against a sweep of two groups, which compiles the same programs.
 - `wide`: a sweep of lanes of 1e6 numbers in a memory of a few GB, less than all lanes at a time would take. The plan is
-  that memory; used is what the peak rises by from the call on.
+  what the batch, a group and all results take; used is what the peak rises by from the call on.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from first_answer import RESULTS, commit, machine
 
 import mirrorjax as mj
 from mirrorjax.runs import engine, memory
+from mirrorjax.sweeps import flows
 
 SCALAR_CHUNK = 1024
 
@@ -65,7 +66,7 @@ def lanes(count: int) -> dict[str, int]:
 
 
 def wide(free: int, count: int) -> dict[str, int]:
-    d = 1_000_000
+    d, planned = 1_000_000, []
     objective = mj.LeastSquares(jnp.asarray(np.random.default_rng(0).normal(size=(1, d)) / d**0.5), jnp.ones(1))
 
     def lane(alpha):
@@ -74,6 +75,15 @@ def wide(free: int, count: int) -> dict[str, int]:
     class Machine:
         available = free
 
+    def spy(lane_bytes, lanes, devices, *, result_bytes, batches, stored):
+        slots = memory.choose_slots(
+            lane_bytes, lanes, devices, result_bytes=result_bytes, batches=batches, stored=stored
+        )
+        group = slots * result_bytes * batches * memory.GROUP_COPIES
+        planned.append(slots * lane_bytes * memory.COPIES + group + lanes * result_bytes)
+        return slots
+
+    flows.choose_slots = spy
     memory.psutil.virtual_memory = lambda: Machine
     used, ds = rise(
         lambda: mj.sweep(
@@ -87,7 +97,7 @@ def wide(free: int, count: int) -> dict[str, int]:
         (memory, "_own_memory"),
     )
     assert (ds.status == "successful").all()
-    return {"planned": free, "used": used}
+    return {"free": free, "planned": planned[0], "used": used}
 
 
 def main() -> None:
@@ -112,7 +122,7 @@ def main() -> None:
     planned, used = scalar.values()
     print(f"{given.lanes:,} lanes of a scalar flow: planned {planned / 1e6:.0f} MB, used {used / 1e6:.0f} MB")
     free = fresh("wide", 3 * 10**9, 40)
-    print(f"40 lanes of 1e6 numbers in 3 GB: used {free['used'] / 1e9:.2f} GB, {free['used'] / free['planned']:.2f}")
+    print(f"40 lanes of 1e6 numbers in 3 GB: planned {free['planned'] / 1e9:.2f}, used {free['used'] / 1e9:.2f} GB")
     record = {"machine_info": machine(), "commit_info": commit(), "lanes": given.lanes, "scalar": scalar, "wide": free}
     (given.out / "memory-cpu.json").write_text(json.dumps(record, indent=1) + "\n")
 

@@ -7,6 +7,7 @@ values of them give other results without a compilation. Every other number in i
 """
 
 import functools
+import hashlib
 import types
 import weakref
 from collections.abc import Callable, Hashable
@@ -125,6 +126,21 @@ def _form(leaf: Any) -> tuple[tuple[int, ...], Any]:
     return leaf.shape, dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
 
 
+def key_of(tree: PyTree) -> Hashable | None:
+    """A key that trees of functions and modules share if they are the same programs with the same constants.
+
+    `None` for a tree with a part of which that cannot be told. Functions that are no `Computed` are the same if they
+    are one object, as they are to `jax.jit`.
+    """
+    leaves, structure = jax.tree.flatten(tree)
+    try:
+        key = structure, tuple(_value_key(leaf, ()) for leaf in leaves)
+        hash(key)  # a module may have a static field that cannot be hashed
+    except (_Incomparable, TypeError):
+        return None
+    return key
+
+
 def is_same(one: PyTree, other: PyTree) -> bool:
     """True if two trees of functions and modules are the same programs with the same constants.
 
@@ -225,11 +241,13 @@ def _is_typed(value: Any) -> bool:
 
 
 def _array_key(value: Any) -> Hashable:
-    """Type, dtype, shape and bytes: 0.0 and -0.0 are different numbers here, and NaN equals itself."""
+    """Type, dtype, shape and bytes, or their checksum: 0.0 and -0.0 are different numbers, and NaN equals itself."""
     if isinstance(value, jax.Array) and jnp.issubdtype(value.dtype, jax.dtypes.prng_key):
         return str(jax.random.key_impl(value)), _array_key(jax.random.key_data(value))
     array = np.asarray(value)
-    return type(value), array.dtype, array.shape, array.tobytes()
+    content = array.tobytes()
+    # A long key would keep a copy of the constants of a program in memory.
+    return type(value), array.dtype, array.shape, content if len(content) <= 64 else hashlib.sha256(content).digest()
 
 
 def interned(value: Any) -> Any:

@@ -39,9 +39,11 @@ NEAR = 0.1
 
 def may_arrive(motion: AbstractMotion) -> bool:
     """True for motions of which this file may know that they have arrived."""
-    problem = motion.problem
-    known = isinstance(problem.objective, LeastSquares) and isinstance(problem.g, CONVEX)
-    return known and motion.can_be_displaced
+    f, g = motion.problem.objective, motion.problem.g
+    if not (isinstance(f, LeastSquares) and isinstance(g, CONVEX) and motion.can_be_displaced):
+        return False
+    # Of more measurements than unknowns Z D Z^T is singular, so that nothing bounds its least eigenvalue.
+    return f.Z.shape[0] <= f.Z.shape[1]
 
 
 def arrive(prepare: Prepare, options: Options, values: object, lanes: Lane) -> Lane:

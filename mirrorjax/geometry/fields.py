@@ -11,7 +11,6 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax.experimental.sparse.linalg import lobpcg_standard
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
@@ -203,6 +202,8 @@ def _extreme_singular_values(
 
     gram = jax.vmap(along_x if side == fields.size else along_w, in_axes=1, out_axes=1)
     start = jax.random.normal(key, (side, 5), point.dtype)
+    from jax.experimental.sparse.linalg import lobpcg_standard  # imports a part of SciPy, for 0.3 s
+
     top = jnp.max(lobpcg_standard(gram, start, m=50)[0])
     bottom = top - lobpcg_standard(lambda v: top * v - gram(v), start, m=100)[0]
     return jnp.sqrt(jnp.maximum(jnp.concatenate([top[None], bottom]), 0.0))

@@ -81,21 +81,28 @@ def trace_pure(fn: Callable[[OneLane], PyTree], values: OneLane, name: str = "th
     return first
 
 
-def program_of(make: Callable[[], PyTree], name: str, caller: str) -> PyTree:
-    """Traces functions of a user to their programs by `make()`, twice.
+def traced_once(make: Callable[[], PyTree], name: str, caller: str) -> PyTree:
+    """Traces functions of a user to their programs by `make()`; `require_pure` tells whether they are pure.
 
     **Arguments:** `name`: the function, and `caller`: who calls it, in errors.
-    **Raises:** as `trace_pure`.
+    **Raises:** as `trace`.
     """
     with calling(name):
-        first, second = make(), make()
+        made = make()
     raise_if_stopped()
-    refuse_traced(first, caller)
+    refuse_traced(made, caller)
+    return made
+
+
+def require_pure(first: PyTree, make: Callable[[], PyTree], name: str) -> None:
+    """Traces functions of a user once more. Raises as `trace_pure` if they become other programs than `first`."""
+    with calling(name):
+        second = make()
+    raise_if_stopped()
     if not is_concrete(second):
         raise TypeError(KEPT.format(name, ""))
     if not is_same(first, second):
         raise ValueError(_IMPURE.format(name))
-    return first
 
 
 _IMPURE = (

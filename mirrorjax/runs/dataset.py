@@ -202,19 +202,28 @@ def to_dataset(labels: Labels, lanes: Mapping[str, Any], about: About, settings:
     """
     dims, shape = tuple(labels.shape), tuple(labels.shape.values())
 
-    def variable(name: str, array: Any) -> tuple[tuple[str, ...], Any]:
+    def variable(name: str, array: Any) -> xr.Variable:
         time = ("time",) if name in about.over_time else ()
         data = array.labelled(shape) if isinstance(array, Stored) else array.reshape(shape + array.shape[1:])
-        return (*dims, *time, *_dimensions(name, about)), data
+        return _variable((*dims, *time, *_dimensions(name, about)), data)
 
     named = about.named(lanes)
     data = {name: variable(name, named[name]) for name in about.results}
     coordinates = labels.coordinates() | ({} if about.ts is None else {"time": ("time", np.asarray(about.ts))})
+    coordinates = {name: _variable((dimension,), values) for name, (dimension, values) in coordinates.items()}
     dataset = Dataset(data, coords=coordinates, attrs={key: as_attribute(value) for key, value in settings.items()})
     for name in set(about.texts) & set(dataset.variables):
         text, units = about.texts[name]
         dataset[name].attrs.update(long_name=text, units=units)
     return dataset
+
+
+def _variable(dimensions: tuple[str, ...], data: Any) -> xr.Variable:
+    """A variable of data as they are.
+
+    Otherwise xarray imports dask, to look for its arrays, and copies arrays of texts, to look for dates in them.
+    """
+    return xr.Variable(dimensions, data, fastpath=True)
 
 
 def as_attribute(value: Any) -> str | int | float:

@@ -121,6 +121,10 @@ class Grid:
     def __len__(self) -> int:
         return int(np.prod(list(self.shape.values())))
 
+    def values_by_axis(self) -> list[tuple[str, Values]]:
+        """Returns the values of the parameters along each dimension, in the default precision."""
+        return list(zip(self.axes, self._values, strict=True))
+
     def take(self, lanes: Shaped[np.ndarray, " lanes"]) -> Values:
         """Returns the parameter values of these lanes, given by number."""
         positions = np.unravel_index(lanes, tuple(self.shape.values()))

@@ -89,9 +89,12 @@ def from_record(configuration: Mapping[str, Any]) -> Record:
 
 
 def groups_of(count: int, size: int) -> list[Int[np.ndarray, " _"]]:
-    """Returns the groups of lanes. Every lane is in one group, by a fixed permutation, whoever computes the group."""
-    mixed = np.random.default_rng(0).permutation(count)
-    return [mixed[start : start + size] for start in range(0, count, size)]
+    """Returns the groups of lanes: as few as groups of at most `size` lanes can be, of equal sizes up to one lane.
+
+    Every lane is in one group, by a fixed permutation, whoever computes the group. A last group of a few lanes would
+    need a program of its own.
+    """
+    return np.array_split(np.random.default_rng(0).permutation(count), -(-count // size))
 
 
 def _to_json(shape: Shape) -> list[Any]:

@@ -2,46 +2,35 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Unpack
 
-import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
 
-from ..calls import calling, refuse_traced, require_parameters
-from ..checks import Number, Numbers, as_time_scalar, require_positive
-from ..dynamics.arrival import may_arrive
-from ..dynamics.guards import Field
-from ..dynamics.lanes import FORWARD, Outcome
-from ..dynamics.motion import AbstractFlow, AbstractMotion, state_dtype
+from ..calls import refuse_traced, require_parameters
+from ..checks import Number, Numbers, as_time_scalar
+from ..dynamics.lanes import Outcome
+from ..dynamics.motion import AbstractFlow
 from ..dynamics.options import (
     Integration,
-    choose_flow,
-    make_options,
     refuse_unknown,
     with_integration,
-    with_metrics_traced,
 )
-from ..programs import Computed
 from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
-from ..runs.configuration import configuration, program_of, trace, trace_pure
+from ..runs.configuration import configuration, trace
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.executors import Executors, choose_place
-from ..runs.grid import Grid, OneLane, Zip
+from ..runs.grid import Grid, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
-from .operations import count_operations
-from .representation import all_stiff, choose_representation, choose_solver
-from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, Started, computation, shapes
+from .plan import NoMetrics, make_plan
+from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation
 
 # Long names and units of the variables.
 TEXTS = {
@@ -57,8 +46,10 @@ TEXTS = {
 # Batches of lanes in a group: enough that filling and emptying the slots costs little.
 BATCHES = 8
 # Where lanes may end long before t1, a CPU gets batches of a quarter of all lanes, so that most are replaced as they
-# end, but none below 16, where starting kernels takes more time than their work. Measured on `benchmarks/workloads.py`.
-REPLACED, FEWEST = 4, 16
+# end, but none below 16, and none of fewer operations a step than 6e6, where starting kernels takes more time than
+# their work: 36 lanes of 40 x 100 measurements took 0.15 s in one batch, half of whose work was for ended lanes, and
+# 0.26 s in batches of 12. Measured on `benchmarks/workloads.py`.
+REPLACED, FEWEST, LIGHTEST = 4, 16, 6e6
 # Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It pays where a thousand
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
@@ -110,7 +101,7 @@ def sweep(
     - `chunk`: lanes solved together on all devices; chosen from the memory that is free when `None`.
     - `devices`: where; all local ones of the first platform when `None`. Several hosts, after
       `jax.distributed.initialize()`, share the lanes; give them one `store`, and `open_sweep` it at the end.
-    - `executor`: workers that compute the groups of `8 * chunk` lanes, with the same bits: any
+    - `executor`: workers that compute the groups of up to `8 * chunk` lanes, with the same bits: any
       `concurrent.futures.Executor`, such as `client.get_executor()` of `dask.distributed`, or a function that makes
       one. A group whose worker dies goes to another.
     - `store`: a new folder that keeps results as they come, so that the sweep survives being killed. Needed where they
@@ -135,22 +126,23 @@ def sweep(
     refuse_traced((lane, grid, t1, steady, given), "sweep")
     lanes, (chosen, workers), t1 = Grid(grid), choose_place(devices, executor), as_time_scalar(t1, "t1")
     require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
-    one, program = lanes.first(), _program(lane, lanes, t1, steady, given)
-    start, options = program.start, program.options
-    with calling("the lane or metrics"):
-        like = carried, outcome = shapes(program, one)
-    operations, arrives = _cost_of_a_lane(program, one)
+    plan = make_plan(lane, lanes, t1, steady, given)
+    program, (carried, outcome), start, options = plan.program, plan.like, plan.program.start, plan.program.options
     named = _named(outcome)
     room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None}
     slots = recorded_slots(chunk, store, resume)
     if slots is None:
         slots = choose_slots(size_of(carried), len(lanes), chosen, **room)
-        if arrives and chunk is None and chosen[0].platform == "cpu":
-            slots = min(slots, max(FEWEST * len(chosen), len(lanes) // REPLACED))
-    shrink = operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
+        if plan.arrives and chunk is None and chosen[0].platform == "cpu":
+            fewest = max(FEWEST, int(LIGHTEST / plan.operations)) * len(chosen)
+            most = min(slots, max(fewest, len(lanes) // REPLACED))
+            # Such lanes take about equally many steps: full batches in a row leave no slot empty.
+            slots = -(-len(lanes) // -(-len(lanes) // most))
+    shrink = plan.operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     # Workers get the functions themselves, because a jaxpr cannot be pickled.
     carried_out = program if workers is None else _untraced(program, lane, given)
-    scheduler = Scheduler(carried_out, lanes, min(slots, len(lanes)), chosen, like, shrink, EARLY / operations)
+    early = EARLY / plan.operations
+    scheduler = Scheduler(carried_out, lanes, min(slots, len(lanes)), chosen, plan.like, shrink, early)
     settings = {field.name: getattr(options, field.name) for field in dataclasses.fields(options)}
     dataset = run(
         _Job(scheduler=scheduler, group_size=BATCHES * scheduler.slots, lane_bytes=size_of(outcome)),
@@ -160,7 +152,7 @@ def sweep(
         ),
         configure=lambda: configuration(
             lanes,
-            trace(lambda values: computation(program, values), one, "the lane or metrics"),
+            trace(lambda values: computation(program, values), lanes.first(), "the lane or metrics"),
             slots,
             chosen,
             settings | {"flow": start.flow, "steady": program.steady, "representation": _name(start.flow)},
@@ -176,61 +168,16 @@ def sweep(
     return dataset
 
 
-def _program(
-    lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Number | None, given: Integration
-) -> Program:
-    """Builds the part that the lanes share, with the variables and the solver that are given or, else, cheapest."""
-    start_of = Start(lane, choose_flow(given).without_dual(), t1)
-    one = lanes.first()
-    start = program_of(lambda: start_of.traced(one), "the lane", "sweep")
-    with calling("the lane"):
-        motion, state = _shapes_of_motion(start, one)
-    how = _with_metrics(given, motion, state)
-    # Arguments that do not fit are refused before anything is computed of the lanes.
-    make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, lambda: False)
-    is_free = given.get("flow") is None
-    if is_free:
-        with calling("the lane"):
-            start = choose_representation(start_of, start, lanes)
-            motion, state = _shapes_of_motion(start, one)
-    options = make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, partial(all_stiff, start, lanes))
-    if is_free and given.get("solver") is None:
-        options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options))
-    refuse_traced((one, start, options), "sweep")
-    return Program(start, options, _tolerance(steady))
-
-
 def _untraced(program: Program, lane: LaneFunction, given: Integration) -> Program:
     """The same, with the user's functions in the place of their programs."""
     metrics = given.get("metrics")
-    options = dataclasses.replace(program.options, metrics=_NoMetrics() if metrics is None else metrics)
+    options = dataclasses.replace(program.options, metrics=NoMetrics() if metrics is None else metrics)
     return Program(Start(lane, program.start.flow, program.start.t1), options, program.steady)
-
-
-def _with_metrics(given: Integration, motion: AbstractMotion, state: PyTree) -> Integration:
-    """The keywords, with the metrics as their program."""
-    how: Integration = program_of(lambda: with_metrics_traced(given, motion, state), "metrics", "sweep").copy()
-    if how.get("metrics") is None:
-        how["metrics"] = _NoMetrics()
-    return how
 
 
 def _name(flow: AbstractFlow) -> str:
     """The name of the flow that moves the lanes."""
     return type(flow).__name__
-
-
-def _shapes_of_motion(start: Start | Started, values: OneLane) -> tuple[AbstractMotion, PyTree]:
-    """The motion and the initial state of one lane, as shapes. Raises `ValueError` for a lane that is not pure."""
-    structure = []
-
-    def one(values: OneLane) -> PyTree:
-        motion = start(values)
-        arrays, static = eqx.partition((motion, motion.initial()), eqx.is_array)
-        structure.append(static)
-        return arrays
-
-    return eqx.combine(trace(one, values).out_info, structure[0])
 
 
 class _Job(AbstractJob):
@@ -276,45 +223,3 @@ def _named(outcome: Outcome) -> dict[str, Any]:
         "t_end": outcome.t_end,
     }
     return joined(named, metrics)
-
-
-class _NoMetrics(eqx.Module):
-    """The metrics of a sweep that has none."""
-
-    def __call__(self, t: Any, x: Any, w: Any) -> PyTree:
-        return {}
-
-
-def _tolerance(steady: Number | None) -> Float[Array, ""] | None:
-    if steady is None:
-        return None
-    tolerance = as_time_scalar(steady, "steady")
-    require_positive(tolerance, "steady", "; None for no such end")
-    return tolerance
-
-
-def _cost_of_a_lane(program: Program, one: OneLane) -> tuple[float, bool]:
-    """Operations, at least 1, by which a lane is started, moved once and saved; and True if it may end before t1.
-
-    In this the lane and the metrics are also seen to be pure, unless they are programs, which have been.
-    """
-    early = []
-
-    is_known = isinstance(program.start, Started) and isinstance(program.options.metrics, Computed | _NoMetrics)
-    # Kept between calls where no Python of the user runs in it, which might compute something else the next time.
-    look = eqx.filter_jit(_look) if is_known else _look
-
-    def probe(values: OneLane) -> PyTree:
-        *computed, known = look(program, values)
-        early.append(known)
-        return computed
-
-    traced = (trace if is_known else trace_pure)(probe, one, "the lane or metrics")
-    return max(count_operations(traced.jaxpr.jaxpr)[0], 1.0), early[0] and program.options.ts.size == 1
-
-
-def _look(program: Program, values: OneLane) -> tuple[PyTree, PyTree, PyTree, bool]:
-    motion, options = program.start(values), program.options
-    state = motion.initial()
-    tick, field = jnp.zeros((), state_dtype(state)), Field(motion, state)
-    return state, field.velocity(tick, state), field.save(options.metrics, tick, state), may_arrive(motion)

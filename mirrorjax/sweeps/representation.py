@@ -42,20 +42,20 @@ PACED, LONG = 1000, 9000
 ASKED = 2**18
 
 
-def choose_representation(lane: Start, start: Start | Started, lanes: Grid) -> Start | Started:
+def choose_representation(start: Start | Started, lanes: Grid) -> Start | Started:
     """The start of the flow with the cheapest steps among those that follow the weights of every lane.
 
     `WeightFlow` always does. `MirrorFlow` and, for measurements, `DualFlow` do where R_a has a closed form and exists
     in every lane up to t1. The cost is counted and not timed, so that the same sweep always gets the same flow. One
     evaluation of both costs the same, and `DualFlow` is a candidate where there are fewer measurements than unknowns.
 
-    **Arguments:** `lane`: the user's function, from which the other flows are started; `start`: that of `WeightFlow`.
+    **Arguments:** `start`: that of `WeightFlow`.
     """
     one = lanes.first()
     flow = _candidate(start, one)
     if flow is None:
         return start
-    other = Start(lane.lane, flow, lane.t1).traced(one)
+    other = start.followed_by(flow, one)
     is_cheaper = _cost(other, one) < _cost(start, one)
     return other if is_cheaper and _exists_everywhere(other, start, lanes) else start
 

@@ -10,6 +10,8 @@ from sweep_problems import OBJECTIVE, lane
 import mirrorjax as mj
 from mirrorjax.compilation import Effort
 from mirrorjax.sweeps import flows, scheduler
+from mirrorjax.sweeps.plan import make_plan
+from mirrorjax.sweeps.scheduler import longest_first
 
 
 def executed(dataset) -> float:
@@ -66,12 +68,11 @@ def test_smaller_batches_do_not_trace_the_lane_again(monkeypatch):
     grid = {"alpha": np.geomspace(1e-3, 20.0, 8), "t_off": np.geomspace(0.5, 500.0, 8)}
     first = mj.sweep(counted, grid, t1=600.0, chunk=8)
     count = len(traces)
-    # To its program, once more to see that it is pure, and for the flow of measurements; the sizes 8 and 4 use the
-    # programs.
-    assert count == 3
+    # To its program, and once more to see that it is pure; the sizes 8 and 4 use the program.
+    assert count == 2
     assert first.attrs["efficiency"] > 0.9
     mj.sweep(counted, {**grid, "alpha": grid["alpha"] * 1.1}, t1=500.0, chunk=8)
-    assert len(traces) == count + 3
+    assert len(traces) == count + 2
     same = mj.sweep(lane, grid, t1=600.0, chunk=64)
     np.testing.assert_allclose(first.x, same.x, rtol=1e-9, atol=1e-12)
 
@@ -106,8 +107,8 @@ def test_a_callback_gets_every_lane_once():
 
 def test_a_resumed_sweep_changes_to_the_faster_program_where_it_did_before(monkeypatch, tmp_path):
     """The first steps are taken by a program that compiles quickly, and both programs round differently."""
-    monkeypatch.setattr(flows, "_cost_of_a_lane", lambda *_: (1.0, False))
-    monkeypatch.setattr(flows, "EARLY", 256.0 * 4 * 2)  # two calls of 256 steps for four slots
+    early = 256.0 * 4 * 2  # two calls of 256 steps for four slots
+    monkeypatch.setattr(flows, "make_plan", lambda *given: make_plan(*given)._replace(operations=flows.EARLY / early))
     efforts, on_devices = [], scheduler.on_devices
 
     def spy(fn, shared, lanes, devices, effort):
@@ -132,3 +133,16 @@ def test_a_resumed_sweep_changes_to_the_faster_program_where_it_did_before(monke
     assert efforts == taken[:2]
     xr.testing.assert_equal(mj.sweep(lane, grid, **how, **stored), whole)
     assert efforts == taken
+
+
+def test_long_lanes_start_first():
+    """Lanes 0 to 19 took 10 steps and lanes 40 to 49 took 100; lane 60 has taken 200, and lane 30 has just started."""
+    started, ended, steps = np.zeros(100, bool), np.zeros(100, bool), np.zeros(100, int)
+    ended[:20], ended[40:50] = True, True
+    steps[:20], steps[40:50] = 10, 100
+    started[ended] = started[[30, 60]] = True
+    places = np.linspace(0, 1, 100)[:, None]
+    order = longest_first(places, started, ended, steps, np.array([30, 60]), np.array([1, 200]))
+    np.testing.assert_array_equal(np.sort(order), np.flatnonzero(~started))
+    assert np.all(order[:30] >= 50), "lanes beside the slow one come first"
+    assert np.all(order[-9:] < 30), "lanes beside short ones come last, the lane that has just started aside"

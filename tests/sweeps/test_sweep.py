@@ -116,13 +116,28 @@ def test_one_trace_whatever_the_values():
         traces.append(None)
         return lane(alpha, t_off)
 
-    mj.sweep(counted, {"alpha": ALPHAS, "t_off": T_OFFS}, t1=8.0, chunk=4)
-    first = len(traces)
-    # It is traced to its program, once more to see that it is pure, and for the flow of measurements;
-    # everything else uses the programs.
-    assert first == 3
+    grid = {"alpha": ALPHAS, "t_off": T_OFFS}
+    first = mj.sweep(counted, grid, t1=8.0, chunk=4)
+    # It is traced to its program, and once more to see that it is pure; everything else uses the program.
+    assert len(traces) == 2
     mj.sweep(counted, {"alpha": ALPHAS * 2, "t_off": T_OFFS + 0.3}, t1=7.0, rtol=1e-5, chunk=4)
-    assert len(traces) == first + 3
+    assert len(traces) == 4
+    again = mj.sweep(counted, grid, t1=8.0, chunk=4)
+    assert len(traces) == 5, "of an equal sweep all that was found before its first step is known"
+    xr.testing.assert_identical(first, again)
+
+
+def test_an_impure_lane_is_found_whose_program_is_known():
+    """Its program is that of a pure lane with other constants, which a sweep before it has remembered."""
+    random = np.random.default_rng(0)
+    fixed = jnp.asarray(random.normal(size=10))
+
+    def started(start):
+        return lambda alpha: (lane(alpha, 1.0)[0], (start(), jnp.zeros(10)))
+
+    mj.sweep(started(lambda: fixed), {"alpha": [0.1]}, t1=1.0)
+    with pytest.raises(ValueError, match="the lane is not pure"):
+        mj.sweep(started(lambda: jnp.asarray(random.normal(size=10))), {"alpha": [0.1]}, t1=1.0)
 
 
 def test_lane_may_be_a_module_whose_data_are_leaves():
