@@ -16,9 +16,21 @@ from jaxtyping import PyTree
 from ..checks import is_concrete, require_kind
 from ..compilation import Effort, compiled
 
+
+class StoredSteps(diffrax.AbstractAdjoint):
+    """Reverse mode as `dynamics/stored.py` does it for explicit solvers: the derivative of each kept step alone.
+
+    For the solvers of which it knows nothing, implicit and stabilized ones and those of descents, it is
+    `diffrax.RecursiveCheckpointAdjoint()`.
+    """
+
+    def loop(self, **how: Any) -> Any:
+        return diffrax.RecursiveCheckpointAdjoint().loop(**how)
+
+
 # The adjoints that differentiate the steps themselves. The others of diffrax solve another equation for the derivative,
 # which has no place for values saved on the way, nor for breakpoints.
-DIFFERENTIATES_STEPS = diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
+DIFFERENTIATES_STEPS = StoredSteps | diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
 NAMES = "diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint() or diffrax.ForwardMode()"
 
 
@@ -37,7 +49,7 @@ def require_adjoint(adjoint: Any) -> None:
 def choose_adjoint(inputs: PyTree) -> diffrax.AbstractAdjoint:
     """The adjoint for the derivatives that are being taken of a solve with these inputs.
 
-    `RecursiveCheckpointAdjoint` for one derivative in reverse mode, and where none shows; `ForwardMode` for forward
+    `StoredSteps` for one derivative in reverse mode, and where none shows; `ForwardMode` for forward
     mode alone (`jax.jvp`, `jax.jacfwd`); `DirectAdjoint` for both together (`jax.hessian`), or reverse mode twice.
     Transformations outside a `jax.jit` around the solve do not show. Where all inputs are known numbers nobody can
     differentiate the solve, and it is `ForwardMode`, whose loops are the simplest and are traced in half of the time.
@@ -50,7 +62,7 @@ def choose_adjoint(inputs: PyTree) -> diffrax.AbstractAdjoint:
         forward, reverse = max(forward, levels.count(True)), max(reverse, levels.count(False))
     if forward and not reverse:
         return diffrax.ForwardMode()
-    return diffrax.DirectAdjoint() if forward or reverse > 1 else diffrax.RecursiveCheckpointAdjoint()
+    return diffrax.DirectAdjoint() if forward or reverse > 1 else StoredSteps()
 
 
 def _levels(value: Any) -> list[bool]:

@@ -15,12 +15,15 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..checks import freeze
 from ..results import RESULTS, first_of
+from .adjoints import StoredSteps
 from .guards import Field, never_reached, vector_field
 from .motion import AbstractMotion, state_dtype
 from .options import Options
 from .pieces import OnPieces
 from .solution import Point, Solution, finite_rows
 from .solvers.controller import Ending, EndingFixed
+from .solvers.explicit import written_out
+from .stored import Inputs, Method, Ran, walk_and_save
 
 
 def integrate(motion: AbstractMotion, options: Options) -> Solution:
@@ -67,11 +70,11 @@ def run(
     step: Float[Array, ""],
     control: PyTree,
     max_steps: int,
-) -> diffrax.Solution:
+) -> Ran:
     """Integrates from tick 0 to tick `end`, or `max_steps` steps, the first of size `step`.
 
     **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at tick 0.
-    **Returns:** a diffrax solution, whose `ys` is `(saved, packed state)`.
+    **Returns:** what was saved, and the packed state at the end.
     """
     field = Field.packed(motion, state)
     controller = motion.controller(options.rtol, options.atol, end.dtype)
@@ -80,7 +83,11 @@ def run(
         ending = Ending(controller, end, first, control)
     else:
         ending = EndingFixed(controller, end, first, control)
-    return diffrax.diffeqsolve(
+    if isinstance(options.adjoint, StoredSteps) and (solver := written_out(options.solver)) is not None:
+        jumps = motion.problem.schedule.breakpoints.astype(end.dtype)
+        inputs = Inputs(field.anchor, field, eqx.Partial(save, options), None if options.end_only else ts, end, jumps)
+        return walk_and_save(inputs, Method(OnPieces(solver), ending, first, control, max_steps))
+    raw = diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),
         t0=jnp.zeros_like(end),
@@ -99,6 +106,8 @@ def run(
         max_steps=max_steps,
         throw=False,
     )
+    saved, final = cast(tuple, raw.ys)
+    return Ran(saved, jax.tree.map(lambda leaf: leaf[0], final), cast(tuple, raw.ts)[1][0], raw.stats, raw.result)
 
 
 class SavedAt(diffrax.AbstractAdjoint):
@@ -145,11 +154,11 @@ def first_step(
 
 
 def _solution(
-    motion: AbstractMotion, options: Options, state: PyTree, raw: diffrax.Solution, valid: RESULTS
+    motion: AbstractMotion, options: Options, state: PyTree, raw: Ran, valid: RESULTS
 ) -> Solution:
-    """The solution of a diffrax solve from `state`; `valid`: the status of the numbers it was given."""
-    saved, final = cast(tuple, raw.ys)
-    field, tick = Field.packed(motion, state), cast(tuple, raw.ts)[1][0]
+    """The solution of a solve from `state`; `valid`: the status of the numbers it was given."""
+    saved, final = raw.saved, jax.tree.map(lambda leaf: leaf[None], raw.final)
+    field, tick = Field.packed(motion, state), raw.tick
     ticks = motion.clock.ticks(jnp.append(options.ts, options.t1), tick.dtype)
     t_end = jnp.where(tick == ticks[-1], options.t1, motion.clock.time(tick))
     reached = ticks[:-1] <= tick
@@ -175,7 +184,7 @@ def _solution(
         kept, on_the_way = jax.tree.map(lambda leaf: leaf[1:-1], points), finite[1:-1]
     else:
         kept, on_the_way = saved, finite_rows(saved, reached.size)
-    end_state = field.unpack(jax.tree.map(lambda leaf: leaf[0], final))
+    end_state = field.unpack(raw.final)
     result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, end_state))
     went_well = jnp.all(on_the_way | jnp.logical_not(reached)) & finite[-1] & moving[-1]
     result = first_of(result, RESULTS.where(went_well, RESULTS.successful, RESULTS.diverged))
@@ -189,7 +198,7 @@ def _masked(
     last: Point,
     reached: Bool[Array, " time"],
     t_end: Float[Array, ""],
-    raw: diffrax.Solution,
+    raw: Ran,
     result: RESULTS,
 ) -> Solution:
     """The solution, with NaN at the save times that were not reached."""

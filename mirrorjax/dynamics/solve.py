@@ -14,7 +14,7 @@ from ..compilation import Effort, compiled
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
-from .adjoints import choose_adjoint, in_reverse, is_reversed_alone
+from .adjoints import StoredSteps, choose_adjoint, in_reverse, is_reversed_alone
 from .at_infinity import after_switch_off, solve_at_infinity
 from .blocks import for_lanes, in_blocks, is_batched
 from .integrate import integrate
@@ -104,7 +104,7 @@ def solve(
     # Functions of the problem are captured, others may close over numbers that are batched.
     functions = callable(how.get("metrics")) or any(map(callable, jax.tree.leaves((flow, how.get("solver")))))
     chosen = choose_adjoint(inputs) if adjoint is None else adjoint
-    reversible = adjoint is None and not functions and isinstance(chosen, diffrax.RecursiveCheckpointAdjoint)
+    reversible = adjoint is None and not functions and isinstance(chosen, StoredSteps)
     lanes = reversible and is_batched(inputs)
     options = make_options(flow, motion, dtype, t1, how, chosen)
     with calling("the problem"):
