@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..checks import freeze
-from .guards import Field, unguarded_field, vector_field
+from .guards import Field, unguarded_field
 from .pieces import OnPieces
 from .solvers.explicit import WrittenOut
 
@@ -29,6 +29,8 @@ Count = Int[Array, ""]
 Save = Callable[[Scalar, PyTree, Field], PyTree]
 loop = eqx.Partial(eqxi.while_loop, kind="lax")
 
+# The error of an explicit step shows a stage that is not finite, and a step that is kept has none.
+TERMS = diffrax.ODETerm(unguarded_field)
 # Steps whose states are all stored: as many as most solves take, and as fit into so many bytes.
 MOST_STORED, ROOM = 1024, 2**20
 # The times next to a breakpoint at which steps end and begin are the neighbours of it, or next but one.
@@ -154,8 +156,8 @@ def _is_under_way(walk: Walk, method: Method) -> Bool[Array, ""]:
 def _walk(inputs: Inputs, method: Method, places: Places | None) -> tuple[Walk, Record]:
     """Takes the steps, and stores what their derivative needs if there are places for it."""
     field, solver, y0 = inputs.field, method.solver, inputs.y0
-    terms, start, none = diffrax.ODETerm(vector_field), jnp.zeros_like(inputs.end), jnp.array(0)
-    rate = solver.init(terms, start, method.first, y0, field)
+    start, none = jnp.zeros_like(inputs.end), jnp.array(0)
+    rate = solver.init(TERMS, start, method.first, y0, field)
     walk = Walk(
         y0, start, method.first, rate, jnp.array(False), method.control, diffrax.RESULTS.successful, none, none, none
     )
@@ -164,10 +166,12 @@ def _walk(inputs: Inputs, method: Method, places: Places | None) -> tuple[Walk, 
     def advance(carry: tuple[Walk, Record]) -> tuple[Walk, Record]:
         now, record = carry
         jumped: Any = now.jumped if inputs.jumps.size else False
-        y, error, info, rate, _ = solver.step(terms, now.start, now.stop, now.y, field, now.rate, jumped)
-        error = jax.tree.map(lambda leaf: jnp.where(jnp.isnan(leaf), jnp.inf, leaf), error)
+        y, error, info, rate, _ = solver.step(TERMS, now.start, now.stop, now.y, field, now.rate, jumped)
+        # A stage outside the domain: the step is rejected and made shorter.
+        error = jax.tree.map(lambda leaf: jnp.where(jnp.isfinite(leaf), leaf, jnp.inf), error)
+        y = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(new), new, old), y, now.y)
         kept, start, stop, jumped, control, result = method.controller.adapt_step_size(
-            now.start, now.stop, now.y, y, field, error, solver.error_order(terms), now.control
+            now.start, now.stop, now.y, y, field, error, solver.error_order(TERMS), now.control
         )
         record, saved = _saved(inputs, method, now, record, kept, info)
         if places is not None:
@@ -293,10 +297,8 @@ class Backward(eqx.Module):
 
     def taken(self, y: PyTree, start: Scalar, stop: Scalar, field: Field) -> tuple[PyTree, PyTree]:
         """The state after a step, and what the solver knows about the states inside it."""
-        # A step that was kept met finite velocities only, and needs no guard.
-        terms = diffrax.ODETerm(unguarded_field)
-        rate = self.solver.init(terms, start, stop, y, field)
-        y1, _, info, _, _ = self.solver.step(terms, start, stop, y, field, rate, False)
+        rate = self.solver.init(TERMS, start, stop, y, field)
+        y1, _, info, _, _ = self.solver.step(TERMS, start, stop, y, field, rate, False)
         return y1, info
 
     def state(self, step: Count, last: Count, scratch: PyTree) -> tuple[PyTree, PyTree]:
