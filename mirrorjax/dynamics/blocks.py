@@ -11,6 +11,7 @@ import equinox as eqx
 import jax
 import jax.core
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from .options import Options
@@ -54,12 +55,29 @@ def in_blocks(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
         results = _blocks(run, size, batched[0], arrays)
         return results, jax.tree.map(lambda _: True, results)
 
-    @jax.custom_vjp
+    @eqx.filter_custom_vjp
     def solved(arrays: PyTree) -> PyTree:
         return alone(arrays)
 
-    solved.defvjp(lambda arrays: jax.vjp(run, arrays), lambda pull, slopes: pull(slopes))
+    @solved.def_fwd
+    def forward(perturbed: PyTree, arrays: PyTree) -> tuple[PyTree, PyTree]:
+        chosen, others = eqx.partition(arrays, perturbed)
+        results, pull = jax.vjp(lambda chosen: run(eqx.combine(chosen, others)), chosen)
+        return results, (results, pull)
+
+    @solved.def_bwd
+    def backward(kept: PyTree, slopes: PyTree, perturbed: PyTree, arrays: PyTree) -> PyTree:
+        results, pull = kept
+        return pull(jax.tree.map(_slope, results, slopes))[0]
+
     return eqx.combine(solved(arrays), rest[0])
+
+
+def _slope(result: Any, slope: Any) -> Any:
+    """The slope of a result, 0 where none is known."""
+    if slope is not None:
+        return slope
+    return jnp.zeros_like(result) if eqx.is_inexact_array(result) else np.zeros(result.shape, jax.dtypes.float0)
 
 
 def _blocks(run: Callable[[PyTree], PyTree], size: int, batched: PyTree, arrays: PyTree) -> PyTree:

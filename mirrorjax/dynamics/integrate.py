@@ -107,7 +107,8 @@ def run(
         throw=False,
     )
     saved, final = cast(tuple, raw.ys)
-    return Ran(saved, jax.tree.map(lambda leaf: leaf[0], final), cast(tuple, raw.ts)[1][0], raw.stats, raw.result)
+    stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
+    return Ran(saved, jax.tree.map(lambda leaf: leaf[0], final), cast(tuple, raw.ts)[1][0], stats, raw.result)
 
 
 class SavedAt(diffrax.AbstractAdjoint):
@@ -209,7 +210,6 @@ def _masked(
     else:
         metrics, loss = kept
         x, w, mu = jax.tree.map(lambda leaf: leaf[None], (last.x, last.w, last.mu))
-    stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
     return Solution(
         ts=options.ts,
         x=x,
@@ -220,7 +220,7 @@ def _masked(
         metrics=metrics,
         last=last,
         t_end=t_end,
-        stats=stats,
+        stats=raw.stats,
         result=result,
     )
 

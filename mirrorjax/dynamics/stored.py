@@ -144,8 +144,7 @@ def _solved_forward(perturbed: PyTree, inputs: Inputs, method: Method) -> tuple[
 def _results(walk: Walk, record: Record, method: Method) -> tuple:
     spent = _is_under_way(walk, method)
     result = diffrax.RESULTS.where(spent, diffrax.RESULTS.max_steps_reached, walk.result)
-    rejected = walk.tried - walk.kept
-    stats = {"num_steps": walk.tried, "num_accepted_steps": walk.kept, "num_rejected_steps": rejected}
+    stats = {"steps": walk.tried, "accepted_steps": walk.kept, "rejected_steps": walk.tried - walk.kept}
     return walk.y, record.saved, walk.start, stats, result
 
 
