@@ -1,6 +1,6 @@
 """How the steps of a solve are differentiated: the adjoint that fits the transformations around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffrax
@@ -65,19 +65,31 @@ def choose_adjoint(inputs: PyTree) -> diffrax.AbstractAdjoint:
     return diffrax.DirectAdjoint() if forward or reverse > 1 else StoredSteps()
 
 
-def _levels(value: Any) -> list[bool]:
-    """The derivatives that are being taken of a number, the innermost first: True for forward mode, False for reverse.
+def _tracers(value: Any) -> Iterator[Any]:
+    """The tracers of the transformations around a number, the innermost first.
 
     A tracer of a derivative holds the number itself as its `primal`, one of vmap as its `val`.
     """
-    levels = []
     while isinstance(value, jax.core.Tracer):
-        if hasattr(value, "primal"):
-            # Before JAX 0.7 reverse mode has the tracers of forward mode, with tangents that are not known yet.
-            known = not isinstance(getattr(value, "tangent", None), JaxprTracer)
-            levels.append(isinstance(value, JVPTracer) and known)
+        yield value
         value = getattr(value, "primal", getattr(value, "val", None))
-    return levels
+
+
+def _levels(value: Any) -> list[bool]:
+    """The derivatives that are being taken of a number, the innermost first: True for forward mode, False for reverse.
+
+    Before JAX 0.7 reverse mode has the tracers of forward mode, with tangents that are not known yet.
+    """
+    return [
+        isinstance(tracer, JVPTracer) and not isinstance(getattr(tracer, "tangent", None), JaxprTracer)
+        for tracer in _tracers(value)
+        if hasattr(tracer, "primal")
+    ]
+
+
+def has_lanes(inputs: PyTree) -> bool:
+    """True if `jax.vmap` is one of the transformations around numbers of the inputs, and shows."""
+    return any(hasattr(tracer, "batch_dim") for leaf in jax.tree.leaves(inputs) for tracer in _tracers(leaf))
 
 
 def is_reversed_alone(inputs: PyTree) -> bool:

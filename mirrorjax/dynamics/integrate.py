@@ -22,7 +22,7 @@ from .options import Options
 from .pieces import OnPieces
 from .solution import Point, Solution, finite_rows
 from .solvers.controller import Ending, EndingFixed
-from .solvers.explicit import written_out
+from .solvers.explicit import AbstractExplicit, in_loop
 from .stored import Inputs, Method, Ran, walk_and_save
 
 
@@ -83,7 +83,8 @@ def run(
         ending = Ending(controller, end, first, control)
     else:
         ending = EndingFixed(controller, end, first, control)
-    if isinstance(options.adjoint, StoredSteps) and (solver := written_out(options.solver)) is not None:
+    solver = options.solver if isinstance(options.solver, AbstractExplicit) else in_loop(options.solver)
+    if isinstance(options.adjoint, StoredSteps) and solver is not None:
         jumps = motion.problem.schedule.breakpoints.astype(end.dtype)
         inputs = Inputs(field.anchor, field, eqx.Partial(save, options), None if options.end_only else ts, end, jumps)
         return walk_and_save(inputs, Method(OnPieces(solver), ending, first, control, max_steps))
@@ -154,9 +155,7 @@ def first_step(
     return jnp.minimum(tick, end), controller_state
 
 
-def _solution(
-    motion: AbstractMotion, options: Options, state: PyTree, raw: Ran, valid: RESULTS
-) -> Solution:
+def _solution(motion: AbstractMotion, options: Options, state: PyTree, raw: Ran, valid: RESULTS) -> Solution:
     """The solution of a solve from `state`; `valid`: the status of the numbers it was given."""
     saved, final = raw.saved, jax.tree.map(lambda leaf: leaf[None], raw.final)
     field, tick = Field.packed(motion, state), raw.tick

@@ -14,7 +14,7 @@ from ..compilation import Effort, compiled
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
-from .adjoints import StoredSteps, choose_adjoint, in_reverse, is_reversed_alone
+from .adjoints import StoredSteps, choose_adjoint, has_lanes, in_reverse, is_reversed_alone
 from .at_infinity import after_switch_off, solve_at_infinity
 from .blocks import for_lanes, in_blocks, is_batched
 from .integrate import integrate
@@ -107,11 +107,12 @@ def solve(
     reversible = adjoint is None and not functions and isinstance(chosen, StoredSteps)
     lanes = reversible and is_batched(inputs)
     options = make_options(flow, motion, dtype, t1, how, chosen)
+    options = for_lanes(options) if reversible and has_lanes(inputs) else options
     with calling("the problem"):
         program = compiled(integrate, Effort.LESS, motion, options)
         if reversible and is_reversed_alone((motion, options)):
             solution = in_reverse(integrate, Effort.LESS, motion, options)
             solution = eqx.tree_at(lambda solution: solution.ts, solution, options.ts)  # known, if the save times are
         else:
-            solution = in_blocks(program, motion, for_lanes(options)) if lanes else program(motion, options)
+            solution = in_blocks(program, motion, options) if lanes else program(motion, options)
     return require_success(solution, solution.result) if throw else solution

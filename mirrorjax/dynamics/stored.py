@@ -22,7 +22,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..checks import freeze
 from .guards import Field, unguarded_field
 from .pieces import OnPieces
-from .solvers.explicit import WrittenOut
 
 Scalar = Float[Array, ""]
 Count = Int[Array, ""]
@@ -229,9 +228,7 @@ def _saved(
     return loop(is_due, add, (record, now.saved), buffers=written)
 
 
-def _value(
-    solver: OnPieces, info: PyTree, start: Scalar, stop: Scalar, t: Scalar, save: Save, field: Field
-) -> PyTree:
+def _value(solver: OnPieces, info: PyTree, start: Scalar, stop: Scalar, t: Scalar, save: Save, field: Field) -> PyTree:
     """What is saved at a time inside a step."""
     return save(t, solver.interpolation_cls(t0=start, t1=stop, **info).evaluate(t), field)
 
