@@ -111,12 +111,13 @@ class Places(eqx.Module):
 
 class Record(eqx.Module):
     """What the loop writes. `saved`: values at the save times. For a derivative: the ticks `stops` at which kept steps
-    end, states at `Places`, and the step `within` which each save time lies, -1 for none."""
+    end, states at `Places`, and the step `within` which each save time lies, -1 for none. Arrays, which inside the loop
+    are buffers of equinox."""
 
     saved: PyTree
-    stops: Float[Array, " steps"] | None
+    stops: Any
     states: PyTree
-    within: Int[Array, " time"] | None
+    within: Any
 
 
 def walk_and_save(inputs: Inputs, method: Method) -> Ran:
@@ -161,7 +162,7 @@ def _walk(inputs: Inputs, method: Method, places: Places | None) -> tuple[Walk, 
     )
     record = _empty(inputs, method, places)
 
-    def advance(carry: tuple[Walk, Record]) -> tuple[Walk, Record]:
+    def advance(carry: tuple) -> tuple:
         now, record = carry
         jumped: Any = now.jumped if inputs.jumps.size else False
         y, error, info, rate, _ = solver.step(TERMS, now.start, now.stop, now.y, field, now.rate, jumped)
@@ -212,17 +213,17 @@ def _saved(
     if ts is None:
         return record, now.saved
 
-    def is_due(carry: tuple[Record, Count]) -> Bool[Array, ""]:
+    def is_due(carry: tuple) -> Bool[Array, ""]:
         return kept & (carry[1] < ts.size) & (ts[carry[1]] <= now.stop)
 
-    def add(carry: tuple[Record, Count]) -> tuple[Record, Count]:
+    def add(carry: tuple) -> tuple:
         record, at = carry
         value = _value(method.solver, info, now.start, now.stop, ts[at], inputs.save, inputs.field)
         saved = jax.tree.map(lambda row, rows: rows.at[at].set(row), value, record.saved)
         within = None if record.within is None else record.within.at[at].set(now.kept)
         return eqx.tree_at(lambda r: (r.saved, r.within), record, (saved, within), is_leaf=lambda x: x is None), at + 1
 
-    def written(carry: tuple[Record, Count]) -> PyTree:
+    def written(carry: tuple) -> PyTree:
         return carry[0].saved, carry[0].within
 
     return loop(is_due, add, (record, now.saved), buffers=written)
