@@ -57,12 +57,15 @@ def solve(
       `inf` (the only one unless told otherwise). Its mu is `grad R_a(x)`, which is `-int grad f dt` unless R leaks. It
       is refused where no limit is known: alpha that is not switched off, objectives without interpolation such as
       `Logistic`, other flows than gradient flow, pairs without R_a.
-    - `adjoint`: how the steps are differentiated: `diffrax.RecursiveCheckpointAdjoint()` in reverse mode,
-      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, and where nothing is differentiated, since it compiles
-      fastest, `diffrax.DirectAdjoint()` for both together, as in `jax.hessian`. Chosen by the transformations around
-      the call, as far as they show: outside a `jax.jit` around it they do not, so that `jax.jacfwd(jax.jit(f))` needs
-      the second one named, or `jax.jit(jax.jacfwd(f))`. Where a solve fails, the first derivatives of the values that
-      it did not reach are NaN like the values; second ones may be 0.
+    - `adjoint`: how the steps are differentiated. In reverse mode, for explicit Runge-Kutta solvers, each kept step by
+      itself: the states of up to 1024 steps are stored, as far as they fit into a mebibyte, those of later steps from
+      time to time, which takes the steps between them once more, and memory for twice the root of `max_steps` states;
+      `diffrax.RecursiveCheckpointAdjoint()` for other solvers. `diffrax.ForwardMode()` under `jax.jvp` and
+      `jax.jacfwd`, and where nothing is differentiated, since it compiles fastest; `diffrax.DirectAdjoint()` for both
+      together, as in `jax.hessian`. Chosen by the transformations around the call, as far as they show: outside a
+      `jax.jit` around it they do not, so that `jax.jacfwd(jax.jit(f))` needs `diffrax.ForwardMode()` named, or
+      `jax.jit(jax.jacfwd(f))`. Where a solve fails, the first derivatives of the values that it did not reach are NaN
+      like the values; second ones may be 0.
     - `throw`: raise when the result is not successful; otherwise look at `sol.result`.
     - `saveat`: increasing times in [0, t1] to save at; `None` for the final state only.
     - `metrics`: a function of `(t, x, w)`, saved at those times instead of the whole state.

@@ -141,7 +141,7 @@ class InLoop(AbstractExplicit):
         first = _after_jump(at_start, solver_state, made_jump) if tableau.fsal else at_start()
         rows = np.stack([np.pad(row, (0, count - len(row))) for row in tableau.a_lower])
 
-        def moved(weights: Array, rates: PyTree) -> PyTree:
+        def moved(weights: Any, rates: PyTree) -> PyTree:
             return jax.tree.map(lambda y, rate: y + h.astype(y.dtype) * _contracted(weights, rate), y0, rates)
 
         def stage(carry: tuple[PyTree, PyTree], each: tuple) -> tuple[tuple[PyTree, PyTree], None]:
