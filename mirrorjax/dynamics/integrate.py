@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..checks import freeze
 from ..results import RESULTS, first_of
 from .adjoints import StoredSteps
+from .backward import walk_and_save
 from .guards import Field, never_reached, vector_field
 from .motion import AbstractMotion, state_dtype
 from .options import Options
@@ -23,7 +24,7 @@ from .pieces import OnPieces
 from .solution import Point, Solution, finite_rows
 from .solvers.controller import Ending, EndingFixed
 from .solvers.explicit import AbstractExplicit, in_loop
-from .stored import Inputs, Method, Ran, walk_and_save
+from .stored import Inputs, Method, Ran
 
 
 def integrate(motion: AbstractMotion, options: Options) -> Solution:
