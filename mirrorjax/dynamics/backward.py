@@ -1,5 +1,6 @@
 """The derivative in reverse mode of solves whose steps are stored: each kept step by itself, the last one first."""
 
+from collections.abc import Callable
 from typing import Any
 
 import diffrax
@@ -10,8 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, PyTree
 
 from ..checks import freeze
+from .blocks import in_cache
 from .guards import Field
 from .pieces import OnPieces
+from .solvers.explicit import WrittenOut
 from .stored import (
     TERMS,
     Count,
@@ -48,9 +51,16 @@ def _solved(inputs: Inputs, method: Method) -> tuple:
 
 @_solved.def_fwd
 def _solved_forward(perturbed: PyTree, inputs: Inputs, method: Method) -> tuple[tuple, PyTree]:
-    places = Places(method.max_steps, inputs.y0)
-    walk, record = take_steps(inputs, method, places)
-    return _results(walk, record, method), (record, walk)
+    def stored(inputs: Inputs, method: Method) -> tuple[tuple, PyTree]:
+        walk, record = take_steps(inputs, method, Places(method.max_steps, inputs.y0))
+        return _results(walk, record, method), (record, walk.start, walk.kept)
+
+    return _of_lanes(stored, method, inputs.y0, inputs, method)
+
+
+def _of_lanes(fn: Callable, method: Method, y0: PyTree, *args: PyTree) -> PyTree:
+    """`fn(*args)`, in blocks of lanes where the steps are those for lanes."""
+    return in_cache(fn, y0, *args) if isinstance(method.solver.solver, WrittenOut) else fn(*args)
 
 
 def _results(walk: Walk, record: Record, method: Method) -> tuple:
@@ -61,17 +71,20 @@ def _results(walk: Walk, record: Record, method: Method) -> tuple:
 
 
 @_solved.def_bwd
-def _solved_backward(
-    stored: tuple[Record, Walk], slopes: tuple, perturbed: Inputs, inputs: Inputs, method: Method
-) -> Inputs:
-    (record, walk), (slope, saved, tick, _, _) = stored, slopes
-    back = Backward(inputs, perturbed, method.solver, Places(method.max_steps, inputs.y0), record, walk.kept)
+def _solved_backward(stored: tuple, slopes: tuple, perturbed: Inputs, inputs: Inputs, method: Method) -> Inputs:
+    return _of_lanes(_slopes, method, inputs.y0, stored, slopes, perturbed, inputs, method)
+
+
+def _slopes(stored: tuple, slopes: tuple, perturbed: Inputs, inputs: Inputs, method: Method) -> Inputs:
+    """The slopes of all inputs that are differentiated."""
+    (record, tick, kept), (slope, saved, tick_slope, _, _) = stored, slopes
+    back = Backward(inputs, perturbed, method.solver, Places(method.max_steps, inputs.y0), record, kept)
     saved = back.given(saved)
     total = jax.tree.map(lambda leaf, wanted: jnp.zeros_like(leaf) if wanted else None, inputs, perturbed)
-    if tick is not None:
-        total = back.moved(total, walk.start, tick)
+    if tick_slope is not None:
+        total = back.moved(total, tick, tick_slope)
     slope = jax.tree.map(jnp.zeros_like, inputs.y0) if not jax.tree.leaves(slope) else slope
-    last = eqxi.unvmap_max(walk.kept)
+    last = eqxi.unvmap_max(kept)
     # The save times still to come, of which the last one is the next.
     ahead = jnp.zeros((), int) if record.within is None else jnp.sum(record.within >= 0)
     start = back.scratch(), slope, total, ahead
