@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import mirrorjax as mj
-from mirrorjax.dynamics import stored
+from mirrorjax.dynamics import blocks, stored
 
 Z = np.random.default_rng(3).normal(size=(3, 5))
 W0 = jnp.full(5, 0.6), jnp.linspace(-0.4, 0.4, 5)
@@ -59,8 +59,10 @@ def test_reverse_mode_is_forward_mode(monkeypatch, most):
 
 
 def test_lanes_with_states_taken_again(monkeypatch):
-    """Lanes that take other numbers of steps, of whose states few are stored, by the program for lanes."""
+    """Lanes that take other numbers of steps, two in a block, of whose states few are stored."""
     monkeypatch.setattr(stored, "MOST_STORED", 3)
+    monkeypatch.setattr(blocks, "CACHED", 1)
+    monkeypatch.setattr(blocks, "SMALLEST", 2)
     ends = jnp.array([2.0, 0.4, 9.0])
 
     def lanes(max_steps):
