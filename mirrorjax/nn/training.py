@@ -124,6 +124,7 @@ def train(
             grid=lanes,
             steps=steps,
             keep=keep,
+            measures=bool(jax.tree.leaves(measured)),
             devices=chosen,
             group_size=size,
             lane_bytes=lane_bytes,
@@ -334,6 +335,7 @@ class _Job(AbstractJob):
     grid: Grid
     steps: int
     keep: bool
+    measures: bool
     devices: Devices
     group_size: int
     lane_bytes: int
@@ -374,7 +376,7 @@ class _Job(AbstractJob):
 
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
         """Returns the history with one more record; an empty history becomes one with the first record."""
-        measured = flatten(self._call(_measure, self.programs.measure, carry[0]), "metric")
+        measured = flatten(self._call(_measure, self.programs.measure, carry[0]), "metric") if self.measures else {}
         now = {name: np.asarray(value, float) for name, value in measured.items()}
         now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
         length = 1 + self.steps // self.every
