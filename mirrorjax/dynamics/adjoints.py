@@ -1,6 +1,6 @@
 """How the steps of a solve are differentiated: the adjoint that fits the transformations around it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import diffrax
@@ -16,9 +16,21 @@ from jaxtyping import PyTree
 from ..checks import is_concrete, require_kind
 from ..compilation import Effort, compiled
 
+
+class StoredSteps(diffrax.AbstractAdjoint):
+    """Reverse mode as `dynamics/stored.py` does it for explicit solvers: the derivative of each kept step alone.
+
+    For the solvers of which it knows nothing, implicit and stabilized ones and those of descents, it is
+    `diffrax.RecursiveCheckpointAdjoint()`.
+    """
+
+    def loop(self, **how: Any) -> Any:
+        return diffrax.RecursiveCheckpointAdjoint().loop(**how)
+
+
 # The adjoints that differentiate the steps themselves. The others of diffrax solve another equation for the derivative,
 # which has no place for values saved on the way, nor for breakpoints.
-DIFFERENTIATES_STEPS = diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
+DIFFERENTIATES_STEPS = StoredSteps | diffrax.RecursiveCheckpointAdjoint | diffrax.DirectAdjoint | diffrax.ForwardMode
 NAMES = "diffrax.RecursiveCheckpointAdjoint(), diffrax.DirectAdjoint() or diffrax.ForwardMode()"
 
 
@@ -37,7 +49,7 @@ def require_adjoint(adjoint: Any) -> None:
 def choose_adjoint(inputs: PyTree) -> diffrax.AbstractAdjoint:
     """The adjoint for the derivatives that are being taken of a solve with these inputs.
 
-    `RecursiveCheckpointAdjoint` for one derivative in reverse mode, and where none shows; `ForwardMode` for forward
+    `StoredSteps` for one derivative in reverse mode, and where none shows; `ForwardMode` for forward
     mode alone (`jax.jvp`, `jax.jacfwd`); `DirectAdjoint` for both together (`jax.hessian`), or reverse mode twice.
     Transformations outside a `jax.jit` around the solve do not show. Where all inputs are known numbers nobody can
     differentiate the solve, and it is `ForwardMode`, whose loops are the simplest and are traced in half of the time.
@@ -50,22 +62,34 @@ def choose_adjoint(inputs: PyTree) -> diffrax.AbstractAdjoint:
         forward, reverse = max(forward, levels.count(True)), max(reverse, levels.count(False))
     if forward and not reverse:
         return diffrax.ForwardMode()
-    return diffrax.DirectAdjoint() if forward or reverse > 1 else diffrax.RecursiveCheckpointAdjoint()
+    return diffrax.DirectAdjoint() if forward or reverse > 1 else StoredSteps()
+
+
+def _tracers(value: Any) -> Iterator[Any]:
+    """The tracers of the transformations around a number, the innermost first.
+
+    A tracer of a derivative holds the number itself as its `primal`, one of vmap as its `val`.
+    """
+    while isinstance(value, jax.core.Tracer):
+        yield value
+        value = getattr(value, "primal", getattr(value, "val", None))
 
 
 def _levels(value: Any) -> list[bool]:
     """The derivatives that are being taken of a number, the innermost first: True for forward mode, False for reverse.
 
-    A tracer of a derivative holds the number itself as its `primal`, one of vmap as its `val`.
+    Before JAX 0.7 reverse mode has the tracers of forward mode, with tangents that are not known yet.
     """
-    levels = []
-    while isinstance(value, jax.core.Tracer):
-        if hasattr(value, "primal"):
-            # Before JAX 0.7 reverse mode has the tracers of forward mode, with tangents that are not known yet.
-            known = not isinstance(getattr(value, "tangent", None), JaxprTracer)
-            levels.append(isinstance(value, JVPTracer) and known)
-        value = getattr(value, "primal", getattr(value, "val", None))
-    return levels
+    return [
+        isinstance(tracer, JVPTracer) and not isinstance(getattr(tracer, "tangent", None), JaxprTracer)
+        for tracer in _tracers(value)
+        if hasattr(tracer, "primal")
+    ]
+
+
+def has_lanes(inputs: PyTree) -> bool:
+    """True if `jax.vmap` is one of the transformations around numbers of the inputs, and shows."""
+    return any(hasattr(tracer, "batch_dim") for leaf in jax.tree.leaves(inputs) for tracer in _tracers(leaf))
 
 
 def is_reversed_alone(inputs: PyTree) -> bool:

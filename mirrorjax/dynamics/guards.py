@@ -52,12 +52,12 @@ class Layout(eqx.Module):
 
     def unpack(self, packed: list[Float[Array, " numbers"]]) -> PyTree:
         """The state of these numbers."""
-        rest, leaves = dict(zip(self._kinds, packed, strict=True)), []
-        at = dict.fromkeys(self._kinds, 0)
-        for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
-            stop = at[dtype] + math.prod(shape)
-            leaves.append(jax.lax.slice(rest[dtype], (at[dtype],), (stop,)).reshape(shape))
-            at[dtype] = stop
+        parts: dict[Any, Any] = {}
+        for dtype, numbers in zip(self._kinds, packed, strict=True):
+            sizes = [math.prod(shape) for shape, own in zip(self.shapes, self.dtypes, strict=True) if own == dtype]
+            # Its derivative in reverse mode packs, where that of slices adds up as many vectors as there are leaves.
+            parts[dtype] = iter(jax.lax.split(numbers, sizes))
+        leaves = [next(parts[dtype]).reshape(shape) for shape, dtype in zip(self.shapes, self.dtypes, strict=True)]
         return jax.tree.unflatten(self.structure, leaves)
 
     @property

@@ -15,12 +15,16 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..checks import freeze
 from ..results import RESULTS, first_of
+from .adjoints import StoredSteps
+from .backward import walk_and_save
 from .guards import Field, never_reached, vector_field
 from .motion import AbstractMotion, state_dtype
 from .options import Options
 from .pieces import OnPieces
 from .solution import Point, Solution, finite_rows
 from .solvers.controller import Ending, EndingFixed
+from .solvers.explicit import AbstractExplicit, in_loop
+from .stored import Inputs, Method, Ran
 
 
 def integrate(motion: AbstractMotion, options: Options) -> Solution:
@@ -67,11 +71,11 @@ def run(
     step: Float[Array, ""],
     control: PyTree,
     max_steps: int,
-) -> diffrax.Solution:
+) -> Ran:
     """Integrates from tick 0 to tick `end`, or `max_steps` steps, the first of size `step`.
 
     **Arguments:** `save`: what to keep at the save times; `control`: the state of the controller at tick 0.
-    **Returns:** a diffrax solution, whose `ys` is `(saved, packed state)`.
+    **Returns:** what was saved, and the packed state at the end.
     """
     field = Field.packed(motion, state)
     controller = motion.controller(options.rtol, options.atol, end.dtype)
@@ -80,7 +84,12 @@ def run(
         ending = Ending(controller, end, first, control)
     else:
         ending = EndingFixed(controller, end, first, control)
-    return diffrax.diffeqsolve(
+    solver = options.solver if isinstance(options.solver, AbstractExplicit) else in_loop(options.solver)
+    if isinstance(options.adjoint, StoredSteps) and solver is not None:
+        jumps = motion.problem.schedule.breakpoints.astype(end.dtype)
+        inputs = Inputs(field.anchor, field, eqx.Partial(save, options), None if options.end_only else ts, end, jumps)
+        return walk_and_save(inputs, Method(OnPieces(solver), ending, first, control, max_steps))
+    raw = diffrax.diffeqsolve(
         diffrax.ODETerm(vector_field),
         OnPieces(options.solver),
         t0=jnp.zeros_like(end),
@@ -99,6 +108,9 @@ def run(
         max_steps=max_steps,
         throw=False,
     )
+    saved, final = cast(tuple, raw.ys)
+    stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
+    return Ran(saved, jax.tree.map(lambda leaf: leaf[0], final), cast(tuple, raw.ts)[1][0], stats, raw.result)
 
 
 class SavedAt(diffrax.AbstractAdjoint):
@@ -144,12 +156,10 @@ def first_step(
     return jnp.minimum(tick, end), controller_state
 
 
-def _solution(
-    motion: AbstractMotion, options: Options, state: PyTree, raw: diffrax.Solution, valid: RESULTS
-) -> Solution:
-    """The solution of a diffrax solve from `state`; `valid`: the status of the numbers it was given."""
-    saved, final = cast(tuple, raw.ys)
-    field, tick = Field.packed(motion, state), cast(tuple, raw.ts)[1][0]
+def _solution(motion: AbstractMotion, options: Options, state: PyTree, raw: Ran, valid: RESULTS) -> Solution:
+    """The solution of a solve from `state`; `valid`: the status of the numbers it was given."""
+    saved, final = raw.saved, jax.tree.map(lambda leaf: leaf[None], raw.final)
+    field, tick = Field.packed(motion, state), raw.tick
     ticks = motion.clock.ticks(jnp.append(options.ts, options.t1), tick.dtype)
     t_end = jnp.where(tick == ticks[-1], options.t1, motion.clock.time(tick))
     reached = ticks[:-1] <= tick
@@ -175,7 +185,7 @@ def _solution(
         kept, on_the_way = jax.tree.map(lambda leaf: leaf[1:-1], points), finite[1:-1]
     else:
         kept, on_the_way = saved, finite_rows(saved, reached.size)
-    end_state = field.unpack(jax.tree.map(lambda leaf: leaf[0], final))
+    end_state = field.unpack(raw.final)
     result = combine(valid, solver_status(raw.result), motion.status(t_end, options.t1, end_state))
     went_well = jnp.all(on_the_way | jnp.logical_not(reached)) & finite[-1] & moving[-1]
     result = first_of(result, RESULTS.where(went_well, RESULTS.successful, RESULTS.diverged))
@@ -189,7 +199,7 @@ def _masked(
     last: Point,
     reached: Bool[Array, " time"],
     t_end: Float[Array, ""],
-    raw: diffrax.Solution,
+    raw: Ran,
     result: RESULTS,
 ) -> Solution:
     """The solution, with NaN at the save times that were not reached."""
@@ -200,7 +210,6 @@ def _masked(
     else:
         metrics, loss = kept
         x, w, mu = jax.tree.map(lambda leaf: leaf[None], (last.x, last.w, last.mu))
-    stats = {name: raw.stats[f"num_{name}"] for name in ("steps", "accepted_steps", "rejected_steps")}
     return Solution(
         ts=options.ts,
         x=x,
@@ -211,7 +220,7 @@ def _masked(
         metrics=metrics,
         last=last,
         t_end=t_end,
-        stats=stats,
+        stats=raw.stats,
         result=result,
     )
 

@@ -29,7 +29,7 @@ from ..checks import (
 )
 from ..programs import as_program
 from ..results import RESULTS, first_of
-from .adjoints import DIFFERENTIATES_STEPS, require_adjoint
+from .adjoints import DIFFERENTIATES_STEPS, StoredSteps, require_adjoint
 from .flows.primal import PrimalFlow
 from .guards import Metrics
 from .motion import AbstractFlow, AbstractMotion, Solver
@@ -75,7 +75,8 @@ class Options(eqx.Module):
     solver: Solver
     adjoint: diffrax.AbstractAdjoint
     metrics: Metrics | None
-    max_steps: int = eqx.field(static=True)  # static: diffrax sizes its checkpoints by it
+    max_steps: int = eqx.field(static=True)  # static: memory for derivatives is sized by it
+    end_only: bool = eqx.field(static=True)  # static: a program that saves nothing on the way is a simpler one
 
     def input_status(self, motion: AbstractMotion, state: PyTree) -> RESULTS:
         """`successful` if the motion can be integrated from the initial state with these numbers, else why not."""
@@ -151,9 +152,10 @@ def make_options(
         rtol=rtol,
         atol=_tolerance(how.get("atol"), "atol", on_host(rtol) / 100),
         solver=motion.choose_solver(how.get("solver"), is_stiff=lambda: loose and measure()),
-        adjoint=diffrax.RecursiveCheckpointAdjoint() if adjoint is None else adjoint,
+        adjoint=StoredSteps() if adjoint is None else adjoint,
         metrics=metrics,
         max_steps=100_000 if max_steps is None else as_count(max_steps, "max_steps"),
+        end_only=how.get("saveat") is None,
     )
 
 

@@ -14,7 +14,7 @@ from ..compilation import Effort, compiled
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..results import require_success
-from .adjoints import choose_adjoint, in_reverse, is_reversed_alone
+from .adjoints import StoredSteps, choose_adjoint, has_lanes, in_reverse, is_reversed_alone
 from .at_infinity import after_switch_off, solve_at_infinity
 from .blocks import for_lanes, in_blocks, is_batched
 from .integrate import integrate
@@ -57,12 +57,15 @@ def solve(
       `inf` (the only one unless told otherwise). Its mu is `grad R_a(x)`, which is `-int grad f dt` unless R leaks. It
       is refused where no limit is known: alpha that is not switched off, objectives without interpolation such as
       `Logistic`, other flows than gradient flow, pairs without R_a.
-    - `adjoint`: how the steps are differentiated: `diffrax.RecursiveCheckpointAdjoint()` in reverse mode,
-      `diffrax.ForwardMode()` under `jax.jvp` and `jax.jacfwd`, and where nothing is differentiated, since it compiles
-      fastest, `diffrax.DirectAdjoint()` for both together, as in `jax.hessian`. Chosen by the transformations around
-      the call, as far as they show: outside a `jax.jit` around it they do not, so that `jax.jacfwd(jax.jit(f))` needs
-      the second one named, or `jax.jit(jax.jacfwd(f))`. Where a solve fails, the first derivatives of the values that
-      it did not reach are NaN like the values; second ones may be 0.
+    - `adjoint`: how the steps are differentiated. In reverse mode, for explicit Runge-Kutta solvers, each kept step by
+      itself: the states of up to 1024 steps are stored, as far as they fit into a mebibyte, those of later steps from
+      time to time, which takes the steps between them once more, and memory for twice the root of `max_steps` states;
+      `diffrax.RecursiveCheckpointAdjoint()` for other solvers. `diffrax.ForwardMode()` under `jax.jvp` and
+      `jax.jacfwd`, and where nothing is differentiated, since it compiles fastest; `diffrax.DirectAdjoint()` for both
+      together, as in `jax.hessian`. Chosen by the transformations around the call, as far as they show: outside a
+      `jax.jit` around it they do not, so that `jax.jacfwd(jax.jit(f))` needs `diffrax.ForwardMode()` named, or
+      `jax.jit(jax.jacfwd(f))`. Where a solve fails, the first derivatives of the values that it did not reach are NaN
+      like the values; second ones may be 0.
     - `throw`: raise when the result is not successful; otherwise look at `sol.result`.
     - `saveat`: increasing times in [0, t1] to save at; `None` for the final state only.
     - `metrics`: a function of `(t, x, w)`, saved at those times instead of the whole state.
@@ -104,14 +107,15 @@ def solve(
     # Functions of the problem are captured, others may close over numbers that are batched.
     functions = callable(how.get("metrics")) or any(map(callable, jax.tree.leaves((flow, how.get("solver")))))
     chosen = choose_adjoint(inputs) if adjoint is None else adjoint
-    reversible = adjoint is None and not functions and isinstance(chosen, diffrax.RecursiveCheckpointAdjoint)
+    reversible = adjoint is None and not functions and isinstance(chosen, StoredSteps)
     lanes = reversible and is_batched(inputs)
     options = make_options(flow, motion, dtype, t1, how, chosen)
+    options = for_lanes(options) if reversible and has_lanes(inputs) else options
     with calling("the problem"):
         program = compiled(integrate, Effort.LESS, motion, options)
         if reversible and is_reversed_alone((motion, options)):
             solution = in_reverse(integrate, Effort.LESS, motion, options)
             solution = eqx.tree_at(lambda solution: solution.ts, solution, options.ts)  # known, if the save times are
         else:
-            solution = in_blocks(program, motion, for_lanes(options)) if lanes else program(motion, options)
+            solution = in_blocks(program, motion, options) if lanes else program(motion, options)
     return require_success(solution, solution.result) if throw else solution

@@ -33,33 +33,6 @@ class Task(eqx.Module):
     shares: Devices = eqx.field(static=True)  # static: devices that each batch is divided over
 
 
-def look(task: Task, values: OneLane) -> tuple[Carry, PyTree]:
-    """Calls every function of a task once; returns weights and state before the first step, and the metrics.
-
-    **Raises:** `ValueError` and `TypeError`, naming the function, for what they must not return.
-    """
-    optimizer, weights, key = call_lane(task, values)
-    for name, leaf in named_leaves(weights):
-        if not (eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)):
-            got = f"dtype {leaf.dtype}" if eqx.is_array(leaf) else repr(leaf)
-            raise ValueError(
-                f"the lane must return weights that are arrays of floating point, got {got} at {name!r}; arrays that "
-                "do not train belong into the loss, e.g. as fields of an equinox.Module"
-            )
-    if not jax.tree.leaves(weights):
-        raise ValueError(f"the lane must return weights to train, got {weights!r}")
-    with calling("batch"):
-        batch = task.batch(key)
-    with calling("loss"):
-        value = task.loss(weights, batch)
-    require_numbers(value, "loss")
-    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
-        raise ValueError(f"loss must return one real number, got {jax.tree.map(jax.typeof, value)}; average the batch")
-    state = initialize(optimizer, weights)
-    update(optimizer, weights, state, weights, value, lambda w: task.loss(w, batch))
-    return (weights, state), measured_by(task, weights)
-
-
 def call_lane(task: Task, values: OneLane) -> tuple[optax.GradientTransformationExtraArgs, PyTree, PRNGKeyArray]:
     """Returns optimizer, weights and key of a lane. Raises `ValueError` where the lane returns something else."""
     with calling("the lane"):
@@ -121,6 +94,34 @@ def measured_by(task: Task, weights: PyTree) -> PyTree:
 
 
 def start(task: Task, values: OneLane) -> Carry:
-    """The weights of a lane and the state of its optimizer before the first step."""
+    """The weights of a lane and the state of its optimizer before the first step.
+
+    **Raises:** `ValueError` for weights that cannot be trained.
+    """
     optimizer, weights, _ = call_lane(task, values)
+    for name, leaf in named_leaves(weights):
+        if not (eqx.is_array(leaf) and jnp.issubdtype(leaf.dtype, jnp.floating)):
+            got = f"dtype {leaf.dtype}" if eqx.is_array(leaf) else repr(leaf)
+            raise ValueError(
+                f"the lane must return weights that are arrays of floating point, got {got} at {name!r}; arrays that "
+                "do not train belong into the loss, e.g. as fields of an equinox.Module"
+            )
+    if not jax.tree.leaves(weights):
+        raise ValueError(f"the lane must return weights to train, got {weights!r}")
     return weights, initialize(optimizer, weights)
+
+
+def batch_of(task: Task, key: PRNGKeyArray) -> PyTree:
+    """The batch that a key draws."""
+    with calling("batch"):
+        return task.batch(key)
+
+
+def loss_of(task: Task, weights: PyTree, batch: PyTree) -> Float[Array, ""]:
+    """The loss of a batch. Raises `ValueError` unless it is one real number."""
+    with calling("loss"):
+        value = task.loss(weights, batch)
+    require_numbers(value, "loss")
+    if jnp.shape(value) != () or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+        raise ValueError(f"loss must return one real number, got {jax.tree.map(jax.typeof, value)}; average the batch")
+    return value

@@ -34,8 +34,10 @@ from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
-from .lane import Carry, Task, call_lane, look, measured_by, start, update
+from .lane import Carry, Task, batch_of, call_lane, loss_of, measured_by, start, update
 
+# Bytes of weights and states that a batch may have whatever their number: small lanes cost as much as they are calls.
+CACHED = 2**20
 KEPT = "weights."  # prefix of the names of the trained weights
 TEXTS = {
     "time": ("steps of the optimizer", "1"),
@@ -106,12 +108,13 @@ def train(
     shares = chosen if len(lanes) < len(chosen) else ()
     task = Task(lane, loss, batch, metrics or _nothing, every, accumulate, shares)
     one = lanes.first()
-    carry, measured = eqx.filter_eval_shape(look, task, one)
-    programs = _programs(task, one, carry)
+    programs, carry, measured = _programs(task, one)
     refuse_traced(programs, "train")  # functions may have closed over a number of an outer transformation
     records = 1 + steps // every
     lane_bytes = records * (size_of(measured) + 8) + (size_of(carry[0]) if keep else 0)
-    slots = recorded_slots(chunk, store, resume) or choose_slots(lane_bytes + size_of(carry), len(lanes), chosen)
+    slots = recorded_slots(chunk, store, resume) or max(
+        choose_slots(lane_bytes + size_of(carry), len(lanes), chosen), min(len(lanes), CACHED // size_of(carry))
+    )
     size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
     return run(
         _Job(
@@ -121,6 +124,7 @@ def train(
             grid=lanes,
             steps=steps,
             keep=keep,
+            measures=bool(jax.tree.leaves(measured)),
             devices=chosen,
             group_size=size,
             lane_bytes=lane_bytes,
@@ -222,13 +226,17 @@ class Programs(eqx.Module):
     measure: Callable
 
 
-def _programs(task: Task, one: OneLane, carry: Carry) -> Programs:
+def _programs(task: Task, one: OneLane) -> tuple[Programs, Carry, PyTree]:
+    """The programs of a lane, and the shapes of its carry and of its metrics.
+
+    **Raises:** `ValueError` and `TypeError`, naming the function, for what the functions of a task must not return.
+    """
     with calling("the lane, loss, batch or metrics"):
-        return Programs(
-            start=as_program(eqx.Partial(start, task), one),
-            advance=as_program(eqx.Partial(_steps, task), one, carry, jnp.zeros((), int)),
-            measure=as_program(eqx.Partial(measured_by, task), carry[0]),
-        )
+        begin = as_program(eqx.Partial(start, task), one)
+        carry = eqx.filter_eval_shape(begin, one)
+        measure = as_program(eqx.Partial(measured_by, task), carry[0])
+        advance = as_program(eqx.Partial(_steps, task), one, carry, jnp.zeros((), int))
+        return Programs(begin, advance, measure), carry, eqx.filter_eval_shape(measure, carry[0])
 
 
 # Each of the three gets its own program alone, so that trainings that differ elsewhere share what was compiled of it.
@@ -261,11 +269,17 @@ def _steps(task: Task, values: OneLane, carry: Carry, first: Int[Array, ""]) -> 
 def _gradient(task: Task, weights: PyTree, keys: Shaped[Array, "batches *key"]) -> tuple[Float[Array, ""], PyTree]:
     """Averages loss and gradient over the batches of a step."""
 
-    def add(total: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
-        batch = _divide(task.batch(key), task.shares)
-        return jax.tree.map(jnp.add, total, jax.value_and_grad(task.loss)(weights, batch)), None
+    def of_batch(key: PRNGKeyArray) -> PyTree:
+        batch = _divide(batch_of(task, key), task.shares)
+        return jax.value_and_grad(partial(loss_of, task))(weights, batch)
 
-    like = jax.eval_shape(lambda: task.loss(weights, task.batch(keys[0])))
+    if task.accumulate == 1:
+        return of_batch(keys[0])
+
+    def add(total: PyTree, key: PRNGKeyArray) -> tuple[PyTree, None]:
+        return jax.tree.map(jnp.add, total, of_batch(key)), None
+
+    like = jax.eval_shape(lambda: loss_of(task, weights, batch_of(task, keys[0])))
     zero = jnp.zeros(like.shape, like.dtype), jax.tree.map(jnp.zeros_like, weights)
     total, _ = jax.lax.scan(add, zero, keys)
     return jax.tree.map(lambda x: x / task.accumulate, total)
@@ -321,6 +335,7 @@ class _Job(AbstractJob):
     grid: Grid
     steps: int
     keep: bool
+    measures: bool
     devices: Devices
     group_size: int
     lane_bytes: int
@@ -361,7 +376,7 @@ class _Job(AbstractJob):
 
     def _record(self, history: History, at: int, loss: Array | None, carry: Carry) -> History:
         """Returns the history with one more record; an empty history becomes one with the first record."""
-        measured = flatten(self._call(_measure, self.programs.measure, carry[0]), "metric")
+        measured = flatten(self._call(_measure, self.programs.measure, carry[0]), "metric") if self.measures else {}
         now = {name: np.asarray(value, float) for name, value in measured.items()}
         now["loss"] = np.full(self.group_size, np.nan) if loss is None else np.asarray(loss, float)
         length = 1 + self.steps // self.every

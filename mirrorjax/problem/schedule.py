@@ -222,7 +222,10 @@ class Piecewise(AbstractSchedule):
             raise ValueError(f"times must increase, got {self.times}")
 
     def strength(self, t: Time) -> Float[Array, ""]:
-        return self.values[jnp.searchsorted(self.times, t, side="right")]
+        # By comparisons with all times, which lanes share: a search is a loop, and its derivative adds lane by lane.
+        passed = self.times <= t
+        current = jnp.append(True, passed) & jnp.append(jnp.logical_not(passed), True)
+        return jnp.sum(jnp.where(current, self.values, 0))
 
     def integral(self, t: Time) -> Float[Array, ""]:
         # Each jump contributes (change of strength) x (time since it), so an infinite breakpoint contributes nothing.

@@ -1,4 +1,4 @@
-"""Explicit steps with their stages written out are those of diffrax, and solves under vmap those of a loop."""
+"""Explicit steps, their stages written out or in a loop, are those of diffrax; solves under vmap are single ones."""
 
 import diffrax
 import jax
@@ -8,7 +8,7 @@ import pytest
 
 import mirrorjax as mj
 from mirrorjax.dynamics import blocks
-from mirrorjax.dynamics.solvers.explicit import written_out
+from mirrorjax.dynamics.solvers.explicit import in_loop, written_out
 
 Y0 = {"angle": jnp.array([0.3, -1.0]), "rate": jnp.array([[0.5], [2.0]])}
 
@@ -20,27 +20,29 @@ def pendulum(t, y, args):
 # Last stage first of the next step, and not; one whose solution is no stage; two orders.
 @pytest.mark.parametrize("solver", [diffrax.Tsit5(), diffrax.Bosh3(), diffrax.Heun()])
 def test_steps_are_those_of_diffrax(solver):
-    terms, ours = diffrax.ODETerm(pendulum), written_out(solver)
+    terms, ours, looped = diffrax.ODETerm(pendulum), written_out(solver), in_loop(solver)
     assert ours is not None
+    assert looped is not None
     t0, t1 = jnp.array(0.5), jnp.array(0.75)
 
     @jax.jit
     def step(t0, t1):
         results = []
-        for each in (solver, ours):
+        for each in (solver, ours, looped):
             state = each.init(terms, t0, t1, Y0, None)
             y, error, info, state, _ = each.step(terms, t0, t1, Y0, None, state, jnp.array(True))
             between = each.interpolation_cls(t0=t0, t1=t1, **info).evaluate(t0 + 0.4 * (t1 - t0))
             results.append((y, error, between))
         return results
 
-    theirs, own = step(t0, t1)
-    for a, b in zip(jax.tree.leaves(own), jax.tree.leaves(theirs), strict=True):
+    theirs, *own = step(t0, t1)
+    for a, b in zip(jax.tree.leaves(own), 2 * jax.tree.leaves(theirs), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-13, atol=1e-15)
 
 
 def test_solvers_with_steps_of_their_own_are_left_to_diffrax():
     assert written_out(diffrax.Kvaerno3()) is None
+    assert in_loop(diffrax.Kvaerno3()) is None
     assert written_out(diffrax.HalfSolver(diffrax.Euler())) is None
     assert written_out(mj.RKC()) is None
 
