@@ -237,7 +237,6 @@ def test_derivatives_of_value_and_primal():
     mu, a = jnp.asarray(mu), jnp.asarray(A)
     x = R.inverse_mirror_map(mu, a)
 
-    @jax.jit
     def everything(x, mu, a):
         metric = jax.jacrev(lambda mu: R.primal(mu, a).value)(mu)
         return jax.grad(R.value, (0, 1))(x, a), jax.hessian(R.value)(x, a), metric, jax.grad(R.potential)(mu, a)
@@ -259,9 +258,9 @@ def test_derivatives_in_the_pair_are_refused():
 
     for argument in (0, 1):
         with pytest.raises(ValueError, match="closed form"):
-            jax.grad(value, argument)(jnp.asarray(1.0), BOTH[0])
+            jax.eval_shape(jax.grad(value, argument), jnp.asarray(1.0), BOTH[0])
     with pytest.raises(RuntimeError, match="dual_interval"):
-        jax.grad(lambda a: jnp.sum(pair(g, BOTH).dual_interval(a)[0]))(A)
+        jax.eval_shape(jax.grad(lambda a: jnp.sum(pair(g, BOTH).dual_interval(a)[0])), A)
 
 
 def test_statuses_and_neighbours():
