@@ -131,8 +131,10 @@ def test_identities_of_the_pair(case):
         x = R.inverse_mirror_map(mu, a)
         w = R.weights(mu, a)
         flat, unravel = ravel_pytree(w)
-        maps = R.mirror_map(x, a), R.value(x, a), R.potential(mu, a), case.g(w), case.h(w)
-        slopes = jax.grad(R.potential, (0, 1))(mu, a), jax.grad(R.value, (0, 1))(x, a)
+        (potential, slope_Q), (value, slope_R) = (
+            jax.value_and_grad(function, (0, 1))(point, a) for function, point in ((R.potential, mu), (R.value, x))
+        )
+        maps, slopes = (R.mirror_map(x, a), value, potential, case.g(w), case.h(w)), (slope_Q, slope_R)
         hessians = R.hessian(x, a), jax.jacfwd(R.mirror_map)(x, a), jax.jacrev(R.mirror_map)(x, a)
         second = jax.hessian(R.value)(x, a), jax.hessian(R.potential)(mu, a)
         metric = jax.vmap(lambda v: R.metric_vector(mu, v, a))(jnp.eye(4))

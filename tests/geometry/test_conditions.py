@@ -121,8 +121,13 @@ def test_brackets_and_rank_agree_with_dense_hessians():
     w = normal(3)
     h = mj.CustomRegularizer(lambda w: w[0] * w[1] ** 2 + jnp.cos(w[2]))
     report = check(mj.Custom(fn), h, w, points=1)
-    gradients = np.vstack([jax.jacfwd(fn)(w), jax.grad(h)(w)[None]])
-    hessians = np.concatenate([jax.hessian(fn)(w), jax.hessian(h)(w)[None]])
+
+    @jax.jit
+    def derivatives(w):
+        return jax.jacfwd(fn)(w), jax.grad(h)(w)[None], jax.hessian(fn)(w), jax.hessian(h)(w)[None]
+
+    of_fn, of_h, *seconds = map(np.asarray, derivatives(w))
+    gradients, hessians = np.vstack([of_fn, of_h]), np.concatenate(seconds)
     sizes = np.linalg.norm(hessians, ord=2, axis=(1, 2))
     dense = np.zeros((4, 4))
     for i in range(4):

@@ -88,14 +88,11 @@ grid = {{"alpha": np.geomspace(1e-3, 20.0, 10), "t_off": np.geomspace(0.5, 50.0,
 how = {{"t1": 60.0, "saveat": np.linspace(0.0, 60.0, 7), "chunk": 2, "checkpoint_every": 0.0}}
 mj.sweep(lane, grid, metrics=norm, store=sys.argv[1], resume=True, **how)
 """
-    killed, flags = (
-        tmp_path / "killed",
-        {
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": str(int(jax.config.jax_disable_most_optimizations)),
-            "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # for the second process
-            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        },
-    )
+    killed = tmp_path / "killed"
+    flags = {
+        "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "compiled"),  # for the second process
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     manifest, rng = killed / "process-000" / "manifest.json", np.random.default_rng(0)
     for _ in range(2):
         before = manifest.stat().st_mtime_ns if manifest.exists() else 0
