@@ -53,7 +53,6 @@ PAIRS = {
         (normal(5), normal(5), normal(5)),
         "normalising",
     ),
-    "square, decay": (mj.Square(), mj.WeightDecay(), positive(5), "commuting"),
     "power difference, compatible": (POWER, mj.Compatible(POWER), UV, "commuting"),
     "power difference, decay": (POWER, mj.WeightDecay(), UV, "normalising"),
     "log difference, compatible": (LOG, mj.Compatible(LOG), UV, "commuting"),
@@ -73,7 +72,6 @@ PAIRS = {
         WEIGHTS,
         "commuting",
     ),
-    "own pair, quartic": (SQUARES, mj.CustomRegularizer(lambda w: jnp.sum(w["plus"] ** 4)), WEIGHTS, "g_only"),
 }
 
 
