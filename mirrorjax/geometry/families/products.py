@@ -265,7 +265,7 @@ class _Curve(eqx.Module):
         return _dual_parts(self, y)
 
     def nearest(self, y: Values) -> tuple[Values, Values]:
-        """`dual_parts`, operation by operation."""
+        """The body of `dual_parts`, which calls it through `jax.jit`."""
         to_high = (self.rises < 0) & (y > self.start) & (self.high - y < y - self.start)
         to_low = (self.falls < 0) & (y < self.start) & (y - self.low < self.start - y)
         origin = jnp.where(to_high, self.high, jnp.where(to_low, self.low, self.start))
@@ -290,7 +290,8 @@ class _Curve(eqx.Module):
         return self.slope(end) / -rate if rate < 0 else jnp.zeros_like(end)
 
 
-# Each method asks for the curve anew, and a program that calls these functions several times traces them once.
+# Each method asks for the curve anew, and a program holds mu at many places: JAX traces, differentiates and batches the
+# body of a jitted function once for all its calls.
 @jax.jit
 def _curve(factors: tuple[Values, ...]) -> _Curve:
     return _Curve(factors)
