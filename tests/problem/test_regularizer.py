@@ -1,6 +1,6 @@
 """Regularizers: value, structure they declare, proximal map, bad arguments."""
 
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -34,7 +34,7 @@ def everything(name):
     h = build(N)
     rng = np.random.default_rng(20250428)
     lanes = [
-        jax.tree.map(lambda leaf: rng.uniform(0.5, 1.2, leaf.shape), jax.eval_shape(partial(sample, n=N), KEY))
+        jax.tree.map(lambda leaf: rng.uniform(0.5, 1.2, leaf.shape), jax.eval_shape(lambda key: sample(key, N), KEY))
         for _ in range(3)
     ]
 
