@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import json
 import pickle
 import subprocess
 import sys
@@ -149,9 +150,35 @@ def test_the_command_line_answers_without_jax():
         assert not found, f"mirrorjax {argument} loads {found}"
 
 
-def test_the_theory_loads_neither_datasets_nor_plots_nor_networks():
-    late = loaded_by("import mirrorjax as mj", "mj.solve, mj.legendre, mj.check, mj.Problem", "mj.nn, mj.Hadamard()")
-    assert not late & {"matplotlib", "flax", "orbax", "pooch", "typer", "xarray", "pandas", "h5py"}
+FRESH = f"""
+import json, sys
+import jax
+before = dict(jax.config.values)
+import mirrorjax as mj
+mj.solve, mj.legendre, mj.check, mj.Problem, mj.nn, mj.Hadamard()
+late = sorted({HEAVY} & set(sys.modules))
+from mirrorjax import *
+import mirrorjax.nn
+changed = sorted(name for name, value in jax.config.values.items() if before.get(name) != value)
+print(json.dumps({{"late": late, "changed": changed, "x64": jax.config.jax_enable_x64}}))
+"""
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict[str, Any]:
+    """What a fresh interpreter has loaded after the names of the theory, and the flags of JAX after all names."""
+    done = subprocess.run([sys.executable, "-c", FRESH], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_the_theory_loads_neither_datasets_nor_plots_nor_networks(fresh):
+    assert not set(fresh["late"]) & {"matplotlib", "flax", "orbax", "pooch", "typer", "xarray", "pandas", "h5py"}
+
+
+def test_importing_sets_no_flag(fresh):
+    assert not fresh["changed"]
+    assert not fresh["x64"]
 
 
 def test_every_public_name_is_there_and_stays_what_it_is():
@@ -165,17 +192,3 @@ def test_every_public_name_is_there_and_stays_what_it_is():
     assert pickle.loads(pickle.dumps(mirrorjax.Hadamard)) is mirrorjax.Hadamard
     with pytest.raises(AttributeError, match="nothing"):
         package.nothing  # noqa: B018
-
-
-def test_importing_sets_no_flag():
-    script = """
-import jax
-before = dict(jax.config.values)
-from mirrorjax import *
-import mirrorjax.nn
-changed = {name for name, value in jax.config.values.items() if before.get(name) != value}
-assert not changed, changed
-assert not jax.config.jax_enable_x64
-"""
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr

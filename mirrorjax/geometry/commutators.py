@@ -5,10 +5,11 @@ price of three singular value decompositions a pair. The Frobenius norm costs a 
 stack of sensing matrices, and for the test that each evaluation of a spectral R_a makes.
 """
 
-from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 Matrix = Float[Array, "n n"]
@@ -27,16 +28,28 @@ def frobenius_commutator(A: Matrix, B: Matrix) -> Float[Array, ""]:
 
 
 def largest_commutator(
-    matrices: Float[Array, "k n n"], measure: Callable[[Matrix, Matrix], Float[Array, ""]] = frobenius_commutator
+    matrices: Float[Array, "k n n"],
 ) -> tuple[Float[Array, ""], Int[Array, ""], Int[Array, ""]]:
-    """The largest `measure(A, B)` over the pairs of a stack, with the two indices that attain it."""
+    """The largest `frobenius_commutator(A, B)` over the pairs of a stack, with the two indices that attain it."""
 
     def against_all(A: Matrix) -> Float[Array, " k"]:
-        return jax.lax.map(lambda B: measure(A, B), matrices)
+        return jax.lax.map(lambda B: frobenius_commutator(A, B), matrices)
 
     sizes = jax.lax.map(against_all, matrices)  # one pair at a time: k^2 matrices at once would not fit
     first, second = jnp.unravel_index(jnp.argmax(sizes), sizes.shape)
     return sizes[first, second], first, second
+
+
+def largest_known_commutator(matrices: np.ndarray, norm: Literal["fro", 2]) -> tuple[float, int, int]:
+    """The largest `|AB - BA| / (|A| |B|)` over the pairs of a known stack, with the two indices that attain it.
+
+    It computes with NumPy, since JAX would compile it for every shape of a stack.
+    """
+    sizes = np.linalg.norm(matrices, ord=norm, axis=(1, 2))
+    scaled = matrices / np.where(sizes > 0, sizes, 1.0)[:, None, None]
+    found = np.stack([np.linalg.norm(A @ scaled - scaled @ A, ord=norm, axis=(1, 2)) for A in scaled])
+    first, second = np.unravel_index(np.argmax(found), found.shape)
+    return float(found[first, second]), int(first), int(second)
 
 
 def ratio(numerator: Float[Array, "..."], denominator: Float[Array, "..."]) -> Float[Array, "..."]:

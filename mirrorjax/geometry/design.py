@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from ..checks import is_concrete, require_kind
+from ..checks import as_float, is_concrete, require_kind
 from ..problem import AbstractRegularizer, AbstractReparameterization, Compatible, QuadraticForm
-from .commutators import largest_commutator, spectral_commutator
+from .commutators import largest_known_commutator
 
 _LARGEST = 64  # the commutant of D x D matrices is the null space of a matrix with D(D+1)/2 = 2080 columns
 
@@ -54,40 +54,43 @@ def _commutant(G: Float[Array, "d D D"]) -> list[Admissible]:
     if side > _LARGEST:
         raise ValueError(f"the commutant is computed for matrices of up to {_LARGEST} rows, got {side}")
     tolerance = 100 * float(jnp.finfo(G.dtype).eps) * side
-    worst = float(largest_commutator(G, spectral_commutator)[0])
+    known = np.asarray(G)
+    worst = largest_known_commutator(known, 2)[0] / 2
     if worst > tolerance:
         raise ValueError(
             f"the matrices of this Quadratic do not commute (largest normalised commutator {worst:.3g}): "
             "no regularizer gives it an R_a (Theorem 3.15)"
         )
-    matrices = [jnp.eye(side, dtype=G.dtype), *_traceless_commutant(G, tolerance)]
+    matrices = [np.eye(side, dtype=known.dtype), *_traceless_commutant(known, tolerance)]
     condition = "contracting where G_0 is positive semidefinite, on its own or in a combination"
-    return [Admissible(QuadraticForm(G0), condition, "Theorem 3.15") for G0 in matrices]
+    return [Admissible(QuadraticForm(as_float(G0, "G0")), condition, "Theorem 3.15") for G0 in matrices]
 
 
-def _traceless_commutant(G: Float[Array, "d D D"], tolerance: float) -> list[Float[Array, "D D"]]:
-    """An orthonormal basis of the symmetric matrices of trace 0 that commute with every G_i."""
+def _traceless_commutant(G: np.ndarray, tolerance: float) -> list[np.ndarray]:
+    """An orthonormal basis of the symmetric matrices of trace 0 that commute with every G_i.
+
+    It computes with NumPy, since JAX would compile each operation for every shape of G.
+    """
     side = G.shape[-1]
     basis = _symmetric_basis(side, G.dtype)
     # One matrix at a time, keeping a triangular factor of all so far: the null space is the same.
-    stacked = jnp.einsum("kij,ij->k", basis, jnp.eye(side, dtype=G.dtype))[None]
+    stacked = np.einsum("kij,ij->k", basis, np.eye(side, dtype=G.dtype))[None]
     for matrix in G:
-        size = jnp.linalg.norm(matrix, ord=2)
-        product = basis @ (matrix / jnp.where(size > 0, size, 1.0))
-        brackets = (product - jnp.swapaxes(product, 1, 2)).reshape(len(basis), -1)
-        stacked = jnp.linalg.qr(jnp.concatenate([stacked, brackets.T]), mode="r")
-    _, values, vectors = jnp.linalg.svd(stacked, full_matrices=True)
-    values = jnp.pad(values, (0, len(basis) - values.size))
-    null = vectors[np.asarray(values <= tolerance * values[0])]
-    matrices = jnp.einsum("nk,kij->nij", null, basis)
+        size = np.linalg.norm(matrix, ord=2)
+        product = basis @ (matrix / (size or 1.0))
+        brackets = (product - np.swapaxes(product, 1, 2)).reshape(len(basis), -1)
+        stacked = np.linalg.qr(np.concatenate([stacked, brackets.T]), mode="r")
+    _, values, vectors = np.linalg.svd(stacked, full_matrices=True)
+    values = np.pad(values, (0, len(basis) - values.size))
+    matrices = np.einsum("nk,kij->nij", vectors[values <= tolerance * values[0]], basis)
     return [(matrix + matrix.T) / 2 for matrix in matrices]
 
 
-def _symmetric_basis(side: int, dtype: jnp.dtype) -> Float[Array, "k D D"]:
+def _symmetric_basis(side: int, dtype: np.dtype) -> np.ndarray:
     """Orthonormal symmetric matrices: `(E_ij + E_ji)/sqrt2` and `E_ii`."""
     rows, columns = np.triu_indices(side)
     basis = np.zeros((rows.size, side, side))
     size = np.where(rows == columns, 1.0, 1 / np.sqrt(2))
     basis[np.arange(rows.size), rows, columns] = size
     basis[np.arange(rows.size), columns, rows] = size
-    return jnp.asarray(basis, dtype)
+    return basis.astype(dtype)

@@ -169,9 +169,9 @@ def at_strength(fn: Callable[[Any], Any], a: Strength) -> Any:
     valid = valid_strength(a)
     out = fn(jnp.where(valid, a, 0.0))
 
-    def kept(leaf: Array, other: Any) -> Array:
+    def kept(leaf: Array | np.ndarray, other: Any) -> Array:
         good = valid if leaf.shape == valid.shape else jnp.all(valid)
-        return jnp.where(good, leaf, jnp.asarray(other, leaf.dtype))
+        return jnp.where(good, leaf, jnp.asarray(other, leaf.dtype))  # leaf: of NumPy where it is a known status
 
     if isinstance(out, Recovered):
         result = jax.tree.map(lambda code, bad: kept(code, bad), out.result, RESULTS.invalid_strength)

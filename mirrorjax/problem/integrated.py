@@ -19,6 +19,7 @@ from ..checks import (
     freeze,
     is_concrete,
     nonnegative,
+    on_host,
     positive,
     refuted,
     require_nonnegative,
@@ -81,13 +82,13 @@ class AbstractIntegratedSchedule(AbstractSchedule):
         if not is_concrete(eqx.filter(self, eqx.is_array), t1):
             return
         with jax.ensure_compile_time_eval():
-            reading = _read(self, jnp.asarray(t1, float))
-            if not bool(nonnegative(reading.worst, finite=True)):
+            reading, worst_strength, agrees = _verdict(self, jnp.asarray(t1, float))
+            if not bool(nonnegative(on_host(reading.worst), finite=True)):
                 raise ValueError(
-                    f"the {type(self).__name__} schedule gives the strength {self.strength(reading.at)} at "
+                    f"the {type(self).__name__} schedule gives the strength {worst_strength} at "
                     f"t = {reading.at}; strengths must be finite and non-negative"
                 )
-            if not bool(self._agrees(reading, t1)):
+            if not bool(agrees):
                 raise ValueError(
                     f"the integral of the {type(self).__name__} schedule up to t1 = {t1} is not resolved to "
                     f"{_RTOL:g} of its value: {self.remedy}"
@@ -228,8 +229,12 @@ class CustomSchedule(AbstractIntegratedSchedule):
 
 
 @eqx.filter_jit
-def _read(schedule: AbstractIntegratedSchedule, t1: Float[Array, ""]) -> Reading:
-    return schedule.read(t1)
+def _verdict(
+    schedule: AbstractIntegratedSchedule, t1: Float[Array, ""]
+) -> tuple[Reading, Float[Array, ""], Bool[Array, ""]]:
+    """The reading up to t1, the strength where it is worst, and True if the integral agrees; by one program."""
+    reading = schedule.read(t1)
+    return reading, schedule.strength(reading.at), schedule._agrees(reading, t1)
 
 
 def _panels(strength: Callable, start: Float[Array, ""], length: Float[Array, ""]) -> Float[Array, ""]:
@@ -277,7 +282,13 @@ def _sorted_times(times: Numbers, name: str) -> Float[Array, " breakpoints"]:
     if array.ndim != 1:
         raise ValueError(f"{name} must be a list of numbers, got shape {array.shape}")
     require_nonnegative(array, name, finite=False)
-    array = jnp.sort(array)
-    if refuted(lambda: jnp.all((array[1:] > array[:-1]) | jnp.isinf(array[1:])), array):
+    known = on_host(array)
+    array = as_array(np.sort(known), name) if isinstance(known, np.ndarray) else jnp.sort(array)
+    if refuted(lambda: _differ(np.asarray(array)), array):
         raise ValueError(f"{name} must differ from each other, got {array}")
     return array
+
+
+def _differ(times: np.ndarray) -> bool:
+    """True if every time is later than the one before it; `inf`, for never, may come twice."""
+    return bool(np.all((times[1:] > times[:-1]) | np.isinf(times[1:])))

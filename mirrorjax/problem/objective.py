@@ -198,11 +198,7 @@ class MatrixSensing(AbstractMeasured):
         if symmetric and looks_symmetric is False:
             raise ValueError("A was said to be symmetric and is not; pass (A + A^T) / 2 or symmetric=False")
         self.symmetric = bool(looks_symmetric) if symmetric is None else bool(symmetric)
-        if self.symmetric:
-            rows, columns = np.triu_indices(self.shape[0])
-            self.features = A[:, rows, columns]
-        else:
-            self.features = A.reshape(A.shape[0], -1)
+        self.features = _triangles(A) if self.symmetric else A.reshape(A.shape[0], -1)
 
     def measure(self, x: Float[Array, "n1 n2"]) -> Float[Array, " m"]:
         if not self.symmetric:
@@ -239,6 +235,14 @@ def _is_symmetric(A: Float[Array, "m n1 n2"]) -> bool | None:
     if not is_concrete(A):
         return None
     return not refuted(lambda: np.array_equal(np.swapaxes(A, 1, 2), A), A)
+
+
+def _triangles(A: Float[Array, "m n n"]) -> Float[Array, "m p"]:
+    """The upper triangles; of known matrices that are bound to no device by NumPy, which compiles nothing."""
+    rows, columns = np.triu_indices(A.shape[1])
+    known = A if is_concrete(A) and A.committed else on_host(A)
+    picked = known[:, rows, columns]
+    return as_float(picked, "A") if isinstance(picked, np.ndarray) else picked
 
 
 def _triangle_index(n: int) -> np.ndarray:

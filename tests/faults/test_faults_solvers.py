@@ -3,6 +3,8 @@
 The right values come from scipy's DOP853, restarted at every jump, and from differences of such solutions.
 """
 
+import functools
+
 import diffrax
 import jax
 import jax.numpy as jnp
@@ -32,19 +34,29 @@ FAMILIES = {
 T1 = 2.0
 
 
-def by_scipy(family, *pieces):
-    """x at the end of `dw/dt = -grad_w [f(g(w)) + alpha(t) |w|^2]`, restarted between the pieces `(alpha, until)`."""
+@functools.cache
+def compiled(family):
+    """The flat start of a family, its map and the gradient of its loss."""
     g, objective, w0 = FAMILIES[family]
     start, unflatten = ravel_pytree(w0)
-    slope = jax.jit(jax.grad(lambda w: objective(g(unflatten(w)))))
-    y, t = np.asarray(start), 0.0
+    return (
+        np.asarray(start),
+        jax.jit(lambda w: g(unflatten(w))),
+        jax.jit(jax.grad(lambda w: objective(g(unflatten(w))))),
+    )
+
+
+def by_scipy(family, *pieces):
+    """x at the end of `dw/dt = -grad_w [f(g(w)) + alpha(t) |w|^2]`, restarted between the pieces `(alpha, until)`."""
+    y, g, slope = compiled(family)
+    t = 0.0
     for alpha, until in pieces:
 
         def velocity(t, y, alpha=alpha):
             return -np.asarray(slope(y)) - 2 * alpha(t) * y
 
         y, t = solve_ivp(velocity, (t, until), y, "DOP853", rtol=1e-12, atol=1e-14).y[:, -1], until
-    return np.asarray(g(unflatten(jnp.asarray(y))))
+    return np.asarray(g(y))
 
 
 def end(family, schedule, rtol, **how):

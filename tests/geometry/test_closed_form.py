@@ -100,7 +100,12 @@ def test_identity_with_the_parameter_flow(name):
     """
     case = CASES[name]
     R, (field, unravel) = case.legendre(), parameter_field(name)
-    recover = jax.jit(lambda w, mu, a: (R.mirror_map(case.g(w), a), R.weights(mu, a)))
+
+    @jax.jit
+    def recover(flat, a):
+        w, mu = unravel(flat)
+        return (R.mirror_map(case.g(w), a), R.weights(mu, a)), (mu, w)
+
     for schedule, strength in SCHEDULES:
         flat, start = np.asarray(ravel_pytree((case.w0, jnp.zeros(4)))[0]), 0.0
         for t in (0.2, 0.5, 1.0):  # the jump is one of the times, and no step crosses it or sees the value after it
@@ -110,17 +115,15 @@ def test_identity_with_the_parameter_flow(name):
                 return np.asarray(field(strength(min(t, last)), flat))
 
             flat, start = solve_ivp(rhs, span, flat, method="DOP853", rtol=1e-12, atol=1e-13).y[:, -1], t
-            w, mu = unravel(jnp.asarray(flat))
-            recovered = recover(w, mu, -schedule.integral(t))
+            recovered, expected = recover(flat, -schedule.integral(t))
             # The integrator's 1e-12 a step over some tens of steps, times the condition of grad R (below 1e2 here).
-            for ours, flowed in zip(jax.tree.leaves(recovered), jax.tree.leaves((mu, w)), strict=True):
+            for ours, flowed in zip(jax.tree.leaves(recovered), jax.tree.leaves(expected), strict=True):
                 np.testing.assert_allclose(ours, flowed, rtol=0, atol=1e-9)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "quadratic_decay"])
-def test_identities_of_the_pair(name):
-    """All in one program: compiling is what they cost. Decay is a special case of the quadratic form."""
-    case = CASES[name]
+@classes
+def test_identities_of_the_pair(case):
+    """All in one program: compiling is what they cost."""
     R = case.legendre()
 
     @jax.jit
@@ -128,8 +131,10 @@ def test_identities_of_the_pair(name):
         x = R.inverse_mirror_map(mu, a)
         w = R.weights(mu, a)
         flat, unravel = ravel_pytree(w)
-        maps = R.mirror_map(x, a), R.value(x, a), R.potential(mu, a), case.g(w), case.h(w)
-        slopes = jax.grad(R.potential, (0, 1))(mu, a), jax.grad(R.value, (0, 1))(x, a)
+        (potential, slope_Q), (value, slope_R) = (
+            jax.value_and_grad(function, (0, 1))(point, a) for function, point in ((R.potential, mu), (R.value, x))
+        )
+        maps, slopes = (R.mirror_map(x, a), value, potential, case.g(w), case.h(w)), (slope_Q, slope_R)
         hessians = R.hessian(x, a), jax.jacfwd(R.mirror_map)(x, a), jax.jacrev(R.mirror_map)(x, a)
         second = jax.hessian(R.value)(x, a), jax.hessian(R.potential)(mu, a)
         metric = jax.vmap(lambda v: R.metric_vector(mu, v, a))(jnp.eye(4))

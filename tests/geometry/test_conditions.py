@@ -47,14 +47,12 @@ PAIRS = {
     "hadamard, decay": (mj.Hadamard(), mj.WeightDecay(0.3), (normal(5), normal(5)), "commuting"),
     "hadamard at w = 0, decay": (mj.Hadamard(), mj.WeightDecay(), (jnp.ones(5), jnp.zeros(5)), "commuting"),
     # Theorem D.2: coordinates share no weights, so g itself commutes at any depth; h does not, but normalises it.
-    "hadamard of depth 3, decay": (mj.Hadamard(3), mj.WeightDecay(), (normal(5), normal(5), normal(5)), "normalising"),
-    "hadamard of depth 4, decay": (
-        mj.Hadamard(4),
+    "hadamard of depth 3, decay": (
+        mj.Hadamard(3),
         mj.WeightDecay(0.3),
-        tuple(normal(5) for _ in "1234"),
+        (normal(5), normal(5), normal(5)),
         "normalising",
     ),
-    "square, decay": (mj.Square(), mj.WeightDecay(), positive(5), "commuting"),
     "power difference, compatible": (POWER, mj.Compatible(POWER), UV, "commuting"),
     "power difference, decay": (POWER, mj.WeightDecay(), UV, "normalising"),
     "log difference, compatible": (LOG, mj.Compatible(LOG), UV, "commuting"),
@@ -74,14 +72,12 @@ PAIRS = {
         WEIGHTS,
         "commuting",
     ),
-    "own pair, quartic": (SQUARES, mj.CustomRegularizer(lambda w: jnp.sum(w["plus"] ** 4)), WEIGHTS, "g_only"),
 }
 
 
 # -2c(p - 2) for weight decay of scale c and g of degree p.
 LEAKS = {
-    "hadamard of depth 3, decay": -2.0,
-    "hadamard of depth 4, decay": -1.2,
+    "hadamard of depth 3, decay": -0.6,
     "power difference, decay": -4.0,
     "linear, decay": 0.6,
 }
@@ -123,8 +119,13 @@ def test_brackets_and_rank_agree_with_dense_hessians():
     w = normal(3)
     h = mj.CustomRegularizer(lambda w: w[0] * w[1] ** 2 + jnp.cos(w[2]))
     report = check(mj.Custom(fn), h, w, points=1)
-    gradients = np.vstack([jax.jacfwd(fn)(w), jax.grad(h)(w)[None]])
-    hessians = np.concatenate([jax.hessian(fn)(w), jax.hessian(h)(w)[None]])
+
+    @jax.jit
+    def derivatives(w):
+        return jax.jacfwd(fn)(w), jax.grad(h)(w)[None], jax.hessian(fn)(w), jax.hessian(h)(w)[None]
+
+    of_fn, of_h, *seconds = map(np.asarray, derivatives(w))
+    gradients, hessians = np.vstack([of_fn, of_h]), np.concatenate(seconds)
     sizes = np.linalg.norm(hessians, ord=2, axis=(1, 2))
     dense = np.zeros((4, 4))
     for i in range(4):

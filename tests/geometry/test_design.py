@@ -13,7 +13,6 @@ UV = (jnp.asarray(RNG.uniform(0.5, 2.0, 3)), jnp.asarray(RNG.uniform(0.5, 2.0, 3
 
 FAMILIES = {
     "hadamard": (mj.Hadamard(), UV),
-    "power difference": (mj.PowerDifference(3), UV),
     "separable": (mj.Separable(jnp.sinh, jnp.exp), UV),
 }
 

@@ -124,26 +124,37 @@ NUMERIC = ["u^4 - v^4", "every depth", "a matrix"]
 CLOSED = [name for name in CASES if name != "a matrix"]
 
 
-def flowed(case, schedule):
-    """`(w, nu, a)` at OFF and at END: `dw = -(J^T grad f + alpha grad h)`, `dnu = -exp(-a Lambda^T) grad f`."""
-    leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(case.w0)]
-    ends, size = np.cumsum([leaf.size for leaf in leaves]), case.x(leaves).size
+def flowed(case):
+    """`(w, nu, a)` at OFF and at END: `dw = -(J^T grad f + alpha grad h)`, `dnu = -exp(-a Lambda^T) grad f`.
+
+    The schedules are columns of one system, since the steps of SciPy's integrator are what this test costs.
+    """
+    columns = len(SCHEDULES)
+    leaves = [np.repeat(np.asarray(leaf)[:, None], columns, axis=1) for leaf in jax.tree.leaves(case.w0)]
+    ends, size = np.cumsum([len(leaf) for leaf in leaves]), len(case.x(leaves))
     rng = np.random.default_rng(size)
     Z = rng.normal(size=(2, size))
-    y = Z @ case.x(leaves) + rng.uniform(0.2, 0.5, 2)
+    y = Z @ case.x(leaves) + rng.uniform(0.2, 0.5, 2)[:, None]
 
     def rhs(t, state, on):
+        state = state.reshape(-1, columns)
         w, a = np.split(state[: ends[-1]], ends[:-1]), state[-1]
-        alpha = SCHEDULES[schedule](t) if on else 0.0
+        alpha = np.array([strength(t) for strength in SCHEDULES.values()]) if on else np.zeros(columns)
         slope = Z.T @ (Z @ case.x(w) - y) / 2
         pulled, decay = case.pull(w, slope), case.decay(w)
-        by_rate = expm(-a * case.Lambda.T) @ slope if case.Lambda.ndim == 2 else np.exp(-a * case.Lambda) * slope
-        return np.concatenate([*(-p - alpha * h for p, h in zip(pulled, decay, strict=True)), -by_rate, [-alpha]])
+        if case.Lambda.ndim == 2:
+            by_rate = np.stack([expm(-a[k] * case.Lambda.T) @ slope[:, k] for k in range(columns)], axis=1)
+        else:
+            by_rate = np.exp(-a * case.Lambda[:, None]) * slope
+        return np.concatenate(
+            [*(-p - alpha * h for p, h in zip(pulled, decay, strict=True)), -by_rate, -alpha[None]]
+        ).ravel()
 
-    state, found = np.concatenate([*leaves, np.zeros(size + 1)]), []
+    state, found = np.concatenate([*leaves, np.zeros((size + 1, columns))]).ravel(), []
     for span, on in (((0.0, OFF), True), ((OFF, END), False)):
         state = solve_ivp(rhs, span, state, args=(on,), method="DOP853", rtol=1e-11, atol=1e-13).y[:, -1]
-        found.append((np.split(state[: ends[-1]], ends[:-1]), state[ends[-1] : -1], state[-1]))
+        for column in state.reshape(-1, columns).T:
+            found.append((np.split(column[: ends[-1]], ends[:-1]), column[ends[-1] : -1], column[-1]))
     return found
 
 
@@ -155,7 +166,7 @@ def drained(case, nu, a):
 @pytest.fixture(scope="module")
 def runs():
     """The flows of the weights, each integrated once."""
-    return {name: [end for s in SCHEDULES for end in flowed(CASES[name], s)] for name in CASES}
+    return {name: flowed(case) for name, case in CASES.items()}
 
 
 @pytest.mark.parametrize("name", CLOSED)
@@ -177,7 +188,8 @@ def test_the_closed_form_is_the_flow_of_the_weights(name, runs):
 def numeric():
     """The numeric R of the pairs, two with the leak of the closed form and one with that which `check` measures.
 
-    Beside each is one compiled program: `(mu, a) -> x, Q, dx/da, dQ/da, dQ/dmu`.
+    Beside each is a function: `(mu, a) -> x, Q, dx/da, dQ/da, dQ/dmu`. It is not compiled: the integration is one
+    program of the library, which a program around it would hold three times.
     """
 
     def program(R):
@@ -188,7 +200,7 @@ def numeric():
             (x, Q), (dx, dQ) = jax.jvp(lambda a: at(mu, a), (a,), (jnp.ones_like(a),))
             return x, Q, dx, dQ, jax.grad(lambda mu: at(mu, a)[1])(mu)
 
-        return jax.jit(everything)
+        return everything
 
     found = {name: mj.legendre(*CASES[name][:3], method="numeric") for name in NUMERIC}
     return {name: (R, program(R)) for name, R in found.items()}
@@ -221,7 +233,10 @@ def test_the_numeric_mirror_map_inverts_and_moves_with_a(numeric):
     """`mu = grad R_a(x)` and `dmu/da`, with the leak in it, where blocks leak at rates of their own."""
     case, (R, at) = CASES["every depth"], numeric["every depth"]
     x, a, step = case.g(case.w0) * 1.1, jnp.asarray(np.float64(-0.2)), 1e-4
-    of = jax.jit(lambda a: jax.jvp(lambda a: R.mirror_map(x, a), (a,), (jnp.ones_like(a),)))
+
+    def of(a):
+        return jax.jvp(lambda a: R.mirror_map(x, a), (a,), (jnp.ones_like(a),))
+
     (mu, dmu), (ahead, _), (behind, _) = of(a), of(a + step), of(a - step)
     np.testing.assert_allclose(at(mu, a)[0], x, rtol=1e-9)
     np.testing.assert_allclose(dmu, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-7)  # as above

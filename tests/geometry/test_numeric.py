@@ -61,10 +61,6 @@ def log_primal(mu, a):
     return np.log((u + 2 * mu) / (v - 2 * mu)) / 2
 
 
-def exp_primal(mu, a):
-    return 1 / (np.exp(-U) - mu - C * a) - 1 / (np.exp(-V) + mu - C * a)
-
-
 def pair(g, w0):
     return NumericLegendre(g, mj.Compatible(g, C), w0)
 
@@ -78,7 +74,6 @@ WITH_DUAL = {
 WITH_PRIMAL = {
     "PowerDifference(2)": (pair(mj.PowerDifference(2), BOTH), power_primal(2), [-0.1, 0.0, 0.05]),
     "LogDifference": (pair(mj.LogDifference(), BOTH), log_primal, [-0.2, 0.0, 0.1]),
-    "ExpDifference": (pair(mj.ExpDifference(), BOTH), exp_primal, [-0.2, 0.0, 0.2]),
 }
 
 
@@ -205,8 +200,10 @@ def test_derivatives_three_ways():
     def dual(x, a):
         return R.dual(x, a).value
 
+    root = dual(x, a)
+
     def unrolled(x, a):
-        mu = jax.lax.stop_gradient(dual(x, a))
+        mu = root
         for _ in range(3):  # each Newton step makes one more order of derivatives right
             value, slope = jax.jvp(lambda mu: primal(mu, a), (mu,), (jnp.ones_like(mu),))
             mu = mu - (value - x) / slope
@@ -216,11 +213,12 @@ def test_derivatives_three_ways():
         return jax.hessian(lambda x, a: jnp.sum(jnp.sin(function(x, a))), (0, 1))
 
     @jax.jit  # one program: each derivative outside jit would be compiled by itself
-    def everything(x, a):
-        modes = [jacobian(dual, (0, 1))(x, a) for jacobian in (jax.jacfwd, jax.jacrev)]
-        return *modes, jax.jacfwd(unrolled, (0, 1))(x, a), second(dual)(x, a), second(unrolled)(x, a)
+    def by_steps(x, a):
+        return jax.jacfwd(unrolled, (0, 1))(x, a), second(unrolled)(x, a)
 
-    forward, reverse, through, twice, twice_through = everything(x, a)
+    # Ours outside jit: the search is one program of the library, which one around them would hold four times.
+    forward, reverse = (jacobian(dual, (0, 1))(x, a) for jacobian in (jax.jacfwd, jax.jacrev))
+    (through, twice_through), twice = by_steps(x, a), second(dual)(x, a)
     for argument, step in ((0, 1e-5 * jnp.ones(3)), (1, jnp.asarray(1e-5))):
         ours = forward[argument]
         np.testing.assert_allclose(reverse[argument], ours, rtol=1e-12, atol=1e-14)
@@ -237,7 +235,6 @@ def test_derivatives_of_value_and_primal():
     mu, a = jnp.asarray(mu), jnp.asarray(A)
     x = R.inverse_mirror_map(mu, a)
 
-    @jax.jit
     def everything(x, mu, a):
         metric = jax.jacrev(lambda mu: R.primal(mu, a).value)(mu)
         return jax.grad(R.value, (0, 1))(x, a), jax.hessian(R.value)(x, a), metric, jax.grad(R.potential)(mu, a)
@@ -259,9 +256,9 @@ def test_derivatives_in_the_pair_are_refused():
 
     for argument in (0, 1):
         with pytest.raises(ValueError, match="closed form"):
-            jax.grad(value, argument)(jnp.asarray(1.0), BOTH[0])
+            jax.eval_shape(jax.grad(value, argument), jnp.asarray(1.0), BOTH[0])
     with pytest.raises(RuntimeError, match="dual_interval"):
-        jax.grad(lambda a: jnp.sum(pair(g, BOTH).dual_interval(a)[0]))(A)
+        jax.eval_shape(jax.grad(lambda a: jnp.sum(pair(g, BOTH).dual_interval(a)[0])), A)
 
 
 def test_statuses_and_neighbours():

@@ -87,8 +87,12 @@ def through(fn: Callable, *inputs: Rounded) -> Rounded:
     """`fn` of the inputs; its error is that of a stable evaluation, `ULPS |fn| + |D fn| (errors of the inputs)`."""
     point, unravel = ravel_pytree(tuple(item.value for item in inputs))
     errors, _ = ravel_pytree(tuple(item.error for item in inputs))
-    jacobian = jax.jacfwd(lambda point: fn(*unravel(point)))(point)
-    value = fn(*unravel(point))
+
+    def twice(point: Array) -> tuple[Any, Any]:
+        value = fn(*unravel(point))
+        return value, value
+
+    jacobian, value = jax.jacfwd(twice, has_aux=True)(point)
     return Rounded(value, ULPS * jnp.abs(value) + jnp.abs(jacobian) @ errors)
 
 
@@ -100,6 +104,11 @@ def grain_of(R: AbstractLegendre, a: Array) -> Array:
     """How finely mu can be told: the level families measure it along its interval, from end to end."""
     lower, upper = R.dual_interval(a)
     return jnp.where(jnp.isfinite(upper - lower), ULPS * (upper - lower), 0.0)
+
+
+def lanes(computed: Rounded) -> list[Rounded]:
+    """The values of three lanes, one by one."""
+    return [jax.tree.map(lambda leaf, i=i: leaf[i], computed) for i in range(3)]
 
 
 def dot(x: Rounded, y: Rounded) -> Rounded:
@@ -160,11 +169,22 @@ def facts_of(draw: Draw) -> Facts:
     def value(point: Rounded) -> Rounded:
         return coarser(through(method("value"), point, R, a), jnp.sum(jnp.abs(point.value) * grain))
 
-    x, z, middle = (given_exactly(point) for point in (draw.x, draw.z, draw.x / 2 + draw.z / 2))
-    R_x, R_z, R_middle = (value(point) for point in (x, z, middle))
-    mu_x, mu_z = (coarser(through(method("mirror_map"), point, R, a), grain) for point in (x, z))
+    # Several points are lanes of one computation: compiling is what this costs.
+    def at(point: Array) -> tuple[Rounded, Rounded]:
+        x = given_exactly(point)
+        return value(x), coarser(through(method("mirror_map"), x, R, a), grain)
+
+    def back(mu: Rounded) -> tuple[Rounded, Rounded]:
+        return through(method("inverse_mirror_map"), mu, R, a), through(method("potential"), mu, R, a)
+
+    values, mus = jax.vmap(at)(jnp.stack([draw.x, draw.z, draw.x / 2 + draw.z / 2]))
+    R_x, R_z, R_middle = lanes(values)
+    mu_x, mu_z, _ = lanes(mus)
     mu = draw.between * mu_x.value + (1 - draw.between) * mu_z.value
-    x_of_mu = through(method("inverse_mirror_map"), coarser(given_exactly(mu), grain), R, a)
+    three = jax.tree.map(lambda *leaves: jnp.stack(leaves), mu_x, mu_z, coarser(given_exactly(mu), grain))
+    points, potentials = jax.vmap(back)(three)
+    x_again, _, x_of_mu = lanes(points)
+    Q_x, Q_z, _ = lanes(potentials)
     tangent = dot(mu_z, given_exactly(draw.x - draw.z))
     return Facts(
         R_x=R_x,
@@ -172,11 +192,11 @@ def facts_of(draw: Draw) -> Facts:
         R_middle=R_middle,
         mu_x=mu_x,
         mu_z=mu_z,
-        x_again=through(method("inverse_mirror_map"), mu_x, R, a),
+        x_again=x_again,
         mu=mu,
         mu_again=coarser(through(method("mirror_map"), x_of_mu, R, a), grain),
-        Q_x=through(method("potential"), mu_x, R, a),
-        Q_z=through(method("potential"), mu_z, R, a),
+        Q_x=Q_x,
+        Q_z=Q_z,
         bregman=Rounded(draw.R.bregman(draw.x, draw.z, draw.a), R_x.error + R_z.error + tangent.error),
         bregman_same=draw.R.bregman(draw.x, draw.x, draw.a),
         drift=jax.grad(draw.R.value, 1)(draw.x, draw.a),

@@ -1,6 +1,5 @@
 """Spectral functions against SciPy, also at repeated eigenvalues; R_a of matrices against the parameter flow."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,22 +38,27 @@ def random_symmetric(seed: int) -> jax.Array:
     return jnp.asarray(E + E.T)
 
 
+@jax.jit
+def of_spectrum(X, E, step):
+    """exp and log at X, their derivatives along E, that of `sum E log(X)`, and log at both ends of a step along E."""
+    exp, log = (jax.jvp(function, (X,), (E,)) for function in (symmetric_exp, symmetric_log))
+    reverse = jax.grad(lambda X: jnp.sum(symmetric_log(X) * E))(X)
+    return *exp, *log, reverse, symmetric_log(X + step * E), symmetric_log(X - step * E)
+
+
 @pytest.mark.parametrize("spectrum", SPECTRA.values(), ids=SPECTRA.keys())
 def test_spectral_functions_and_their_derivatives(spectrum):
     X, E = symmetric(spectrum), random_symmetric(1)
-    exp, exp_slope = jax.jvp(symmetric_exp, (X,), (E,))
-    log, log_slope = jax.jvp(symmetric_log, (X,), (E,))
-    np.testing.assert_allclose(exp, scipy.linalg.expm(X), rtol=0, atol=1e-12 * float(jnp.max(exp)))
+    step = 1e-6  # differences: truncation 1e-12 times a third derivative up to 1e3, rounding 1e-10
+    exp, exp_slope, log, log_slope, reverse, ahead, behind = map(np.asarray, of_spectrum(X, E, step))
+    np.testing.assert_allclose(exp, scipy.linalg.expm(X), rtol=0, atol=1e-12 * float(np.max(exp)))
     np.testing.assert_allclose(log, scipy.linalg.logm(X), rtol=0, atol=1e-12)
     expected = scipy.linalg.expm_frechet(X, E, compute_expm=False)
     np.testing.assert_allclose(exp_slope, expected, rtol=0, atol=1e-12 * float(np.max(np.abs(expected))))
     # D log(X) is the inverse of D exp at log X.
-    back = scipy.linalg.expm_frechet(np.asarray(log), np.asarray(log_slope), compute_expm=False)
+    back = scipy.linalg.expm_frechet(log, log_slope, compute_expm=False)
     np.testing.assert_allclose(back, E, rtol=0, atol=1e-11)
-    step = 1e-6  # differences: truncation 1e-12 times a third derivative up to 1e3, rounding 1e-10
-    difference = (symmetric_log(X + step * E) - symmetric_log(X - step * E)) / (2 * step)
-    np.testing.assert_allclose(log_slope, difference, rtol=0, atol=1e-7)
-    reverse = jax.grad(lambda X: jnp.sum(symmetric_log(X) * E))(X)
+    np.testing.assert_allclose(log_slope, (ahead - behind) / (2 * step), rtol=0, atol=1e-7)
     np.testing.assert_allclose(reverse, log_slope, rtol=0, atol=1e-11)  # D log(X) is self-adjoint
 
 
@@ -66,7 +70,9 @@ def test_a_second_derivative_is_refused():
 def test_largest_commutator():
     A, B, C = symmetric([1, 2, 3, 4]), symmetric([0, -1, 5, 2]), random_symmetric(2)
     size, first, second = largest_commutator(jnp.stack([A, B, C]))
-    expected = [jnp.linalg.norm(M @ C - C @ M) / jnp.linalg.norm(M) / jnp.linalg.norm(C) for M in (A, B)]
+    matrices = [np.asarray(M) for M in (A, B, C)]
+    norm, last = np.linalg.norm, matrices[2]
+    expected = [norm(M @ last - last @ M) / norm(M) / norm(last) for M in matrices[:2]]
     assert float(size) == pytest.approx(float(max(expected)), rel=1e-12)
     assert {int(first), int(second)} == {int(np.argmax(expected)), 2}
     assert float(largest_commutator(jnp.stack([A, B, 0 * C]))[0]) < 1e-15
@@ -97,17 +103,33 @@ def identity(R, g, h, w0, slope, atol):
 
 
 def check_calculus(R, mu, a, h, direction):
-    x = R.inverse_mirror_map(mu, a)
-    np.testing.assert_allclose(R.mirror_map(x, a), mu, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(jax.grad(R.potential)(mu, a), x, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(jax.grad(R.value)(x, a), mu, rtol=0, atol=1e-12)
-    np.testing.assert_allclose(jax.grad(R.value, 1)(x, a), -h(R.weights(mu, a)), rtol=1e-11)
-    moved = R.metric_vector(mu, direction, a)
-    np.testing.assert_allclose(moved, jax.jvp(lambda mu: R.primal(mu, a).value, (mu,), (direction,))[1], atol=1e-12)
-    np.testing.assert_allclose(jnp.einsum("ijkl,kl->ij", R.hessian(x, a), moved), direction, rtol=0, atol=1e-11)
-    np.testing.assert_allclose(R.minimizer(a), R.inverse_mirror_map(0 * mu, a), rtol=0, atol=1e-12)
-    batched = eqx.filter_jit(eqx.filter_vmap(R.mirror_map, in_axes=(0, None)))(jnp.stack([x, R.minimizer(a)]), a)
-    np.testing.assert_allclose(batched[0], mu, rtol=0, atol=1e-12)
+    @jax.jit  # one program: compiling is what this costs
+    def everything(mu, a):
+        x, lowest = R.inverse_mirror_map(mu, a), R.minimizer(a)
+        moved = R.metric_vector(mu, direction, a)
+        return {
+            "x": x,
+            "mu": R.mirror_map(x, a),
+            "slope of Q": jax.grad(R.potential)(mu, a),
+            "slopes of R": jax.grad(R.value, (0, 1))(x, a),
+            "h": h(R.weights(mu, a)),
+            "moved": moved,
+            "derivative": jax.jvp(lambda mu: R.primal(mu, a).value, (mu,), (direction,))[1],
+            "back": jnp.einsum("ijkl,kl->ij", R.hessian(x, a), moved),
+            "lowest": lowest,
+            "at zero": R.inverse_mirror_map(0 * mu, a),
+            "batched": jax.vmap(lambda x: R.mirror_map(x, a))(jnp.stack([x, lowest])),
+        }
+
+    found = jax.tree.map(np.asarray, everything(mu, a))
+    np.testing.assert_allclose(found["mu"], mu, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["slope of Q"], found["x"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["slopes of R"][0], mu, rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["slopes of R"][1], -found["h"], rtol=1e-11)
+    np.testing.assert_allclose(found["moved"], found["derivative"], atol=1e-12)
+    np.testing.assert_allclose(found["back"], direction, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(found["lowest"], found["at zero"], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(found["batched"][0], mu, rtol=0, atol=1e-12)
 
 
 def test_gram_follows_the_square_form():

@@ -74,11 +74,14 @@ class Curve:
 def asked(R, x, z, a):
     """The same numbers of ours, of one coordinate, and the derivatives of R_a(x) in x and in a."""
 
-    def both(x, a):
-        return R.value(x[None], a), R.bregman(x[None], z[None], a)
+    def both(point):
+        x, a = point
+        found = R.value(x[None], a), R.bregman(x[None], z[None], a)
+        return found, found
 
-    value, divergence = both(x, a)
-    (along_x, along_a), (rise, _) = jax.jacfwd(both, argnums=(0, 1))(x, a)
+    # One derivative in two lanes, with the values beside it: compiling is what this costs.
+    slopes, (value, divergence) = jax.jacfwd(both, has_aux=True)(jnp.stack([x, a]))
+    (along_x, along_a), (rise, _) = slopes
     mu = R.dual(x[None], a)
     return value, mu.value[0], R.hessian(x[None], a)[0, 0], divergence, rise, along_x, along_a
 

@@ -26,7 +26,6 @@ def weights() -> tuple[Array, Array]:
 
 
 SCHEDULES = {
-    "constant": mj.Constant(0.2),
     "switch_off": mj.SwitchOff(0.2, T_OFF),
     "cosine": mj.CosineDecay(0.4, T_OFF),
 }

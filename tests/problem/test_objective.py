@@ -1,5 +1,7 @@
 """Objectives: value and gradient against numpy and autodiff, packed sensing matrices, bad data."""
 
+from functools import cache
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -13,65 +15,100 @@ from mirrorjax.problem import AbstractMeasured, CustomObjective, LeastSquares, L
 names = pytest.mark.parametrize("name", OBJECTIVES)
 
 
-def built(name, key):
+def point(shape, seed=20250428):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+def built(name):
     entry = OBJECTIVES[name]
-    return entry.build(*entry.data), jax.random.normal(key, entry.shape)
+    return entry.build(*entry.data), point(entry.shape)
+
+
+@cache
+def everything(name):
+    """f at a point, its derivatives there and along v, and at points near it and at multiples; by one program."""
+    f, x = built(name)
+    v, residuals = point(x.shape, 1), point(f.y.shape, 2) if isinstance(f, AbstractMeasured) else None
+    near = jnp.asarray(np.asarray(x) + np.multiply.outer(STEP * np.array([1, -1, 2, -2]), np.asarray(v)))
+    batch = jnp.asarray(np.multiply.outer([1.0, 2.0, -1.0], np.asarray(x)))
+
+    @eqx.filter_jit
+    def program(f, x, v, near, batch, r):
+        found = {
+            "value": f(x),
+            "gradient": f.gradient(x),
+            "derivative": jax.grad(f)(x),
+            "curvature": jax.jvp(f.gradient, (x,), (v,))[1],
+            "derived curvature": jax.jvp(jax.grad(f), (x,), (v,))[1],
+            "near": jax.vmap(f)(near),
+            "batch": jax.vmap(f.gradient)(batch),
+            "loop": [f.gradient(batch[i]) for i in range(3)],
+        }
+        if r is None:
+            return found
+        z = f.measure(x)
+        return found | {
+            "measured": z,
+            "adjoint": f.adjoint(r),
+            "loss": f.loss(z),
+            "slope": f.slope(z),
+            "derived slope": jax.grad(f.loss)(z),
+        }
+
+    return f, np.asarray(x), np.asarray(v), residuals, program(f, x, v, near, batch, residuals)
+
+
+STEP = 1e-3
 
 
 @names
-def test_value(name, key):
+def test_value(name):
     entry = OBJECTIVES[name]
-    f, x = built(name, key)
+    f, x = built(name)
     f.check(jax.ShapeDtypeStruct(x.shape, x.dtype))
     # Sums of at most 40 products of numbers of order one.
     np.testing.assert_allclose(f(x), entry.reference(np.asarray(x), *entry.data), rtol=1e-13)
+    np.testing.assert_allclose(everything(name)[-1]["value"], f(x), rtol=1e-13)
 
 
 @names
-def test_gradient_is_the_derivative(name, key):
-    f, x = built(name, key)
-    np.testing.assert_allclose(f.gradient(x), jax.grad(f)(x), rtol=1e-12, atol=1e-13)
+def test_gradient_is_the_derivative(name):
+    found = everything(name)[-1]
+    np.testing.assert_allclose(found["gradient"], found["derivative"], rtol=1e-12, atol=1e-13)
     # Second derivatives exist both ways: the flow is differentiated through the gradient.
-    v = jnp.ones_like(x)
-    one = jax.jvp(f.gradient, (x,), (v,))[1]
-    np.testing.assert_allclose(one, jax.jvp(jax.grad(f), (x,), (v,))[1], rtol=1e-12, atol=1e-13)
+    np.testing.assert_allclose(found["curvature"], found["derived curvature"], rtol=1e-12, atol=1e-13)
 
 
 @names
-def test_gradient_against_finite_differences(name, key):
-    f, x = built(name, key)
-    v = jax.random.normal(jax.random.key(1), x.shape)
-    s = 1e-3
-    slope = (8 * (f(x + s * v) - f(x - s * v)) - f(x + 2 * s * v) + f(x - 2 * s * v)) / (12 * s)
+def test_gradient_against_finite_differences(name):
+    _, _, v, _, found = everything(name)
+    plus, minus, plus2, minus2 = np.asarray(found["near"])
+    slope = (8 * (plus - minus) - plus2 + minus2) / (12 * STEP)
     # Fourth order in 1e-3, rounding 1e-16 / 1e-3, of numbers of order ten.
-    np.testing.assert_allclose(jnp.sum(f.gradient(x) * v), slope, rtol=1e-9)
+    np.testing.assert_allclose(np.sum(np.asarray(found["gradient"]) * v), slope, rtol=1e-9)
 
 
 @names
-def test_transformations(name, key):
-    f, x = built(name, key)
-    batch = jnp.stack([x, 2 * x, -x])
-    loop = jnp.stack([f.gradient(x) for x in batch])
-    np.testing.assert_allclose(jax.vmap(f.gradient)(batch), loop, rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(eqx.filter_jit(f)(x), f(x), rtol=1e-13)
+def test_batched_by_vmap(name):
+    found = everything(name)[-1]
+    np.testing.assert_allclose(found["batch"], np.stack(found["loop"]), rtol=1e-12, atol=1e-13)
 
 
 @names
-def test_measurements(name, key):
-    f, x = built(name, key)
+def test_measurements(name):
+    f, x, _, r, found = everything(name)
     if not isinstance(f, AbstractMeasured):
         pytest.skip("not a function of measurements")
-    r = jax.random.normal(jax.random.key(2), f.y.shape)
-    z = f.measure(x)
+    z = np.asarray(found["measured"])
     np.testing.assert_allclose(z, np.tensordot(OBJECTIVES[name].data[0], x, x.ndim), rtol=1e-12, atol=1e-13)
-    np.testing.assert_allclose(jnp.sum(r * z), jnp.sum(f.adjoint(r) * x), rtol=1e-12)
-    np.testing.assert_allclose(f.loss(z), f(x), rtol=1e-14)
-    np.testing.assert_allclose(f.slope(z), jax.grad(f.loss)(z), rtol=1e-12, atol=1e-14)
+    np.testing.assert_allclose(np.sum(r * z), np.sum(np.asarray(found["adjoint"]) * x), rtol=1e-12)
+    np.testing.assert_allclose(found["loss"], found["value"], rtol=1e-14)
+    np.testing.assert_allclose(found["slope"], found["derived slope"], rtol=1e-12, atol=1e-14)
 
 
 @names
-def test_wrong_parameters_are_refused(name, key):
-    f, x = built(name, key)
+def test_wrong_parameters_are_refused(name):
+    f, x = built(name)
     if name == "custom":
         with pytest.raises(ValueError, match="must return one floating-point scalar"):
             CustomObjective(lambda x: x).check(jax.ShapeDtypeStruct(x.shape, x.dtype))
@@ -90,23 +127,23 @@ def test_symmetric_matrices_are_stored_as_triangles():
     assert MatrixSensing(*sensing(6, 4, 4, symmetric=False)).features.shape == (6, 16)
 
 
-def test_packed_and_whole_agree_also_at_asymmetric_points(key):
+def test_packed_and_whole_agree_also_at_asymmetric_points():
     A, y = sensing(6, 4, 4, symmetric=True)
     packed, whole = MatrixSensing(A, y), MatrixSensing(A, y, symmetric=False)
-    X = jax.random.normal(key, (4, 4))
+    X = point((4, 4))
     np.testing.assert_allclose(packed(X), whole(X), rtol=1e-13)
     np.testing.assert_allclose(packed.gradient(X), whole.gradient(X), rtol=1e-12, atol=1e-13)
 
 
-def test_packed_matrices_can_be_traced(key):
+def test_packed_matrices_can_be_traced():
     A, y = sensing(6, 4, 4, symmetric=True)
-    X = jax.random.normal(key, (4, 4))
+    X = point((4, 4))
 
     def value(A, symmetric):
         return MatrixSensing(A, y, symmetric=symmetric)(X)
 
-    whole = jax.grad(lambda A: value(A, None))(jnp.asarray(A))
-    packed = jax.grad(lambda A: value(A, True))(jnp.asarray(A))
+    whole = np.asarray(jax.jit(jax.grad(lambda A: value(A, None)))(jnp.asarray(A)))
+    packed = np.asarray(jax.jit(jax.grad(lambda A: value(A, True)))(jnp.asarray(A)))
     # Only upper triangles are read, so the symmetric parts of the derivatives agree.
     both = packed + packed.swapaxes(1, 2), whole + whole.swapaxes(1, 2)
     np.testing.assert_allclose(*both, rtol=1e-12, atol=1e-13)
@@ -120,8 +157,8 @@ def test_asymmetric_matrices_said_to_be_symmetric_are_refused():
 
 
 @pytest.mark.parametrize("scale", [0.0, 1.0, 10.0])
-def test_logistic_against_scikit_learn(scale, key):
-    f, x = built("logistic", key)
+def test_logistic_against_scikit_learn(scale):
+    f, x = built("logistic")
     Z, y = OBJECTIVES["logistic"].data
     probability = 1 / (1 + np.exp(-scale * (Z @ np.asarray(x))))
     # scikit-learn takes the logarithm of 1 - probability, which keeps 1e-16 / 1e-9 of the digits at scale 10.

@@ -1,5 +1,6 @@
 """Regularizers: value, structure they declare, proximal map, bad arguments."""
 
+from functools import cache
 from typing import Any
 
 import equinox as eqx
@@ -26,30 +27,54 @@ REFERENCES = {
 }
 
 
-@names
-def test_value_and_transformations(name, key):
+@cache
+def everything(name):
+    """h at three weights, one after the other and batched, at scaled ones, and its derivatives; by one program."""
     build, sample = REGULARIZERS[name]
     h = build(N)
-    batch = jax.vmap(lambda k: sample(k, N))(jax.random.split(key, 3))
-    lanes = [jax.tree.map(lambda leaf, i=i: leaf[i], batch) for i in range(3)]
-    expected = [REFERENCES[name](jax.tree.map(np.asarray, w)) for w in lanes]
-    h.check(lanes[0])
-    # A handful of roundings of numbers of order one.
-    np.testing.assert_allclose([h(w) for w in lanes], expected, rtol=1e-13)
-    np.testing.assert_allclose(jax.vmap(h)(batch), expected, rtol=1e-13)
-    np.testing.assert_allclose(eqx.filter_jit(h)(lanes[0]), expected[0], rtol=1e-13)
+    rng = np.random.default_rng(20250428)
+    lanes = [
+        jax.tree.map(lambda leaf: rng.uniform(0.5, 1.2, leaf.shape), jax.eval_shape(lambda key: sample(key, N), KEY))
+        for _ in range(3)
+    ]
+
+    @eqx.filter_jit
+    def program(h, lanes, batch):
+        w = lanes[0]
+        return {
+            "lanes": [h(w) for w in lanes],
+            "batch": jax.vmap(h)(batch),
+            "doubled": h(jax.tree.map(lambda leaf: 2.5 * leaf, w)),
+            "hessian": jax.hessian(h)(w) if h.elementwise else None,
+            "slopes": eqx.filter_grad(lambda h: h(w))(h),
+        }
+
+    return h, lanes, program(h, lanes, jax.tree.map(lambda *leaves: np.stack(leaves), *lanes))
+
+
+KEY = jax.ShapeDtypeStruct((), jax.random.key(0).dtype)
 
 
 @names
-def test_declared_degree_and_elementwise_hold(name, key):
-    build, sample = REGULARIZERS[name]
-    h, w = build(N), sample(key, N)
+def test_value_and_transformations(name):
+    h, lanes, found = everything(name)
+    w = jax.tree.map(jnp.asarray, lanes[0])
+    expected = [REFERENCES[name](w) for w in lanes]
+    h.check(w)
+    # A handful of roundings of numbers of order one.
+    np.testing.assert_allclose(h(w), expected[0], rtol=1e-13)
+    np.testing.assert_allclose(found["lanes"], expected, rtol=1e-13)
+    np.testing.assert_allclose(found["batch"], expected, rtol=1e-13)
+
+
+@names
+def test_declared_degree_and_elementwise_hold(name):
+    h, _, found = everything(name)
     if h.degree is not None:
-        doubled = h(jax.tree.map(lambda leaf: 2.5 * leaf, w))
-        np.testing.assert_allclose(doubled, 2.5**h.degree * h(w), rtol=1e-13)
+        np.testing.assert_allclose(found["doubled"], 2.5**h.degree * found["lanes"][0], rtol=1e-13)
     if h.elementwise:
-        for row in jax.tree.leaves(jax.hessian(h)(w)):
-            np.testing.assert_array_equal(row, jnp.diag(jnp.diag(row)))
+        for row in map(np.asarray, jax.tree.leaves(found["hessian"])):
+            np.testing.assert_array_equal(row, np.diag(np.diag(row)))
 
 
 @pytest.mark.parametrize("build", [WeightDecay, L1, lambda scale: Compatible(Hadamard(), scale)])
@@ -65,20 +90,19 @@ def test_scale_must_be_one_number():
 
 
 @names
-def test_scale_is_a_leaf(name, key):
-    build, sample = REGULARIZERS[name]
-    h, w = build(N), sample(key, N)
+def test_scale_is_a_leaf(name):
+    h, _, found = everything(name)
     if not hasattr(h, "scale"):
         pytest.skip("no scale")
-    slope = jax.grad(lambda h: h(w))(h).scale
-    np.testing.assert_allclose(slope, h(w) / 0.3, rtol=1e-13)
+    np.testing.assert_allclose(found["slopes"].scale, found["lanes"][0] / 0.3, rtol=1e-13)
 
 
-def test_single_precision_weights_stay_single(key):
-    w = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), REGULARIZERS["weight_decay"][1](key, N))
+def test_single_precision_weights_stay_single():
+    w = 2 * (jax.ShapeDtypeStruct((N,), jnp.float32),)
     for h in (WeightDecay(0.3), L1(0.3), Compatible(Hadamard(), 0.3)):
-        assert h(w).dtype == jnp.float32
-    assert jax.tree.leaves(L1(0.3).prox(w, jnp.array(0.5)))[0].dtype == jnp.float32
+        assert jax.eval_shape(h, w).dtype == jnp.float32
+    shrunk = jax.eval_shape(lambda w: L1(0.3).prox(w, jnp.array(0.5)), w)
+    assert jax.tree.leaves(shrunk)[0].dtype == jnp.float32
 
 
 @pytest.mark.parametrize(("w", "strength"), [(1.3, 0.5), (-1.3, 0.5), (0.2, 2.0), (-0.1, 0.0), (0.0, 1.0)])

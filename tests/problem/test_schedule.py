@@ -28,28 +28,48 @@ names = pytest.mark.parametrize("name", SCHEDULES)
 TIMES = (0.0, 0.1, 0.4, 0.5, 0.999, 1.0, 1.2, 1.699, 1.7, 1.9, 3.0, 40.0)
 
 
+SLOPES_AT = (0.0, 0.2, 1.1, 1.7, 2.5)
+
+
 @cache
-def at_times(name):
-    """Strengths and integrals at TIMES, by one program."""
+def everything(name):
+    """The schedule at TIMES: strengths, integrals, validity; its breakpoints; slopes in it and in t; by one program."""
     schedule = SCHEDULES[name].build(0.3)
-    return jax.jit(jax.vmap(lambda t: (schedule(t), schedule.integral(t))))(np.array(TIMES))
+
+    @eqx.filter_jit
+    def program(traced, times, ts):
+        functions = (type(schedule).__call__, type(schedule).integral)
+        slopes = [eqx.filter_grad(lambda st, function=function: function(*st)) for function in functions]
+        return {
+            "strength": jax.vmap(schedule)(times),
+            "integral": jax.vmap(schedule.integral)(times),
+            "valid": traced.valid(times[-2]),
+            "breakpoints": schedule.breakpoints,
+            "slopes": jax.vmap(lambda t: [slope((traced, t)) for slope in slopes])(ts),
+        }
+
+    return schedule, program(schedule, np.array(TIMES), np.array(SLOPES_AT))
+
+
+# Functions of any schedule, compiled once for all tests that hand them one of the same structure.
+strengths = eqx.filter_jit(lambda schedule, ts: jax.vmap(schedule)(ts))
+integrals = eqx.filter_jit(lambda schedule, ts: jax.vmap(schedule.integral)(ts))
+is_valid = eqx.filter_jit(lambda schedule, t: schedule.valid(t))
 
 
 @names
 def test_strength(name):
-    entry = SCHEDULES[name]
-    schedule = entry.build(0.3)
-    strengths = at_times(name)[0]
+    entry, (schedule, found) = SCHEDULES[name], everything(name)
     # One rounding of t / step_size, times slopes of order one.
-    np.testing.assert_allclose(strengths, [0.3 * entry.strength(t) for t in TIMES], rtol=1e-13, atol=1e-15)
-    assert bool(schedule.valid(jnp.array(3.0)))
+    np.testing.assert_allclose(found["strength"], [0.3 * entry.strength(t) for t in TIMES], rtol=1e-13, atol=1e-15)
+    assert bool(found["valid"])
     schedule.check(3.0)
 
 
 @names
 def test_integral_against_quadrature(name):
     entry = SCHEDULES[name]
-    for t, value in zip(TIMES, at_times(name)[1], strict=True):
+    for t, value in zip(TIMES, np.asarray(everything(name)[1]["integral"]), strict=True):
         kinks = [k for k in entry.t_kinks if k < t]
         expected, error = quad(entry.strength, 0.0, t, points=kinks or None, epsabs=1e-13, epsrel=1e-13, limit=200)
         # At t = 40 the decaying exponential spans 40 half-lives, which 8 panels of 16 nodes resolve to 1e-12.
@@ -58,11 +78,10 @@ def test_integral_against_quadrature(name):
 
 @names
 def test_breakpoints_are_the_kinks(name):
-    entry = SCHEDULES[name]
-    breakpoints = entry.build(0.3).breakpoints
-    reachable = [float(b) for b in breakpoints if 0 < b < jnp.inf]
-    np.testing.assert_allclose(reachable, entry.t_kinks, rtol=1e-15)
-    assert bool(jnp.all(jnp.diff(breakpoints) >= 0))
+    breakpoints = np.asarray(everything(name)[1]["breakpoints"])
+    reachable = [float(b) for b in breakpoints if 0 < b < np.inf]
+    np.testing.assert_allclose(reachable, SCHEDULES[name].t_kinks, rtol=1e-15)
+    assert np.all(np.diff(breakpoints) >= 0)
 
 
 @names
@@ -86,37 +105,29 @@ def test_integral_is_differentiable_in_every_leaf(name):
 
 @names
 def test_derivatives_are_finite_everywhere_and_in_t_of_the_integral_the_strength(name):
-    entry, ts = SCHEDULES[name], np.array([0.0, 0.2, 1.1, 1.7, 2.5])
-
-    @eqx.filter_jit
-    def slopes(schedule):
-        functions = (type(schedule).__call__, type(schedule).integral)
-        both = [eqx.filter_grad(lambda st, function=function: function(*st)) for function in functions]
-        return jax.vmap(lambda t: [slope((schedule, t)) for slope in both])(ts)
-
-    found = slopes(entry.build(0.3))
+    found = everything(name)[1]["slopes"]
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(found))
     inside = [1, 2, 4]  # away from 0 and the kinks
-    expected = [0.3 * entry.strength(t) for t in ts[inside]]
-    np.testing.assert_allclose(found[1][1][np.array(inside)], expected, rtol=1e-10, atol=1e-12)
+    expected = [0.3 * SCHEDULES[name].strength(SLOPES_AT[i]) for i in inside]
+    np.testing.assert_allclose(np.asarray(found[1][1])[inside], expected, rtol=1e-10, atol=1e-12)
 
 
 def test_piecewise_by_hand():
     schedule = Piecewise([1.0, 3.0, jnp.inf], [2.0, 0.5, 0.0, 7.0])
-    ts = jnp.array([0.0, 0.5, 1.0, 2.0, 3.0, 100.0])
-    np.testing.assert_array_equal(jax.vmap(schedule)(ts), [2.0, 2.0, 0.5, 0.5, 0.0, 0.0])
-    np.testing.assert_allclose(jax.vmap(schedule.integral)(ts), [0.0, 1.0, 2.0, 2.5, 3.0, 3.0], rtol=1e-15)
+    ts = np.array([0.0, 0.5, 1.0, 2.0, 3.0, 100.0])
+    np.testing.assert_array_equal(strengths(schedule, ts), [2.0, 2.0, 0.5, 0.5, 0.0, 0.0])
+    np.testing.assert_allclose(integrals(schedule, ts), [0.0, 1.0, 2.0, 2.5, 3.0, 3.0], rtol=1e-15)
 
 
 def test_piecewise_without_breakpoints_is_constant():
     schedule = Piecewise([], [0.4])
-    assert float(schedule(jnp.array(2.0))) == 0.4
-    assert float(schedule.integral(jnp.array(2.0))) == 0.8
+    assert strengths(schedule, np.array([2.0])) == 0.4
+    assert integrals(schedule, np.array([2.0])) == 0.8
 
 
 def test_whole_integrals():
     for build, share in ((SwitchOff, 1.0), (LinearDecay, 0.5), (CosineDecay, 0.5)):
-        np.testing.assert_allclose(build(20.0, 0.625).integral(jnp.array(1e4)), share * 12.5, rtol=1e-15)
+        np.testing.assert_allclose(integrals(build(20.0, 0.625), np.array([1e4])), share * 12.5, rtol=1e-15)
 
 
 @pytest.mark.parametrize("alpha", [-0.1, jnp.nan, jnp.inf])
@@ -159,12 +170,17 @@ def test_bad_pieces_are_refused(times, values, words):
 @pytest.mark.parametrize("build", [SwitchOff, LinearDecay, CosineDecay])
 def test_batched_by_vmap(build):
     """A whole grid, with values that only a status can refuse: those lanes say so, the others are right."""
-    alphas, t_offs = jnp.array([0.5, -1.0, 0.5, jnp.nan, 2.0]), jnp.array([1.0, 1.0, jnp.nan, 1.0, 0.0])
-    batch = jax.vmap(build)(alphas, t_offs)
-    np.testing.assert_array_equal(jax.vmap(lambda s: s.valid(jnp.array(3.0)))(batch), [True, False, False, False, True])
-    integrals = jax.vmap(lambda s: s.integral(jnp.array(0.7)))(batch)
+    alphas, t_offs = np.array([0.5, -1.0, 0.5, np.nan, 2.0]), np.array([1.0, 1.0, np.nan, 1.0, 0.0])
+
+    @jax.jit
+    def program(alphas, t_offs):
+        batch = jax.vmap(build)(alphas, t_offs)
+        return jax.vmap(lambda s: (s.valid(3.0), s.integral(0.7)))(batch)
+
+    valid, batched = program(alphas, t_offs)
+    np.testing.assert_array_equal(valid, [True, False, False, False, True])
     for i in (0, 4):
-        np.testing.assert_array_equal(integrals[i], build(alphas[i], t_offs[i]).integral(jnp.array(0.7)))
+        np.testing.assert_array_equal(batched[i], integrals(build(alphas[i], t_offs[i]), np.array([0.7]))[0])
 
 
 def test_new_values_do_not_retrace():
@@ -173,15 +189,16 @@ def test_new_values_do_not_retrace():
     def spent(schedule, t):
         return schedule.integral(t)
 
+    later = jnp.array(2.0)
     for alpha, t_off in ((0.3, 1.0), (2, 5), (np.float32(0.1), jnp.inf), (jnp.array(0.0), 0.0)):
-        spent(SwitchOff(alpha, t_off), jnp.array(2.0))
+        spent(SwitchOff(alpha, t_off), later)
 
 
 def test_from_optax_counts_steps():
     schedule = FromOptax(optax.linear_schedule(1.0, 0.0, 100), step_size=0.25, boundaries=[100])
-    np.testing.assert_allclose(schedule(jnp.array(10.0)), 0.6, rtol=1e-15)  # 40 steps
+    np.testing.assert_allclose(strengths(schedule, np.array([10.0])), 0.6, rtol=1e-15)  # 40 steps
     np.testing.assert_array_equal(schedule.breakpoints, [25.0])
-    np.testing.assert_allclose(schedule.integral(jnp.array(1000.0)), 12.5, rtol=1e-14)
+    np.testing.assert_allclose(integrals(schedule, np.array([1000.0])), 12.5, rtol=1e-14)
 
 
 def joined():
@@ -206,15 +223,15 @@ def test_undeclared_boundaries_are_refused(schedule):
 def test_declared_boundaries_are_taken():
     schedule = FromOptax(joined(), 0.1, boundaries=[10])
     schedule.check(3.1)
-    np.testing.assert_allclose(schedule.integral(jnp.array(3.1)), 1.0 + 0.21, rtol=1e-14)
+    np.testing.assert_allclose(integrals(schedule, np.array([3.1])), 1.0 + 0.21, rtol=1e-14)
     FromOptax(joined(), 0.1).check(0.9)  # ends before the boundary
 
 
 @pytest.mark.parametrize("schedule", [joined(), optax.linear_schedule(1.0, -1.0, 30)])
 def test_traced_optax_schedules_are_not_valid(schedule):
     """Where the end is traced nothing can be raised: undeclared boundaries and negative strengths make a status."""
-    ends = jnp.array([0.9, 3.1])
-    valid = jax.vmap(lambda t1: FromOptax(schedule, 0.1).valid(t1))(ends)
+    ends = np.array([0.9, 3.1])
+    valid = jax.jit(jax.vmap(lambda t1: FromOptax(schedule, 0.1).valid(t1)))(ends)
     np.testing.assert_array_equal(valid, [True, False])
 
 
@@ -237,9 +254,10 @@ def test_bad_step_sizes_are_refused(step_size):
 
 
 def test_from_optax_is_differentiable_in_its_step_size():
+    @jax.jit
     def spent(step_size):
         schedule = FromOptax(optax.cosine_decay_schedule(0.3, 17), step_size, boundaries=[17])
-        return schedule.integral(jnp.array(1.2))
+        return schedule.integral(1.2)
 
     check_grads(spent, (jnp.array(0.1),), order=1, atol=1e-6, rtol=1e-6, eps=1e-6)
 
@@ -248,8 +266,8 @@ def test_from_optax_is_differentiable_in_its_step_size():
 def test_custom_schedules_with_undeclared_jumps_are_refused(fn):
     with pytest.raises(ValueError, match=r"not resolved to 1e-08.*CustomSchedule\(fn, breakpoints="):
         CustomSchedule(fn).check(3.1)
-    assert not bool(CustomSchedule(fn).valid(jnp.array(3.1)))
-    assert bool(CustomSchedule(lambda t: jnp.where(t < 1.0, 1.0, 0.1), [1.0]).valid(jnp.array(3.1)))
+    assert not is_valid(CustomSchedule(fn), 3.1)
+    assert is_valid(CustomSchedule(lambda t: jnp.where(t < 1.0, 1.0, 0.1), [1.0]), 3.1)
 
 
 @pytest.mark.parametrize(

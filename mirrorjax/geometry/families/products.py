@@ -61,7 +61,7 @@ class ProductLegendre(AbstractSeparableLegendre):
     factors: tuple[Values, ...]
 
     def existence_status(self, a: Strength) -> RESULTS:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         exists = select(curve.exists, RESULTS.successful, RESULTS.range_exhausted)
         return select(curve.admissible, exists, RESULTS.invalid_weights)
 
@@ -69,45 +69,45 @@ class ProductLegendre(AbstractSeparableLegendre):
         return shape_of(self.factors[0])
 
     def dual_interval_at(self, a: Strength) -> tuple[Values, Values]:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         return curve.lower, curve.upper
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         return curve.crosses | (jnp.sign(x) == curve.side)
 
     def flow(self, mu: Values, a: Strength) -> Weights:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         return curve.weights(curve.value(_place_of_dual(curve, mu)))
 
     def potential_terms(self, mu: Values, a: Strength) -> Values:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         return curve.potential(_place_of_dual(curve, mu))
 
     def primal_terms(self, mu: Values, a: Strength) -> Values:
         return self.primal_terms_from(mu, jnp.zeros_like(mu), a)
 
     def primal_terms_from(self, mu: Values, step: Values, a: Strength) -> Values:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         return curve.product(_place_of_dual(curve, mu, step))
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         found = _place_of(curve, x)
         ok = found.result == RESULTS.successful
         mu = curve.dual(jnp.where(ok, found.value, curve.start))
         return Recovered(jnp.where(ok, mu, jnp.nan), found.result)
 
     def metric(self, mu: Values, a: Strength) -> Values:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         return curve.metric(_place_of_dual(curve, mu))
 
     def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         return 1 / curve.metric(_place_of(curve, x).value)
 
     def value_at(self, x: Values, mu: Values, a: Strength) -> Float[Array, ""]:
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         y = _place_of(curve, x).value
         return _tie_value(_value(*freeze((curve, x, y))), curve, x, y)
 
@@ -117,7 +117,7 @@ class ProductLegendre(AbstractSeparableLegendre):
         For points farther apart than 1 in y it is `x (mu_x - mu_z) - (Q_x - Q_z)`, in which little cancels. For closer
         ones it is an integral of positive numbers along a way whose length has the digits of x - z.
         """
-        curve = _Curve(self.factors)
+        curve = _curve(self.factors)
         y_x, y_z = _place_of(curve, x).value, _place_of(curve, z).value
         near = jnp.abs(y_x - y_z) < 1
         (end_x, mu_x), (end_z, mu_z) = curve.dual_parts(y_x), curve.dual_parts(y_z)
@@ -262,6 +262,10 @@ class _Curve(eqx.Module):
 
         The distance has all its digits: it decides about x where it is below the rounding of mu.
         """
+        return _dual_parts(self, y)
+
+    def nearest(self, y: Values) -> tuple[Values, Values]:
+        """The body of `dual_parts`, which calls it through `jax.jit`."""
         to_high = (self.rises < 0) & (y > self.start) & (self.high - y < y - self.start)
         to_low = (self.falls < 0) & (y < self.start) & (y - self.low < self.start - y)
         origin = jnp.where(to_high, self.high, jnp.where(to_low, self.low, self.start))
@@ -284,6 +288,18 @@ class _Curve(eqx.Module):
         """The length of mu beyond `low` or `high`, whichever is given, where mu has an end."""
         rate = 2.0 - len(self.gaps)
         return self.slope(end) / -rate if rate < 0 else jnp.zeros_like(end)
+
+
+# Each method asks for the curve anew, and a program holds mu at many places: JAX traces, differentiates and batches the
+# body of a jitted function once for all its calls.
+@jax.jit
+def _curve(factors: tuple[Values, ...]) -> _Curve:
+    return _Curve(factors)
+
+
+@jax.jit
+def _dual_parts(curve: _Curve, y: Values) -> tuple[Values, Values]:
+    return curve.nearest(y)
 
 
 def _growth(rate: Values, length: Values) -> Values:

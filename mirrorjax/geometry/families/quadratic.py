@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from ...checks import freeze, is_concrete
@@ -12,7 +13,7 @@ from ...problem import Quadratic, QuadraticForm, WeightDecay
 from ...problem.reparam import Weights
 from ...results import RESULTS, select
 from ..base import AbstractLegendre
-from ..commutators import largest_commutator
+from ..commutators import largest_commutator, largest_known_commutator
 from ..divergence import tie_divergence
 from ..newton import Minimum, convex_minimum, solve_spd
 from ..points import Recovered, Strength
@@ -132,14 +133,7 @@ def common_eigenbasis(matrices: Float[Array, "k n n"]) -> tuple[Float[Array, "n 
     Eigenvectors of generic linear combinations, the best of eight seeded ones: in one of them two joint eigenspaces
     can come too close to tell apart. Differentiating it raises: a generic change of the matrices breaks commutation.
     """
-    norms = jnp.linalg.norm(matrices, axis=(1, 2), keepdims=True)
-    scaled = matrices / jnp.where(norms == 0, 1.0, norms)
-    coefficients = jax.random.normal(jax.random.key(0), (8, len(matrices)), matrices.dtype)
-    _, bases = jnp.linalg.eigh(jnp.einsum("bk,kij->bij", coefficients, scaled))
-    rotated = jnp.einsum("bji,kjl,blm->bkim", bases, scaled, bases)
-    off_diagonal = rotated * (1 - jnp.eye(matrices.shape[-1], dtype=matrices.dtype))[None, None]
-    best = jnp.argmin(jnp.sum(off_diagonal**2, axis=(1, 2, 3)))
-    return bases[best], jnp.diagonal(rotated[best], axis1=1, axis2=2) * norms[:, :, 0]
+    return _common_eigenbasis(matrices)
 
 
 @common_eigenbasis.defjvp
@@ -150,18 +144,29 @@ def _refuse_derivative(primals: Any, tangents: Any) -> Any:
     )
 
 
+@jax.jit  # one program, where each operation would be compiled by itself
+def _common_eigenbasis(matrices: Float[Array, "k n n"]) -> tuple[Float[Array, "n n"], Float[Array, "k n"]]:
+    norms = jnp.linalg.norm(matrices, axis=(1, 2), keepdims=True)
+    scaled = matrices / jnp.where(norms == 0, 1.0, norms)
+    coefficients = jax.random.normal(jax.random.key(0), (8, len(matrices)), matrices.dtype)
+    _, bases = jnp.linalg.eigh(jnp.einsum("bk,kij->bij", coefficients, scaled))
+    rotated = jnp.einsum("bji,kjl,blm->bkim", bases, scaled, bases)
+    off_diagonal = rotated * (1 - jnp.eye(matrices.shape[-1], dtype=matrices.dtype))[None, None]
+    best = jnp.argmin(jnp.sum(off_diagonal**2, axis=(1, 2, 3)))
+    return bases[best], jnp.diagonal(rotated[best], axis1=1, axis2=2) * norms[:, :, 0]
+
+
 def _require_commuting(matrices: Float[Array, "k n n"], d: int) -> Float[Array, "k n n"]:
     """The matrices; a `ValueError` when two do not commute, or an error at run time when they are traced."""
     tolerance = float(jnp.finfo(matrices.dtype).eps) ** 0.75  # far above rounding, far below any error that shows
     advice = "R_a of Quadratic needs matrices that commute pairwise; without that only the primal flow is defined"
     if not is_concrete(matrices):
         return eqx.error_if(matrices, largest_commutator(matrices)[0] > tolerance, advice)
-    with jax.ensure_compile_time_eval():  # also under an outer jit, which would stage what is known
-        size, first, second = largest_commutator(matrices)
-    if float(size) > tolerance:
-        names = ["G0" if int(i) == d else f"G[{int(i)}]" for i in (first, second)]
+    size, first, second = largest_known_commutator(np.asarray(matrices), "fro")
+    if size > tolerance:
+        names = ["G0" if i == d else f"G[{i}]" for i in (first, second)]
         raise ValueError(
-            f"{advice}: |AB - BA| = {float(size):.3g} |A||B| for A = {names[0]}, B = {names[1]}, above {tolerance:.1g}"
+            f"{advice}: |AB - BA| = {size:.3g} |A||B| for A = {names[0]}, B = {names[1]}, above {tolerance:.1g}"
         )
     return matrices
 

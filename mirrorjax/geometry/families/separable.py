@@ -70,9 +70,7 @@ class AbstractSeparableLegendre(AbstractLegendre):
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
         """`grad R_a(x)` with a status a coordinate, for x in range."""
-        return monotone_root(
-            lambda mu, args: args[0].primal_terms(mu, args[1]), x, *self.dual_interval_at(a), (self, a)
-        )
+        return monotone_root(_primal_terms_at, x, *self.dual_interval_at(a), (self, a))
 
     def metric(self, mu: Values, a: Strength) -> Values:
         """The diagonal of `J J^T` at psi(mu, a), for mu inside the dual interval."""
@@ -152,6 +150,12 @@ class AbstractSeparableLegendre(AbstractLegendre):
         inside = (mu > lower) & (mu < upper)
         exists = self.existence_status(a) == RESULTS.successful
         return jnp.where(inside & exists, mu, 0.0), inside, exists
+
+
+def _primal_terms_at(mu: Values, args: tuple[AbstractSeparableLegendre, Strength]) -> Values:
+    """`grad Q_a(mu)`; one function for all, so that the search for its root is traced once for equal arguments."""
+    R, a = args
+    return R.primal_terms(mu, a)
 
 
 def exact(value: Values) -> Recovered:
