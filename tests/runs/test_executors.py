@@ -3,10 +3,14 @@
 import gc
 import multiprocessing
 import os
+import shutil
 import signal
+import subprocess
+import sys
 import threading
 from concurrent.futures import CancelledError, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -47,6 +51,39 @@ def same_flags(tmp_path_factory):
 
 def spawning():
     return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"))
+
+
+OVER_MPI = """
+import numpy as np
+from mpi4py.futures import MPIPoolExecutor
+import jax.numpy as jnp
+import mirrorjax as mj
+
+def lane(alpha):
+    objective = mj.LeastSquares(jnp.ones((1, 1)), jnp.ones(1))
+    return mj.Problem(mj.Hadamard(), mj.WeightDecay(), alpha, objective), (jnp.ones(1), jnp.zeros(1))
+
+if __name__ == "__main__":
+    how = {"t1": 2.0, "saveat": [1.0, 2.0], "chunk": 1, "progress": False}
+    grid = {"alpha": np.linspace(0.1, 1.0, 40)}
+    there = mj.sweep(lane, grid, executor=MPIPoolExecutor, **how)
+    assert there.equals(mj.sweep(lane, grid, **how))
+    print("equal")
+"""
+
+
+@pytest.mark.slow
+def test_workers_of_mpi_give_the_same_bits(tmp_path):
+    """Needs mpi4py and an MPI, of which no extra brings one: `pip install mpi4py mpich`."""
+    pytest.importorskip("mpi4py")
+    mpiexec = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if mpiexec is None:
+        pytest.skip("no mpiexec")
+    script = tmp_path / "over_mpi.py"
+    script.write_text(OVER_MPI)
+    command = [mpiexec, "-n", "3", sys.executable, "-m", "mpi4py.futures", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout.strip()) == (0, "equal"), done.stderr
 
 
 @pytest.mark.slow
