@@ -112,9 +112,7 @@ def train(
     refuse_traced(programs, "train")  # functions may have closed over a number of an outer transformation
     records = 1 + steps // every
     lane_bytes = records * (size_of(measured) + 8) + (size_of(carry[0]) if keep else 0)
-    slots = recorded_slots(chunk, store, resume) or max(
-        choose_slots(lane_bytes + size_of(carry), len(lanes), chosen), min(len(lanes), CACHED // size_of(carry))
-    )
+    slots = recorded_slots(chunk, store, resume) or _slots(carry, lane_bytes, len(lanes), chosen)
     size = min(slots, len(lanes)) if shares else spread(min(slots, len(lanes)), chosen)
     return run(
         _Job(
@@ -144,6 +142,11 @@ def train(
         progress=progress,
         callback=callback,
     )
+
+
+def _slots(carry: PyTree, lane_bytes: int, lanes: int, chosen: Devices) -> int:
+    """The number of lanes at a time: as many as fit, and more where they are so small that a cache holds them."""
+    return max(choose_slots(lane_bytes + size_of(carry), lanes, chosen), min(lanes, CACHED // size_of(carry)))
 
 
 def _counts(steps: int, every: int, accumulate: int) -> tuple[int, int, int]:

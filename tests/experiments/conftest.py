@@ -6,6 +6,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from command_line import Done, run_main
 from jaxtyping import install_import_hook
 from rich.console import Console
 
@@ -25,6 +26,13 @@ with install_import_hook("mirrorjax", "beartype.beartype"):
 def keep_compiled_programs(monkeypatch: pytest.MonkeyPatch) -> None:
     """`reproduce_all` drops what was compiled after each experiment: all later tests would compile it again."""
     monkeypatch.setattr(jax, "clear_caches", lambda: None)
+
+
+@pytest.fixture(name="mirrorjax")
+def command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Runs `main` in this process, in an empty folder, on a terminal of 100 columns."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *arguments: run_main(monkeypatch, *arguments)
 
 
 @pytest.fixture
