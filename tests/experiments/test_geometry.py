@@ -25,9 +25,7 @@ def test_families_are_drawn_with_the_numeric_recovery_on_them(run_quick, monkeyp
     assert table.loc[("log", -0.6), "status"] == "range_exhausted"
     # L2-like at the start, towards L1 as decay is spent.
     assert table.loc["hadamard"].sort_index(ascending=False).local_exponent.is_monotonic_decreasing
-    drawn = ["fig12_log", "fig1_hadamard", "fig2_unbalanced"]
-    for ending in ("png", "pdf"):
-        assert sorted(path.stem for path in folder.path.glob(f"*.{ending}")) == drawn
+    assert sorted(path.stem for path in folder.path.glob("*.png")) == ["fig12_log", "fig1_hadamard", "fig2_unbalanced"]
 
 
 def test_the_curve_of_a_long_decay_keeps_its_digits():
