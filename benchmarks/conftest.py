@@ -96,7 +96,8 @@ def measure(benchmark: Any, compiled: Callable[..., Callable]) -> Callable[..., 
 def measure_once(benchmark: Any) -> Callable[..., Any]:
     """`measure_once(warm, run)`: the seconds of `warm()` count as compilation; one timed `run()`, and its result.
 
-    For runs of many seconds. What is compiled in the timed run all the same is recorded too, as `recompiled_seconds`.
+    For runs of many seconds; `rounds` of them where one takes a fraction of a second. What is compiled in the timed run
+    all the same is recorded too, as `recompiled_seconds`.
     """
     recompiled: list[float] = []
 
@@ -104,12 +105,12 @@ def measure_once(benchmark: Any) -> Callable[..., Any]:
         if event == BACKEND_COMPILE:
             recompiled.append(duration_secs)
 
-    def measured(warm: Callable[[], Any], run: Callable[[], Any]) -> Any:
+    def measured(warm: Callable[[], Any], run: Callable[[], Any], rounds: int = 1) -> Any:
         start = time.perf_counter()
         jax.block_until_ready(warm())
         benchmark.extra_info["compile_seconds"] = time.perf_counter() - start
         jax.monitoring.register_event_duration_secs_listener(hear)
-        value = benchmark.pedantic(run, rounds=1, iterations=1)
+        value = benchmark.pedantic(run, rounds=rounds, iterations=1)
         jax.monitoring.unregister_event_duration_listener(hear)
         if recompiled:
             benchmark.extra_info["recompiled_seconds"] = sum(recompiled)

@@ -151,11 +151,13 @@ def main() -> None:
         return
     rows = []
     for task in TASKS:
-        seconds = {}
-        for side in ("mirrorjax", "diffrax"):
-            command = [sys.executable, __file__, "--measure", side, task]
-            runs = [subprocess.run(command, capture_output=True, text=True, check=True) for _ in range(arguments.runs)]
-            seconds[side] = statistics.median(float(run.stdout.split()[-1]) for run in runs)
+        each: dict[str, list[float]] = {"mirrorjax": [], "diffrax": []}
+        for _ in range(arguments.runs):  # by turns, since the speed of a machine drifts
+            for side, taken in each.items():
+                command = [sys.executable, __file__, "--measure", side, task]
+                run = subprocess.run(command, capture_output=True, text=True, check=True)
+                taken.append(float(run.stdout.split()[-1]))
+        seconds = {side: statistics.median(taken) for side, taken in each.items()}
         rows.append({"task": task, **seconds, "ratio": seconds["mirrorjax"] / seconds["diffrax"]})
         print("{task:16s} {mirrorjax:7.2f} s {diffrax:7.2f} s  {ratio:5.2f}".format(**rows[-1]), flush=True)
     record = {"machine_info": machine(), "commit_info": commit(), "cpu_seconds": rows}

@@ -26,15 +26,25 @@ def table(record: dict[str, Any]) -> str:
     machine = ", ".join(f"{name} {value}" for name, value in record["machine_info"].items())
     commit = record["commit_info"]
     state = " with uncommitted changes" if commit["dirty"] else ""
+    date = f" Date: {record['datetime'][:10]}." if "datetime" in record else ""
+    head = [f"Machine: {machine}.", f"Commit: `{commit['id']}`{state}.{date}"]
+    if "benchmarks" not in record:  # of first_answer.py or growth.py, which have columns of their own
+        return "\n".join([*head, "", *plain_table(record.get("cpu_seconds") or record["rows"])])
     rows = [
-        f"Machine: {machine}.",
-        f"Commit: `{commit['id']}`{state}. Date: {record['datetime'][:10]}.",
+        *head,
         *ratio_table([benchmark for benchmark in record["benchmarks"] if benchmark["group"] == COMPARED]),
         "",
         "| benchmark | median s | min to max s | rounds | compile s | recorded |",
         "|---|---|---|---|---|---|",
     ]
     return "\n".join(rows + [row(benchmark) for benchmark in record["benchmarks"]])
+
+
+def plain_table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows of a record as they are, three digits a number."""
+    cells = [[f"{value:.3g}" if isinstance(value, float) else str(value) for value in row.values()] for row in rows]
+    titles = [name.replace("_", " ") for name in rows[0]]
+    return [f"| {' | '.join(line)} |" for line in [titles, ["---"] * len(titles), *cells]]
 
 
 def ratio_table(compared: list[dict[str, Any]]) -> list[str]:
@@ -74,8 +84,9 @@ def ratios(record: dict[str, Any]) -> dict[str, float]:
     found = {}
     for benchmark in record["benchmarks"]:
         extra, way = benchmark["extra_info"], (benchmark["params"] or {}).get("way")
-        if "times_plain" in extra and way != "plain":
-            found[f"{extra['workload']} {way}"] = extra["times_plain"]
+        if "times_plain" in extra and way not in ("plain", "pieces"):
+            # Against the plain way whose gradients are right, where there is one whose are not.
+            found[f"{extra['workload']} {way}"] = extra.get("times_right", extra["times_plain"])
     return found
 
 
