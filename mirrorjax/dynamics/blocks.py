@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from .motion import state_bytes
 from .options import Options
 from .solvers.explicit import written_out
 
@@ -41,13 +42,7 @@ def in_blocks(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
     Differentiable in reverse mode, by the derivative of all lanes together. The function must not close over numbers
     that are batched or differentiated.
     """
-    arrays, static = eqx.partition(args, eqx.is_array)
-    rest = []
-
-    def run(arrays: PyTree) -> PyTree:
-        results, other = eqx.partition(fn(*eqx.combine(arrays, static)), eqx.is_array)
-        rest.append(other)
-        return results
+    run, arrays, rest = _on_arrays(fn, args)
 
     @eqx.filter_custom_vjp
     def solved(arrays: PyTree) -> PyTree:
@@ -76,7 +71,17 @@ def in_cache(fn: Callable[..., PyTree], y: PyTree, *args: PyTree) -> PyTree:
     """
     if jax.default_backend() != "cpu":
         return fn(*args)
-    size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(y))
+    size = state_bytes(y)
+    run, arrays, rest = _on_arrays(fn, args)
+    results = _by_blocks(run, min(BLOCK, max(SMALLEST, CACHED // max(size, 1))), arrays)
+    return eqx.combine(results, rest[0])
+
+
+def _on_arrays(fn: Callable[..., PyTree], args: tuple) -> tuple[Callable[[PyTree], PyTree], PyTree, list[PyTree]]:
+    """`fn` as a function of arrays alone that returns arrays alone, the arrays of `args`, and a list.
+
+    Each call appends to the list what else `fn` returned.
+    """
     arrays, static = eqx.partition(args, eqx.is_array)
     rest = []
 
@@ -85,8 +90,7 @@ def in_cache(fn: Callable[..., PyTree], y: PyTree, *args: PyTree) -> PyTree:
         rest.append(other)
         return results
 
-    results = _by_blocks(run, min(BLOCK, max(SMALLEST, CACHED // max(size, 1))), arrays)
-    return eqx.combine(results, rest[0])
+    return run, arrays, rest
 
 
 def _by_blocks(run: Callable[[PyTree], PyTree], most: int, arrays: PyTree) -> PyTree:

@@ -156,6 +156,11 @@ def finite_status(state: PyTree) -> RESULTS:
     return RESULTS.where(is_finite(state), RESULTS.successful, RESULTS.diverged)
 
 
+def state_bytes(state: PyTree) -> int:
+    """The bytes of a state, or of its shape."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
 def state_dtype(state: PyTree) -> jnp.dtype:
     """The dtype of a state, in which solvers count their ticks.
 

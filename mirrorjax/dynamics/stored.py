@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from .guards import Field, unguarded_field
+from .motion import state_bytes
 from .pieces import OnPieces
 
 Scalar = Float[Array, ""]
@@ -83,7 +84,7 @@ class Walk(eqx.Module):
 
 
 class Places(eqx.Module):
-    """Where states are stored: those of the first `dense` kept steps in places of their own, later ones every `stride`.
+    """The layout of the array of stored states: all states up to kept step `dense`, and every `stride`-th one after it.
 
     Room for `dense + max_steps / stride + stride` states in all, with `dense` a mebibyte of them but at most 1024, and
     stride the root of max_steps. A step is taken at most once more than the solve took it.
@@ -94,7 +95,7 @@ class Places(eqx.Module):
     count: int = eqx.field(static=True)
 
     def __init__(self, max_steps: int, y: PyTree):
-        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(y))
+        size = state_bytes(y)
         self.dense = min(max_steps, MOST_STORED, ROOM // max(size, 1))
         self.stride = math.isqrt(max(max_steps - self.dense, 1) - 1) + 1
         self.count = self.dense + -(-(max_steps - self.dense) // self.stride)
@@ -107,9 +108,12 @@ class Places(eqx.Module):
 
 
 class Record(eqx.Module):
-    """What the loop writes. `saved`: values at the save times. For a derivative: the ticks `stops` at which kept steps
-    end, states at `Places`, and the step `within` which each save time lies, -1 for none. Arrays, which inside the loop
-    are buffers of equinox."""
+    """The arrays that the loop over the steps fills; inside of the loop they are buffers of equinox.
+
+    - `saved`: the values at the save times.
+    - For a derivative, else `None`: `stops`, the ticks at which kept steps end; `states`, laid out by `Places`;
+      `within`, the number of the kept step in which each save time lies, -1 for none.
+    """
 
     saved: PyTree
     stops: Any
@@ -118,6 +122,7 @@ class Record(eqx.Module):
 
 
 def is_under_way(walk: Walk, method: Method) -> Bool[Array, ""]:
+    """True if the solve has neither ended nor failed, and may take another step."""
     return (walk.result == diffrax.RESULTS.successful) & (walk.tried < method.max_steps)
 
 
@@ -202,5 +207,5 @@ def _saved(
 def value_inside(
     solver: OnPieces, info: PyTree, start: Scalar, stop: Scalar, t: Scalar, save: Save, field: Field
 ) -> PyTree:
-    """What is saved at a time inside a step."""
+    """Evaluates `save` at the tick t inside a step, on the state that the solver interpolates there from `info`."""
     return save(t, solver.interpolation_cls(t0=start, t1=stop, **info).evaluate(t), field)

@@ -8,7 +8,6 @@ derivative in reverse mode takes no stage again.
 """
 
 import abc
-import functools
 from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
@@ -39,7 +38,8 @@ def in_loop(solver: diffrax.AbstractSolver) -> "InLoop | None":
 class AbstractExplicit(diffrax.AbstractAdaptiveSolver):
     """An explicit Runge-Kutta solver of one `ODETerm`, with the stages, the error and the interpolation of its tableau.
 
-    A subclass gives `step`, and `stacked`, which makes the array of the stages that diffrax interpolates from.
+    A subclass keeps the velocities of the stages, `rates`, in a form of its own, and gives `take_stages`, `weighted`,
+    `last` and `stacked`.
     """
 
     solver: eqx.AbstractVar[diffrax.AbstractERK]
@@ -47,8 +47,22 @@ class AbstractExplicit(diffrax.AbstractAdaptiveSolver):
     term_structure: ClassVar = diffrax.ODETerm
 
     @abc.abstractmethod
-    def stacked(self, stages: PyTree) -> PyTree:
-        """The stages of a step, times its length, along a first axis."""
+    def take_stages(
+        self, velocity: Callable[[Any, PyTree], PyTree], t0: Scalar, t1: Scalar, y0: PyTree, first: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        """The rates of all stages, of which `first` is known, and the state at the last stage."""
+
+    @abc.abstractmethod
+    def weighted(self, h: Scalar, weights: Any, rates: PyTree) -> PyTree:
+        """`h sum_j weights_j rates_j`, each leaf in its own precision."""
+
+    @abc.abstractmethod
+    def last(self, rates: PyTree) -> PyTree:
+        """The rate of the last stage."""
+
+    @abc.abstractmethod
+    def stacked(self, rates: PyTree) -> PyTree:
+        """The rates along a first axis, from which diffrax interpolates."""
 
     @property
     def tableau(self) -> diffrax.ButcherTableau:
@@ -74,18 +88,6 @@ class AbstractExplicit(diffrax.AbstractAdaptiveSolver):
         """The velocity at the start, which a solver whose last stage is the next first one carries along."""
         return terms.vf(t0, y0, args) if self.tableau.fsal else None
 
-
-class WrittenOut(AbstractExplicit):
-    """An explicit Runge-Kutta solver with one copy of the velocity for each stage.
-
-    **Arguments:** `solver`: any explicit Runge-Kutta solver of diffrax.
-    """
-
-    solver: diffrax.AbstractERK
-
-    def stacked(self, stages: PyTree) -> PyTree:
-        return jax.tree.map(lambda *each: jnp.stack(each), *stages)
-
     def step(
         self,
         terms: Any,
@@ -98,66 +100,81 @@ class WrittenOut(AbstractExplicit):
     ) -> tuple[PyTree, PyTree, dict[str, PyTree], PyTree, diffrax.RESULTS]:
         tableau, h = self.tableau, t1 - t0
 
-        def velocity(c: float, y: PyTree) -> PyTree:
-            # Exactly t1 for c = 1: t0 + h may round to a time beyond the step.
-            return terms.vf(t1 if c == 1 else t0 + c * h, y, args)
+        def velocity(t: Any, y: PyTree) -> PyTree:
+            return terms.vf(t, y, args)
 
-        first = _after_jump(lambda: velocity(0.0, y0), solver_state, made_jump) if tableau.fsal else velocity(0.0, y0)
-        rates, y = [first], y0
-        for row, c in zip(tableau.a_lower, tableau.c, strict=True):
-            y = jax.tree.map(jnp.add, y0, weighted(h, row, rates))
-            rates.append(velocity(float(c), y))
-        y1 = y if tableau.ssal else jax.tree.map(jnp.add, y0, weighted(h, tableau.b_sol, rates))
-        stages = [jax.tree.map(lambda leaf: h.astype(leaf.dtype) * leaf, rate) for rate in rates]
-        info = {"y0": y0, "y1": y1, "k": stages}
-        carried = rates[-1] if tableau.fsal else None
-        return y1, weighted(h, tableau.b_error, rates), info, carried, diffrax.RESULTS.successful
+        def at_start() -> PyTree:
+            return velocity(t0, y0)
+
+        first = _after_jump(at_start, solver_state, made_jump) if tableau.fsal else at_start()
+        rates, y = self.take_stages(velocity, t0, t1, y0, first)
+        y1 = y if tableau.ssal else jax.tree.map(jnp.add, y0, self.weighted(h, tableau.b_sol, rates))
+        info = {"y0": y0, "y1": y1, "k": jax.tree.map(lambda rate: h.astype(rate.dtype) * rate, rates)}
+        carried = self.last(rates) if tableau.fsal else None
+        return y1, self.weighted(h, tableau.b_error, rates), info, carried, diffrax.RESULTS.successful
+
+
+class WrittenOut(AbstractExplicit):
+    """An explicit Runge-Kutta solver with one copy of the velocity for each stage. Its rates are a list.
+
+    **Arguments:** `solver`: any explicit Runge-Kutta solver of diffrax.
+    """
+
+    solver: diffrax.AbstractERK
+
+    def take_stages(
+        self, velocity: Callable[[Any, PyTree], PyTree], t0: Scalar, t1: Scalar, y0: PyTree, first: PyTree
+    ) -> tuple[PyTree, PyTree]:
+        h, rates, y = t1 - t0, [first], y0
+        for row, c in zip(self.tableau.a_lower, self.tableau.c.tolist(), strict=True):
+            y = jax.tree.map(jnp.add, y0, self.weighted(h, row, rates))
+            # Exactly t1 for c = 1: t0 + h may round to a time beyond the step.
+            rates.append(velocity(t1 if c == 1 else t0 + c * h, y))
+        return rates, y
+
+    def weighted(self, h: Scalar, weights: Any, rates: PyTree) -> PyTree:
+        return weighted(h, weights, rates)
+
+    def last(self, rates: PyTree) -> PyTree:
+        return rates[-1]
+
+    def stacked(self, rates: PyTree) -> PyTree:
+        return jax.tree.map(lambda *each: jnp.stack(each), *rates)
 
 
 class InLoop(AbstractExplicit):
-    """An explicit Runge-Kutta solver with one copy of the velocity, in a loop over the stages.
+    """An explicit Runge-Kutta solver with one copy of the velocity, in a loop. Its rates have an axis of stages.
 
     **Arguments:** `solver`: any explicit Runge-Kutta solver of diffrax.
     """
 
     solver: diffrax.AbstractERK
 
-    def stacked(self, stages: PyTree) -> PyTree:
-        return stages
-
-    def step(
-        self,
-        terms: Any,
-        t0: Scalar,
-        t1: Scalar,
-        y0: PyTree,
-        args: Any,
-        solver_state: PyTree,
-        made_jump: Bool[ArrayLike, ""],
-    ) -> tuple[PyTree, PyTree, dict[str, PyTree], PyTree, diffrax.RESULTS]:
+    def take_stages(
+        self, velocity: Callable[[Any, PyTree], PyTree], t0: Scalar, t1: Scalar, y0: PyTree, first: PyTree
+    ) -> tuple[PyTree, PyTree]:
         tableau, h = self.tableau, t1 - t0
         count = len(tableau.c) + 1
-        at_start = functools.partial(terms.vf, t0, y0, args)
-        first = _after_jump(at_start, solver_state, made_jump) if tableau.fsal else at_start()
         rows = np.stack([np.pad(row, (0, count - len(row))) for row in tableau.a_lower])
-
-        def moved(weights: Any, rates: PyTree) -> PyTree:
-            return jax.tree.map(lambda y, rate: y + h.astype(y.dtype) * _contracted(weights, rate), y0, rates)
 
         def stage(carry: tuple[PyTree, PyTree], each: tuple) -> tuple[tuple[PyTree, PyTree], None]:
             rates, (number, row, c) = carry[0], each
-            y = moved(row, rates)
+            y = jax.tree.map(jnp.add, y0, self.weighted(h, row, rates))
             # Exactly t1 for c = 1: t0 + h may round to a time beyond the step.
-            rate = terms.vf(jnp.where(c == 1, t1, t0 + c.astype(h.dtype) * h), y, args)
+            rate = velocity(jnp.where(c == 1, t1, t0 + c.astype(h.dtype) * h), y)
             return (jax.tree.map(lambda rows, new: rows.at[number].set(new), rates, rate), y), None
 
-        rates = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype).at[0].set(leaf), first)
-        (rates, y), _ = jax.lax.scan(stage, (rates, y0), (jnp.arange(1, count), rows, np.asarray(tableau.c)))
-        y1 = y if tableau.ssal else moved(tableau.b_sol, rates)
-        error = jax.tree.map(lambda rate: h.astype(rate.dtype) * _contracted(tableau.b_error, rate), rates)
-        info = {"y0": y0, "y1": y1, "k": jax.tree.map(lambda rate: h.astype(rate.dtype) * rate, rates)}
-        carried = jax.tree.map(lambda rate: rate[-1], rates) if tableau.fsal else None
-        return y1, error, info, carried, diffrax.RESULTS.successful
+        room = jax.tree.map(lambda leaf: jnp.zeros((count, *leaf.shape), leaf.dtype).at[0].set(leaf), first)
+        return jax.lax.scan(stage, (room, y0), (jnp.arange(1, count), rows, np.asarray(tableau.c)))[0]
+
+    def weighted(self, h: Scalar, weights: Any, rates: PyTree) -> PyTree:
+        return jax.tree.map(lambda rate: h.astype(rate.dtype) * _contracted(weights, rate), rates)
+
+    def last(self, rates: PyTree) -> PyTree:
+        return jax.tree.map(lambda rate: rate[-1], rates)
+
+    def stacked(self, rates: PyTree) -> PyTree:
+        return rates
 
 
 def _contracted(weights: Any, rates: Array) -> Array:
