@@ -21,6 +21,7 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import jax
 import pytest
 from jaxtyping import install_import_hook
+from typechecks import CHECKS
 
 # Tracing makes millions of objects that stay: looking through them for cycles took a twentieth of the suite's time.
 gc.set_threshold(100_000, 50, 100)
@@ -65,7 +66,7 @@ def pytest_sessionstart(session):
     if session.config.getoption("numprocesses", None) and not hasattr(session.config, "workerinput"):
         return
     # The hook sees only what is imported inside this block, and `mirrorjax` imports nothing by itself.
-    with install_import_hook("mirrorjax", "beartype.beartype"):
+    with install_import_hook("mirrorjax", CHECKS):
         package = importlib.import_module("mirrorjax")
         root = Path(package.__path__[0])
         for path in sorted(root.rglob("*.py")):

@@ -89,26 +89,31 @@ def by_velocity(
     """
     first = flow.prepare(eqx.tree_at(lambda p: p.schedule, problem, schedules[0]), w0)
     _, static = eqx.partition(first, eqx.is_array)
+    start, unravel = ravel_pytree(first.initial())
+
     # jax's own jit: scipy calls it thousands of times, and filter_jit would spend longer on its arguments.
-    velocity = jax.jit(lambda arrays, t, state: eqx.combine(arrays, static).velocity(t, state))
-    read = eqx.filter_jit(lambda motion, states: jax.vmap(motion.read)(jnp.asarray(ts), states))
-    start = first.initial()
+    @jax.jit
+    def velocity(arrays, t, state):
+        return ravel_pytree(eqx.combine(arrays, static).velocity(t, unravel(state)))[0]
+
+    @eqx.filter_jit
+    def read(motion, states):
+        return jax.vmap(lambda t, state: motion.read(t, unravel(state)))(jnp.asarray(ts), states)
 
     def lane(schedule: AbstractSchedule) -> Point:
         motion = eqx.tree_at(lambda motion: motion.problem.schedule, first, schedule)
         arrays = eqx.filter(motion, eqx.is_array)
         jumps = [float(k) for k in schedule.breakpoints if 0 < k < ts[-1]]
-        edges, states = sorted({*ts.tolist(), *jumps}), [np.ravel(start)]
+        edges, states = sorted({*ts.tolist(), *jumps}), [np.asarray(start)]
         for left, right in itertools.pairwise(edges):
             before = np.nextafter(right, left)  # at a jump a schedule gives the value after it
 
             def rate(t, y, before=before):
-                return np.ravel(velocity(arrays, min(t, before), y.reshape(start.shape)))
+                return np.asarray(velocity(arrays, min(t, before), y))
 
             piece = solve_ivp(rate, (left, right), states[-1], method="DOP853", rtol=1e-10, atol=1e-13)
             assert piece.success, piece.message
             states.append(piece.y[:, -1])
-        kept = [state for t, state in zip(edges, states, strict=True) if t in ts]
-        return read(motion, jnp.asarray(kept).reshape(-1, *start.shape))
+        return read(motion, jnp.asarray([state for t, state in zip(edges, states, strict=True) if t in ts]))
 
     return [lane(schedule) for schedule in schedules]

@@ -9,12 +9,13 @@ import pytest
 from command_line import Done, run_main
 from jaxtyping import install_import_hook
 from rich.console import Console
+from typechecks import CHECKS
 
 from mirrorjax.experiments import EXPERIMENTS, RunFolder, Setting
 from mirrorjax.experiments.core import run as core_run
 
 # The modules that import flax: other tests do without them. Their annotations are checked, too.
-with install_import_hook("mirrorjax", "beartype.beartype"):
+with install_import_hook("mirrorjax", CHECKS):
     import mirrorjax.experiments.networks.lora_tasks
     import mirrorjax.experiments.networks.lr_schedule
     import mirrorjax.experiments.networks.pilot
