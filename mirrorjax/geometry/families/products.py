@@ -59,9 +59,18 @@ class ProductLegendre(AbstractSeparableLegendre):
     """
 
     factors: tuple[Values, ...]
+    known: "_Curve | None" = None  # the curve of the factors, where it has been computed
+
+    @property
+    def curve(self) -> "_Curve":
+        return _curve(self.factors) if self.known is None else self.known
+
+    def prepared(self, a: Strength) -> "ProductLegendre":
+        # XLA works on each copy of the curve in a program before it finds that they are equal.
+        return ProductLegendre(self.factors, self.curve)
 
     def existence_status(self, a: Strength) -> RESULTS:
-        curve = _curve(self.factors)
+        curve = self.curve
         exists = select(curve.exists, RESULTS.successful, RESULTS.range_exhausted)
         return select(curve.admissible, exists, RESULTS.invalid_weights)
 
@@ -69,45 +78,45 @@ class ProductLegendre(AbstractSeparableLegendre):
         return shape_of(self.factors[0])
 
     def dual_interval_at(self, a: Strength) -> tuple[Values, Values]:
-        curve = _curve(self.factors)
+        curve = self.curve
         return curve.lower, curve.upper
 
     def in_range(self, x: Values) -> Bool[Array, "..."]:
-        curve = _curve(self.factors)
+        curve = self.curve
         return curve.crosses | (jnp.sign(x) == curve.side)
 
     def flow(self, mu: Values, a: Strength) -> Weights:
-        curve = _curve(self.factors)
+        curve = self.curve
         return curve.weights(curve.value(_place_of_dual(curve, mu)))
 
     def potential_terms(self, mu: Values, a: Strength) -> Values:
-        curve = _curve(self.factors)
+        curve = self.curve
         return curve.potential(_place_of_dual(curve, mu))
 
     def primal_terms(self, mu: Values, a: Strength) -> Values:
         return self.primal_terms_from(mu, jnp.zeros_like(mu), a)
 
     def primal_terms_from(self, mu: Values, step: Values, a: Strength) -> Values:
-        curve = _curve(self.factors)
+        curve = self.curve
         return curve.product(_place_of_dual(curve, mu, step))
 
     def dual_terms(self, x: Values, a: Strength) -> Recovered:
-        curve = _curve(self.factors)
+        curve = self.curve
         found = _place_of(curve, x)
         ok = found.result == RESULTS.successful
         mu = curve.dual(jnp.where(ok, found.value, curve.start))
         return Recovered(jnp.where(ok, mu, jnp.nan), found.result)
 
     def metric(self, mu: Values, a: Strength) -> Values:
-        curve = _curve(self.factors)
+        curve = self.curve
         return curve.metric(_place_of_dual(curve, mu))
 
     def curvature(self, x: Values, mu: Values, a: Strength) -> Values:
-        curve = _curve(self.factors)
+        curve = self.curve
         return 1 / curve.metric(_place_of(curve, x).value)
 
     def value_at(self, x: Values, mu: Values, a: Strength) -> Float[Array, ""]:
-        curve = _curve(self.factors)
+        curve = self.curve
         y = _place_of(curve, x).value
         return _tie_value(_value(*freeze((curve, x, y))), curve, x, y)
 
@@ -117,7 +126,7 @@ class ProductLegendre(AbstractSeparableLegendre):
         For points farther apart than 1 in y it is `x (mu_x - mu_z) - (Q_x - Q_z)`, in which little cancels. For closer
         ones it is an integral of positive numbers along a way whose length has the digits of x - z.
         """
-        curve = _curve(self.factors)
+        curve = self.curve
         y_x, y_z = _place_of(curve, x).value, _place_of(curve, z).value
         near = jnp.abs(y_x - y_z) < 1
         (end_x, mu_x), (end_z, mu_z) = curve.dual_parts(y_x), curve.dual_parts(y_z)

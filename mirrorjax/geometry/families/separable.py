@@ -51,6 +51,10 @@ class AbstractSeparableLegendre(AbstractLegendre):
     def potential_terms(self, mu: Values, a: Strength) -> Values:
         """The summands of Q_a(mu), for mu inside the dual interval."""
 
+    def prepared(self, a: Strength) -> "AbstractSeparableLegendre":
+        """This R with whatever its formulas at one a share computed once for all of them; by default nothing."""
+        return self
+
     def existence_status(self, a: Strength) -> RESULTS:
         """The status of psi(0, a) in each coordinate: `successful`, `invalid_weights` or `range_exhausted`."""
         everywhere = jnp.ones(self.dual_interval_at(a)[0].shape, dtype=bool)
@@ -81,8 +85,8 @@ class AbstractSeparableLegendre(AbstractLegendre):
         return 1 / self.metric(mu, a)
 
     def weights_at(self, mu: Values, a: Strength) -> Weights:
-        safe, inside, exists = self._inside(mu, a)
-        return jax.tree.map(lambda leaf: jnp.where(inside & exists, leaf, jnp.nan), self.flow(safe, a))
+        R, safe, inside, exists = self._inside(mu, a)
+        return jax.tree.map(lambda leaf: jnp.where(inside & exists, leaf, jnp.nan), R.flow(safe, a))
 
     def from_scaled_start(self, factor: Values) -> "AbstractSeparableLegendre":
         """The R of the same g, without a regularizer, from the weights `factor w0`. Raises `ValueError` without a rule.
@@ -97,36 +101,38 @@ class AbstractSeparableLegendre(AbstractLegendre):
 
     def potential_terms_at(self, mu: Values, a: Strength) -> Values:
         """The summands of `Q_a(mu)` at any mu."""
-        safe, inside, exists = self._inside(mu, a)
+        R, safe, inside, exists = self._inside(mu, a)
         beyond = jnp.where(jnp.isnan(mu), jnp.nan, jnp.inf)
-        terms = jnp.where(inside, self.potential_terms(safe, a), beyond)
+        terms = jnp.where(inside, R.potential_terms(safe, a), beyond)
         return jnp.where(exists, terms, jnp.nan)
 
     def primal_at(self, mu: Values, a: Strength) -> Recovered:
         """`grad Q_a(mu)` with a status a coordinate; infinite and `diverged` where x exceeds its dtype."""
-        safe, inside, exists = self._inside(mu, a)
-        return self._with_status(self.primal_terms(safe, a), inside, exists, a)
+        R, safe, inside, exists = self._inside(mu, a)
+        return R._with_status(R.primal_terms(safe, a), inside, exists, a)
 
     def primal_from_at(self, mu: Values, step: Values, a: Strength) -> Recovered:
-        lower, upper = self.dual_interval_at(a)
+        R = self.prepared(a)
+        lower, upper = R.dual_interval_at(a)
         inside = (step > lower - mu) & (step < upper - mu)  # mu has no rounding error beside an end that is near
-        exists = self.existence_status(a) == RESULTS.successful
+        exists = R.existence_status(a) == RESULTS.successful
         safe, moved = (jnp.where(inside & exists, part, 0.0) for part in (mu, step))
-        return self._with_status(self.primal_terms_from(safe, moved, a), inside, exists, a)
+        return R._with_status(R.primal_terms_from(safe, moved, a), inside, exists, a)
 
     def dual_at(self, x: Values, a: Strength) -> Recovered:
-        status = self.existence_status(a)
+        R = self.prepared(a)
+        status = R.existence_status(a)
         exists = status == RESULTS.successful
-        inside = jnp.isfinite(x) & self.in_range(x)
-        inner = self.dual_terms(jnp.where(inside & exists, x, 1.0), a)
+        inside = jnp.isfinite(x) & R.in_range(x)
+        inner = R.dual_terms(jnp.where(inside & exists, x, 1.0), a)
         # A formula may exceed the floats: log A does at a = -1e308.
         finite = select(jnp.isinf(inner.value), RESULTS.overflow, inner.result)
         result = select(inside, finite, RESULTS.outside_range)
         return Recovered(jnp.where(inside & exists, inner.value, jnp.nan), select(exists, result, status))
 
     def metric_vector_at(self, mu: Values, v: Values, a: Strength) -> Values:
-        safe, inside, exists = self._inside(mu, a)
-        return jnp.where(inside & exists, self.metric(safe, a), jnp.nan) * v
+        R, safe, inside, exists = self._inside(mu, a)
+        return jnp.where(inside & exists, R.metric(safe, a), jnp.nan) * v
 
     def hessian_at(self, x: Values, mu: Values, a: Strength) -> Values:
         """`Hess R_a(x)`, dense and diagonal.
@@ -144,12 +150,16 @@ class AbstractSeparableLegendre(AbstractLegendre):
         result = select(inside, result, RESULTS.outside_dual_interval)
         return Recovered(jnp.where(inside & exists, x, jnp.nan), select(exists, result, self.existence_status(a)))
 
-    def _inside(self, mu: Values, a: Strength) -> tuple[Values, Bool[Array, "..."], Bool[Array, "..."]]:
-        """mu with points off the dual interval replaced by 0; True where mu is inside; True where R_a exists."""
-        lower, upper = self.dual_interval_at(a)
+    def _inside(
+        self, mu: Values, a: Strength
+    ) -> tuple["AbstractSeparableLegendre", Values, Bool[Array, "..."], Bool[Array, "..."]]:
+        """R prepared for this a; mu with points off the dual interval replaced by 0; True where mu is inside; True
+        where R_a exists."""
+        R = self.prepared(a)
+        lower, upper = R.dual_interval_at(a)
         inside = (mu > lower) & (mu < upper)
-        exists = self.existence_status(a) == RESULTS.successful
-        return jnp.where(inside & exists, mu, 0.0), inside, exists
+        exists = R.existence_status(a) == RESULTS.successful
+        return R, jnp.where(inside & exists, mu, 0.0), inside, exists
 
 
 def _primal_terms_at(mu: Values, args: tuple[AbstractSeparableLegendre, Strength]) -> Values:
