@@ -20,6 +20,10 @@ GROUP_COPIES = 3
 # On a CPU a larger batch was not faster a lane; on one GPU a batch of 4096 took half the time a lane of one of 1024.
 LARGEST = {"cpu": 64}
 LARGEST_ELSEWHERE = 4096
+# Of light lanes batches of 128 took 0.92 to 0.95 of the time, those of 256 0.82 to 0.86, as long as there are several:
+# in a run of fewer than eight the slots that idle at its end cost more. Measured on two cores, by W2, W5 logs and W6
+# of `benchmarks/workloads.py`.
+LARGEST_OF_LIGHT = 256
 # Bytes of a lane beside its results: its number, and the reference to the name of a status in the dataset.
 POINTER = 8
 
@@ -30,7 +34,14 @@ def size_of(shapes: PyTree) -> int:
 
 
 def choose_slots(
-    lane_bytes: int, lanes: int, devices: Devices, *, result_bytes: int = 0, batches: int = 1, stored: bool = True
+    lane_bytes: int,
+    lanes: int,
+    devices: Devices,
+    *,
+    result_bytes: int = 0,
+    batches: int = 1,
+    stored: bool = True,
+    is_light: bool = False,
 ) -> int:
     """Returns how many lanes to compute at a time: the fastest batch that fits into half of the free memory.
 
@@ -38,7 +49,7 @@ def choose_slots(
 
     **Arguments:** `lane_bytes`: of a lane's state; `result_bytes`: of a lane's results; `batches`: the number of
     batches whose results are collected in the memory of the host before they are stored; `stored`: True if results are
-    kept on disk.
+    kept on disk; `is_light`: True for lanes of which 64 are mostly the starting of kernels.
     **Raises:** `ValueError` if not even one lane fits.
     """
     state, group = lane_bytes * COPIES, result_bytes * batches * GROUP_COPIES
@@ -57,8 +68,10 @@ def choose_slots(
             f"one lane needs about {_text(2 * needed)} of memory while it is computed, but {_text(max(free, 0))} are "
             f"free{beside}; {advice}save fewer times, keep smaller metrics, or use float32"
         )
-    largest = LARGEST.get(devices[0].platform, LARGEST_ELSEWHERE) * len(devices)
-    return int(min(fitting, largest, lanes))
+    largest = LARGEST.get(devices[0].platform, LARGEST_ELSEWHERE)
+    if is_light and devices[0].platform == "cpu":
+        largest = np.clip(lanes // (batches * len(devices)), largest, LARGEST_OF_LIGHT)
+    return int(min(fitting, largest * len(devices), lanes))
 
 
 def memory_of(about: About, lanes: int) -> int:

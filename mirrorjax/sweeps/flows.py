@@ -50,6 +50,8 @@ BATCHES = 8
 # their work: 36 lanes of 40 x 100 measurements took 0.15 s in one batch, half of whose work was for ended lanes, and
 # 0.26 s in batches of 12. Measured on `benchmarks/workloads.py`.
 REPLACED, FEWEST, LIGHTEST = 4, 16, 6e6
+# Operations up to which a lane is light.
+LIGHT = 2e5
 # Moving the rest of a group into a smaller batch compiles that size anew, which takes seconds. It pays where a thousand
 # evaluations of the whole batch take more operations than the device does in ten seconds.
 WORTH = {"cpu": 3e12}
@@ -129,7 +131,8 @@ def sweep(
     plan = make_plan(lane, lanes, t1, steady, given)
     program, (carried, outcome), start, options = plan.program, plan.like, plan.program.start, plan.program.options
     named = _named(outcome)
-    room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None}
+    is_light = plan.operations <= LIGHT
+    room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None, "is_light": is_light}
     slots = recorded_slots(chunk, store, resume)
     if slots is None:
         slots = choose_slots(size_of(carried), len(lanes), chosen, **room)
