@@ -151,12 +151,18 @@ def _invert(H: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "
     """
     size, identity = jnp.max(jnp.diag(H)), jnp.eye(len(H), dtype=H.dtype)
     shift = len(H) * jnp.finfo(H.dtype).eps * jnp.where(size > 0, size, 1.0)
-    factor = jnp.linalg.cholesky(H + shift * identity, symmetrize_input=False)
+    shifted, place = H + shift * identity, jnp.arange(len(H))
+
+    def column(j: Any, factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        rest = jnp.where(place >= j, shifted[j] - factor @ factor[j], 0.0)
+        return factor.at[:, j].set(rest / jnp.sqrt(rest[j]))
 
     def row(j: Any, root: Float[Array, "n n"]) -> Float[Array, "n n"]:
         return root.at[j].set((identity[j] - factor[j] @ root) / factor[j, j])
 
-    # The triangular solve of LAPACK takes 30 ms on two threads for what takes 0.1 ms on one.
+    # Written out, because XLA's Cholesky factor and triangular solve of several matrices wait for ever where two
+    # devices of one CPU ask for them at the same time (jaxlib 0.10.2).
+    factor = jax.lax.fori_loop(0, len(H), column, jnp.zeros_like(H))
     root = jax.lax.fori_loop(0, len(H), row, jnp.zeros_like(H))
     inverse = root.T @ root
     largest = jnp.trace(inverse)

@@ -119,16 +119,16 @@ def sweep(
     batch, empty ones included.
 
     **Raises:** `ValueError` for an empty grid, a lane that does not take its parameters or does not return
-    `(Problem, w0)`, arguments that `solve` would refuse, results that fit neither memory nor disk, a store that holds
-    another run, or a call inside `jax.grad`, `jit` or `vmap`. `TypeError` for a lane that needs the value of a
-    parameter, or keeps one. `OSError` where the store cannot be written; what was finished is safe. Bad *values* of a
+    `(Problem, w0)`, arguments that `solve` would refuse, an implicit solver on several devices, results that fit
+    neither memory nor disk, a store that holds another run, or a call inside `jax.grad`, `jit` or `vmap`. `TypeError`
+    for a lane that needs the value of a parameter, or keeps one. `OSError` where the store cannot be written; what was finished is safe. Bad *values* of a
     lane do not raise: they are its status.
     """
     refuse_unknown(given, "sweep")
     refuse_traced((lane, grid, t1, steady, given), "sweep")
     lanes, (chosen, workers), t1 = Grid(grid), choose_place(devices, executor), as_time_scalar(t1, "t1")
     require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
-    plan = make_plan(lane, lanes, t1, steady, given)
+    plan = make_plan(lane, lanes, t1, steady, given, len(chosen))
     program, (carried, outcome), start, options = plan.program, plan.like, plan.program.start, plan.program.options
     named = _named(outcome)
     is_light = plan.operations <= LIGHT

@@ -9,6 +9,7 @@ from collections.abc import Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
+import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -50,8 +51,10 @@ class Plan(NamedTuple):
 _plans: dict[Hashable, Plan] = {}
 
 
-def make_plan(lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Number | None, given: Integration) -> Plan:
-    """Traces the lane and the metrics, and finds out how they are followed, or remembers it.
+def make_plan(
+    lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Number | None, given: Integration, devices: int
+) -> Plan:
+    """Traces the lane and the metrics, and finds out how they are followed on so many devices, or remembers it.
 
     **Raises:** as `sweep`, for a lane, metrics and arguments that it refuses.
     """
@@ -65,7 +68,7 @@ def make_plan(lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Num
         return with_metrics_traced(given, motion, state)
 
     how = traced_once(with_metrics, "metrics", "sweep")
-    key = _key(start, how, tolerance, lanes)
+    key = _key(start, how, tolerance, lanes, devices)
     if key is not None and key in _plans:
         return _plans[key]
     require_pure(start, lambda: start_of.traced(one), "the lane")
@@ -73,7 +76,7 @@ def make_plan(lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Num
     how = how.copy()
     if how.get("metrics") is None:
         how["metrics"] = NoMetrics()
-    program = Program(*_choose(start, how, lanes, motion, state), tolerance)
+    program = Program(*_choose(start, how, lanes, motion, state, devices), tolerance)
     with calling("the lane or metrics"):
         like = shapes(program, one)
     plan = Plan(program, like, *_cost_of_a_lane(program, one))
@@ -84,16 +87,18 @@ def make_plan(lane: LaneFunction, lanes: Grid, t1: Float[Array, ""], steady: Num
     return plan
 
 
-def _key(start: Start | Started, how: Integration, steady: Float[Array, ""] | None, lanes: Grid) -> Hashable | None:
+def _key(
+    start: Start | Started, how: Integration, steady: Float[Array, ""] | None, lanes: Grid, devices: int
+) -> Hashable | None:
     """All that a plan depends on, or `None` where it is not remembered."""
     is_known = isinstance(start, Started) and isinstance(how.get("metrics"), Computed | None)
-    everything = start, dict(how), steady, lanes.values_by_axis()
+    everything = start, dict(how), steady, lanes.values_by_axis(), devices
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(everything) if isinstance(leaf, jax.Array | np.ndarray))
     return key_of(everything) if is_known and size <= LARGEST_PLAN else None
 
 
 def _choose(
-    start: Start | Started, how: Integration, lanes: Grid, motion: AbstractMotion, state: PyTree
+    start: Start | Started, how: Integration, lanes: Grid, motion: AbstractMotion, state: PyTree, devices: int
 ) -> tuple[Start | Started, Options]:
     """The variables and the solver that are given or, else, cheapest.
 
@@ -109,9 +114,20 @@ def _choose(
             motion, state = _shapes_of_motion(start, one)
     options = make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, partial(all_stiff, start, lanes))
     if is_free and how.get("solver") is None:
-        options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options))
+        options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options, devices))
+    _require_one_device_if_implicit(options, devices)
     refuse_traced((one, start, options), "sweep")
     return start, options
+
+
+def _require_one_device_if_implicit(options: Options, devices: int) -> None:
+    """Raises `ValueError` for an implicit solver on several devices, whose linear solves fail there (lineax 0.1.1)."""
+    solver = options.solver
+    if devices > 1 and isinstance(solver, diffrax.AbstractImplicitSolver):
+        raise ValueError(
+            f"{type(solver).__name__} is implicit, and an implicit solver follows lanes on one device, but there are "
+            f"{devices}: pass devices=jax.devices()[:1], or an explicit solver such as solver=diffrax.Tsit5()"
+        )
 
 
 def _shapes_of_motion(start: Start | Started, values: OneLane) -> tuple[AbstractMotion, PyTree]:

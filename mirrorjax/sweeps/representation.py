@@ -128,12 +128,12 @@ def _exists(start: Start | Started, weights: Start | Started, values: Values) ->
     return jax.vmap(one)(values)
 
 
-def choose_solver(start: Start | Started, lanes: Grid, options: Options) -> Solver:
+def choose_solver(start: Start | Started, lanes: Grid, options: Options, devices: int) -> Solver:
     """The solver of a flow that `choose_representation` has chosen: the default one, but in the space of the data an
-    implicit one for stiff lanes alone."""
+    implicit one for stiff lanes on one device alone."""
     if not isinstance(start.flow, DualFlow):
         return options.solver
-    if all_stiff(start, lanes, IMPLICIT_FROM) and _explicit_takes_long(start, lanes, options):
+    if devices == 1 and all_stiff(start, lanes, IMPLICIT_FROM) and _explicit_takes_long(start, lanes, options):
         return IMPLICIT
     loose = float(options.rtol) >= STABILIZED_FROM
     return RKC() if loose and all_stiff(start, lanes) else ORDINARY
