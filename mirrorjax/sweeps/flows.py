@@ -121,8 +121,8 @@ def sweep(
     **Raises:** `ValueError` for an empty grid, a lane that does not take its parameters or does not return
     `(Problem, w0)`, arguments that `solve` would refuse, an implicit solver on several devices, results that fit
     neither memory nor disk, a store that holds another run, or a call inside `jax.grad`, `jit` or `vmap`. `TypeError`
-    for a lane that needs the value of a parameter, or keeps one. `OSError` where the store cannot be written; what was finished is safe. Bad *values* of a
-    lane do not raise: they are its status.
+    for a lane that needs the value of a parameter, or keeps one. `OSError` where the store cannot be written; what was
+    finished is safe. Bad *values* of a lane do not raise: they are its status.
     """
     refuse_unknown(given, "sweep")
     refuse_traced((lane, grid, t1, steady, given), "sweep")
