@@ -10,7 +10,7 @@ import functools
 import hashlib
 import types
 import weakref
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any
 
 import equinox as eqx
@@ -124,6 +124,22 @@ def _form(leaf: Any) -> tuple[tuple[int, ...], Any]:
     if dtype is None:
         return jnp.shape(leaf), jnp.result_type(leaf)
     return leaf.shape, dtype if jnp.issubdtype(dtype, jax.dtypes.extended) else jax.dtypes.canonicalize_dtype(dtype)
+
+
+def programs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:
+    """The programs that an equation with these parameters calls. Rules of derivatives are functions, and no programs,
+    as long as they are not used."""
+    for value in jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)):
+        if isinstance(value, ClosedJaxpr):
+            yield value.jaxpr
+        elif isinstance(value, Jaxpr):
+            yield value
+
+
+def primitives_in(program: Jaxpr) -> set[str]:
+    """The names of the primitives of a program and of those that it calls."""
+    found = {equation.primitive.name for equation in program.eqns}
+    return found.union(*(primitives_in(each) for equation in program.eqns for each in programs_in(equation.params)))
 
 
 def key_of(tree: PyTree) -> Hashable | None:

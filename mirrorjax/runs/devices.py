@@ -2,6 +2,9 @@
 
 If `jax.jit` shards a vmapped loop by itself, it puts collectives into the loop, and every device then waits for the
 slowest one in each step. `shard_map` keeps the loops of the devices apart; a test counts the collectives: none.
+
+Devices of one CPU share XLA's threads. Its factors of several matrices occupy them and wait for them: two devices that
+ask for some at the same time wait for ever (jaxlib 0.10.2, two cores). Such programs are refused there.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -14,9 +17,11 @@ from jax.sharding import AxisType, Mesh, PartitionSpec
 from jaxtyping import PyTree
 
 from ..compilation import Effort, compiled
+from ..programs import primitives_in
 
 Device = Any  # a jax.Device, which is a variable to type checkers
 Devices = tuple[Device, ...]
+WAITING = {"cholesky", "lu", "triangular_solve"}  # eigenvectors and QR factors of the same matrices came back
 
 
 def choose_devices(devices: Sequence[Device] | None) -> Devices:
@@ -61,7 +66,23 @@ def _on_devices(fn: Callable[[PyTree, PyTree], PyTree], shared: PyTree, lanes: P
     def local(arrays: PyTree, lanes: PyTree) -> PyTree:
         return fn(eqx.combine(arrays, rest), lanes)
 
+    if devices[0].platform == "cpu":
+        _require_none_that_waits(local, arrays, lanes, devices)
     return jax.shard_map(local, mesh=mesh, in_specs=(whole, share), out_specs=share, check_vma=False)(arrays, lanes)
+
+
+def _require_none_that_waits(local: Callable, arrays: PyTree, lanes: PyTree, devices: Devices) -> None:
+    """Raises `ValueError` for a program that several devices of one CPU may never finish."""
+
+    def share(leaf: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((leaf.shape[0] // len(devices), *leaf.shape[1:]), leaf.dtype)
+
+    program, *_ = eqx.filter_make_jaxpr(local)(arrays, jax.tree.map(share, lanes))
+    if found := sorted(WAITING & primitives_in(program.jaxpr)):
+        raise ValueError(
+            f"the lanes use {', '.join(found)}, for which {len(devices)} devices of one CPU may wait for ever (a fault "
+            "of XLA): pass devices=jax.devices()[:1]"
+        )
 
 
 def spread(size: int, devices: Devices) -> int:

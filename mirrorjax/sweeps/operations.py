@@ -1,11 +1,11 @@
 """The operations of a program, counted in its jaxpr, so that nothing is lowered or compiled for an estimate."""
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
-import jax
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
+
+from ..programs import programs_in
 
 # Primitives that a processor computes by a series of operations of its own.
 _TRANSCENDENTAL = {
@@ -27,7 +27,7 @@ def count_operations(program: Jaxpr) -> tuple[float, float]:
     """
     plain, transcendental = 0.0, 0.0
     for equation in program.eqns:
-        inner = [count_operations(each) for each in _programs_in(equation.params)]
+        inner = [count_operations(each) for each in programs_in(equation.params)]
         if inner:
             rounds = equation.params.get("length", 1)
             combine = max if equation.primitive.name == "cond" else sum
@@ -50,13 +50,3 @@ def count_operations(program: Jaxpr) -> tuple[float, float]:
 
 def _shape(variable: Any) -> tuple[int, ...]:
     return variable.aval.shape
-
-
-def _programs_in(params: dict[str, Any]) -> Iterator[Jaxpr]:
-    """The programs that an equation calls. Rules of derivatives are functions, and no programs, as long as they are
-    not used."""
-    for value in jax.tree.leaves(list(params.values()), is_leaf=lambda leaf: isinstance(leaf, ClosedJaxpr | Jaxpr)):
-        if isinstance(value, ClosedJaxpr):
-            yield value.jaxpr
-        elif isinstance(value, Jaxpr):
-            yield value

@@ -36,6 +36,12 @@ except ValueError as error:
     assert "Kvaerno5 is implicit" in str(error) and "devices=" in str(error)
 else:
     raise AssertionError("an implicit solver on four devices")
+try:
+    mj.map_grid(lambda s: {"factor": jax.numpy.linalg.cholesky(s * jax.numpy.eye(3))}, {"s": np.arange(1.0, 9.0)})
+except ValueError as error:
+    assert "use cholesky, for which 4 devices" in str(error) and "devices=jax.devices()[:1]" in str(error)
+else:
+    raise AssertionError("a factor on four devices")
 """
 COLLECTIVES = (
     "all-reduce",
