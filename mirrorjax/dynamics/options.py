@@ -78,6 +78,11 @@ class Options(eqx.Module):
     max_steps: int = eqx.field(static=True)  # static: memory for derivatives is sized by it
     end_only: bool = eqx.field(static=True)  # static: a program that saves nothing on the way is a simpler one
 
+    @property
+    def is_implicit(self) -> bool:
+        """True for a solver that solves equations in each step."""
+        return isinstance(self.solver, diffrax.AbstractImplicitSolver)
+
     def input_status(self, motion: AbstractMotion, state: PyTree) -> RESULTS:
         """`successful` if the motion can be integrated from the initial state with these numbers, else why not."""
         return first_of(self.number_status(motion, state), freeze(motion).start_status(freeze(state)))

@@ -9,7 +9,6 @@ from collections.abc import Hashable
 from functools import partial
 from typing import Any, NamedTuple
 
-import diffrax
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -122,10 +121,9 @@ def _choose(
 
 def _require_one_device_if_implicit(options: Options, devices: int) -> None:
     """Raises `ValueError` for an implicit solver on several devices, whose linear solves fail there (lineax 0.1.1)."""
-    solver = options.solver
-    if devices > 1 and isinstance(solver, diffrax.AbstractImplicitSolver):
+    if devices > 1 and options.is_implicit:
         raise ValueError(
-            f"{type(solver).__name__} is implicit, and an implicit solver follows lanes on one device, but there are "
+            f"{type(options.solver).__name__} is implicit, and an implicit solver follows lanes on one device, but there are "
             f"{devices}: pass devices=jax.devices()[:1], or an explicit solver such as solver=diffrax.Tsit5()"
         )
 
