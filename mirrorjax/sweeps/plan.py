@@ -123,8 +123,8 @@ def _require_one_device_if_implicit(options: Options, devices: int) -> None:
     """Raises `ValueError` for an implicit solver on several devices, whose linear solves fail there (lineax 0.1.1)."""
     if devices > 1 and options.is_implicit:
         raise ValueError(
-            f"{type(options.solver).__name__} is implicit, and an implicit solver follows lanes on one device, but there are "
-            f"{devices}: pass devices=jax.devices()[:1], or an explicit solver such as solver=diffrax.Tsit5()"
+            f"{type(options.solver).__name__} is implicit, and an implicit solver follows lanes on one device, but "
+            f"there are {devices}: pass devices=jax.devices()[:1], or an explicit solver such as solver=diffrax.Tsit5()"
         )
 
 
