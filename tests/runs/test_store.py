@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -268,14 +269,13 @@ def test_a_resumed_run_asks_room_for_what_is_missing_alone(tmp_path, monkeypatch
 
 def test_a_batch_takes_what_the_results_leave(monkeypatch):
     """1000 lanes of 1e6 numbers: 8 GB of results, and 24 MB of state a lane."""
-    how = {"result_bytes": 8 * 10**6, "batches": 8}
+    choose = partial(choose_slots, 24 * 10**6, 1000, tuple(jax.devices()), result_bytes=8 * 10**6, batches=8)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Machine(14 * 10**9))
-    chosen = choose_slots(24 * 10**6, 1000, tuple(jax.devices()), stored=False, **how)
-    assert 1 <= chosen < choose_slots(24 * 10**6, 1000, tuple(jax.devices()), stored=True, **how)
+    assert 1 <= choose(stored=False) < choose(stored=True)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: Machine(8 * 10**9))
     words = r"one lane needs .* beside the results of 1000 lanes, 7\.451 GiB; pass store="
     with pytest.raises(ValueError, match=words):
-        choose_slots(24 * 10**6, 1000, tuple(jax.devices()), stored=False, **how)
+        choose(stored=False)
 
 
 def test_what_does_not_fit_is_refused_before_it_starts(tmp_path):
