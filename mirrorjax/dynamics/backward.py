@@ -25,7 +25,6 @@ from .stored import (
     Record,
     Scalar,
     Walk,
-    is_under_way,
     loop,
     take_steps,
     value_inside,
@@ -64,8 +63,9 @@ def _of_lanes(fn: Callable, method: Method, y0: PyTree, *args: PyTree) -> PyTree
 
 
 def _results(walk: Walk, record: Record, method: Method) -> tuple:
-    spent = is_under_way(walk, method)
-    result = diffrax.RESULTS.where(spent, diffrax.RESULTS.max_steps_reached, walk.result)
+    # A walk that ended says so, by `event_occurred`, and one that failed why: any other has no step left.
+    over = walk.result != diffrax.RESULTS.successful
+    result = diffrax.RESULTS.where(over, walk.result, diffrax.RESULTS.max_steps_reached)
     stats = {"steps": walk.tried, "accepted_steps": walk.kept, "rejected_steps": walk.tried - walk.kept}
     return walk.y, record.saved, walk.start, stats, result
 

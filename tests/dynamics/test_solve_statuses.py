@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from flow_problems import TS, hadamard_problem, switched
 
-from mirrorjax.dynamics import MirrorFlow, PrimalFlow, RiemannianFlow, solve
+from mirrorjax.dynamics import DualFlow, MirrorFlow, PrimalFlow, RiemannianFlow, solve
 from mirrorjax.problem import (
     CustomObjective,
     FromOptax,
@@ -119,6 +119,7 @@ def test_weights_that_are_not_finite():
         assert sol.result == RESULTS.invalid_weights
         assert jnp.all(jnp.isnan(sol.x))
         assert float(sol.t_end) == 0.0
+        assert int(sol.stats["steps"]) == 1  # the lanes beside it in a batch do not wait
     with pytest.raises(RuntimeError, match="initial weights hold NaN"):
         solve(problem, (w0[0].at[1].set(jnp.nan), w0[1]), t1=1.0)
 
@@ -143,11 +144,26 @@ def test_a_status_is_readable():
 
 def test_out_of_steps_has_no_derivative():
     def last(t1):
-        return solve(switched()[0], switched()[1], t1=t1, max_steps=5, throw=False).loss[-1]
+        sol = solve(switched()[0], switched()[1], t1=t1, max_steps=5, throw=False)
+        return sol.loss[-1], sol.result
 
-    value, slope = jax.jit(jax.value_and_grad(last))(100.0)
+    # One program with the derivative, and one without, which is other code of ours.
+    (value, status), slope = jax.jit(jax.value_and_grad(last, has_aux=True))(100.0)
     assert jnp.isnan(value)
     assert jnp.isnan(slope)
+    assert status == jax.jit(last)(100.0)[1] == RESULTS.max_steps_reached
+
+
+def test_a_start_without_a_velocity_is_given_up_soon():
+    """From weights 0 the dual flow has no R_a; the lanes beside it in a batch wait for no hundred thousand steps."""
+    problem, w0 = switched()
+
+    def lane(size):
+        return solve(problem, jax.tree.map(lambda w: size * w, w0), t1=1.0, flow=DualFlow(), throw=False)
+
+    sol = jax.jit(jax.vmap(lane))(jnp.array([1.0, 0.0]))
+    assert list(status_name(sol.result)) == ["successful", "invalid_weights"]
+    assert int(sol.stats["steps"][1]) < 1000
 
 
 @pytest.mark.parametrize("flow", [PrimalFlow(), MirrorFlow(), RiemannianFlow()], ids=["primal", "mirror", "riemannian"])

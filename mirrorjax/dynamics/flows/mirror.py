@@ -18,7 +18,7 @@ from ...problem.objective import AbstractMeasured
 from ...problem.reparam import Weights
 from ...results import RESULTS, first_failure
 from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
-from ..solution import Point
+from ..solution import Point, is_finite
 from ..solvers.controller import error_control
 from ..solvers.rkc import RKC
 from .given import require_belonging
@@ -98,7 +98,9 @@ class AbstractGeometricMotion(AbstractMotion):
         return self.R.primal(mu, a).value, self.R.metric_vector(mu, jnp.ones_like(mu), a)
 
     def own_status(self) -> RESULTS:
-        return RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
+        # The state starts at 0 where the weights are NaN, and shows nothing.
+        status = RESULTS.where(self.belongs, RESULTS.successful, RESULTS.invalid_legendre)
+        return RESULTS.where(is_finite(self.x0), status, RESULTS.invalid_weights)
 
     def status(self, t: Time, t1: Time, state: State) -> RESULTS:
         # At t1's a: when decay has used up the range, that is why the flow ended, not the step size.

@@ -79,7 +79,8 @@ class Bounded(_Around):
 class GiveUp(_Around):
     """Wraps a controller and ends the solve with `dt_min_reached` when no smaller step can be represented.
 
-    That is the case when a step was rejected and the next one is below four spacings of floats at t.
+    That is the case when a step was rejected and the next one is below four spacings of floats at t, or is NaN, as
+    from a state that is NaN: such a solve would reject its steps for ever.
 
     **Arguments:** `controller`: any adaptive diffrax controller.
     """
@@ -104,7 +105,8 @@ class GiveUp(_Around):
         # multiplies rounding-level errors by the ratio of the two lengths.
         next_t1 = next_t0 + jax.lax.stop_gradient(next_t1 - next_t0)
         eps = jnp.finfo(jnp.result_type(t0)).eps
-        stuck = jnp.logical_not(keep) & (next_t1 - next_t0 <= 4 * eps * jnp.abs(t0))
+        is_step = next_t1 - next_t0 > 4 * eps * jnp.abs(t0)
+        stuck = jnp.logical_not(keep) & jnp.logical_not(is_step)
         result = diffrax.RESULTS.where(stuck, diffrax.RESULTS.dt_min_reached, result)
         return keep, next_t0, next_t1, jumped, state, result
 
@@ -172,4 +174,7 @@ def _adapt_until(end: Array, controller: diffrax.AbstractStepSizeController, arg
     over = jnp.asarray(keep) & (next_t0 >= end)
     is_fine = result == diffrax.RESULTS.successful
     result = diffrax.RESULTS.where(over & is_fine, diffrax.RESULTS.event_occurred, result)
+    # Where no first step is good, as from a start without a velocity, they would shrink down to the smallest float.
+    nowhere = jnp.logical_not(keep) & (next_t1 < jnp.finfo(jnp.result_type(end)).eps ** 4 * end)
+    result = diffrax.RESULTS.where(nowhere, diffrax.RESULTS.dt_min_reached, result)
     return keep, next_t0, next_t1, jumped, state, result
