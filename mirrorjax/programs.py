@@ -26,6 +26,8 @@ from .checks import is_concrete
 
 # Rules of derivatives are programs too, and call one another; deeper than this they are not compared.
 RULES_WITHIN_RULES = 6
+# The parameters by which JAX keeps the rules of a `jax.custom_vjp`.
+RULES = ("fwd_jaxpr_thunk", "bwd", "out_trees")
 
 
 class Program:
@@ -72,21 +74,24 @@ _ARRAY = _Array()
 _known: weakref.WeakValueDictionary[Hashable, Program] = weakref.WeakValueDictionary()
 
 
-Functions = tuple[Hashable, ...]  # those with rules of derivatives of their own that a program is inside of
+# The functions with rules of derivatives of their own that a program is inside of; `None`: rules are not compared.
+Functions = tuple[Hashable, ...] | None
 
 
 class _Incomparable(Exception):
     """Raised for a program with a part of which it cannot be told whether it equals another one."""
 
 
-def as_program(fn: Callable, *args: PyTree) -> Callable:
+def as_program(fn: Callable, *args: PyTree, differentiable: bool = True) -> Callable:
     """Traces a function. Returns it as `Computed`, whose `program` is the same object for functions that are equal.
 
     Functions are equal if they are the same operations on arguments of the same shapes and dtypes, with the same
     numbers, up to the values of the arrays that they close over. A function that cannot be compared, because it calls
     back to Python or has a derivative rule that cannot be, is returned as it is, unless it closes over traced numbers.
 
-    **Arguments:** `args`: examples of the arguments, pytrees of arrays or of their shapes.
+    **Arguments:** `args`: examples of the arguments, pytrees of arrays or of their shapes; `differentiable`: False for
+    a function that nobody differentiates, of which the rules of derivatives, which can take several times as long to
+    trace as itself, are not compared.
     """
     rest: list[Any] = []
 
@@ -102,7 +107,7 @@ def as_program(fn: Callable, *args: PyTree) -> Callable:
     program = Program(_name(fn), closed.jaxpr, structure, *rest)
     constants = [_as_array(constant) for constant in closed.consts]
     try:
-        program = _known.setdefault(_program_key(program), program)
+        program = _known.setdefault(_program_key(program, () if differentiable else None), program)
     except _Incomparable:
         if is_concrete(constants):
             return fn
@@ -180,8 +185,9 @@ def _name(fn: Callable) -> str:
     return getattr(named, "__name__", type(named).__name__)
 
 
-def _program_key(program: Program) -> Hashable:
-    return _jaxpr_key(program.jaxpr, ()), program.arguments, _value_key((program.results, program.rest), ())
+def _program_key(program: Program, enclosing: Functions) -> Hashable:
+    results = _value_key((program.results, program.rest), ())
+    return enclosing, _jaxpr_key(program.jaxpr, enclosing), program.arguments, results
 
 
 def _jaxpr_key(jaxpr: Jaxpr, enclosing: Functions) -> Hashable:
@@ -209,13 +215,15 @@ def _jaxpr_key(jaxpr: Jaxpr, enclosing: Functions) -> Hashable:
 def _parameters_key(equation: Any, enclosing: Functions) -> Hashable:
     parameters = dict(equation.params)
     rule = parameters.pop("jvp_jaxpr_fun", None)
+    if enclosing is None:
+        parameters = {name: value for name, value in parameters.items() if name not in RULES}
     keys = tuple((name, _value_key(parameters[name], enclosing)) for name in sorted(parameters))
     context = getattr(equation, "ctx", None)
     settings = tuple(getattr(context, name, None) for name in ("compute_type", "threefry_partitionable"))
-    return (*keys, settings, None if rule is None else _rule_key(rule, equation, enclosing))
+    return (*keys, settings, None if rule is None or enclosing is None else _rule_key(rule, equation, enclosing))
 
 
-def _rule_key(rule: Any, equation: Any, enclosing: Functions) -> Hashable:
+def _rule_key(rule: Any, equation: Any, enclosing: tuple[Hashable, ...]) -> Hashable:
     """The key of the rule of a `jax.custom_jvp`: its program, where tangents are known for all arguments."""
     own = _value_key(equation.params["call_jaxpr"], enclosing)
     if enclosing.count(own) > 1:

@@ -96,6 +96,26 @@ def test_rules_of_derivatives_are_part_of_a_program():
     assert as_program(lambda x: jax.nn.relu(x), X).program is as_program(lambda x: jax.nn.relu(x), X).program
 
 
+def test_rules_of_functions_that_nobody_differentiates_are_not_asked_for():
+    def unasked(kind, fn, *rules):
+        known = kind(fn)
+        getattr(known, "defvjp" if kind is jax.custom_vjp else "defjvp")(*rules)
+        return lambda x: known(x)
+
+    def never(*_):
+        raise AssertionError("asked for")
+
+    for kind, count in ((jax.custom_jvp, 1), (jax.custom_vjp, 2)):
+        one, same, other = (
+            as_program(unasked(kind, fn, *[never] * count), X, differentiable=False)
+            for fn in (lambda x: jnp.sum(x), lambda x: jnp.sum(x), lambda x: jnp.max(x))
+        )
+        assert one.program is same.program is not other.program
+        assert one(X) == jnp.sum(X)
+    # They are not taken for those of functions that somebody differentiates.
+    assert as_program(ruled(1.0), X, differentiable=False).program is not as_program(ruled(1.0), X).program
+
+
 def test_a_function_that_calls_back_to_python_is_returned_as_it_is():
     def counted(x):
         return jax.pure_callback(lambda x: np.asarray(x), X, x)

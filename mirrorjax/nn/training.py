@@ -235,10 +235,10 @@ def _programs(task: Task, one: OneLane) -> tuple[Programs, Carry, PyTree]:
     **Raises:** `ValueError` and `TypeError`, naming the function, for what the functions of a task must not return.
     """
     with calling("the lane, loss, batch or metrics"):
-        begin = as_program(eqx.Partial(start, task), one)
+        begin = as_program(eqx.Partial(start, task), one, differentiable=False)
         carry = eqx.filter_eval_shape(begin, one)
-        measure = as_program(eqx.Partial(measured_by, task), carry[0])
-        advance = as_program(eqx.Partial(_steps, task), one, carry, jnp.zeros((), int))
+        measure = as_program(eqx.Partial(measured_by, task), carry[0], differentiable=False)
+        advance = as_program(eqx.Partial(_steps, task), one, carry, jnp.zeros((), int), differentiable=False)
         return Programs(begin, advance, measure), carry, eqx.filter_eval_shape(measure, carry[0])
 
 

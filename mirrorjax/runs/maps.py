@@ -73,7 +73,7 @@ def map_grid(
     one = lanes.first()
     with calling("the function"):
         # Workers get the function itself, because a jaxpr cannot be pickled.
-        program = as_program(_ByName(fn), one) if workers is None else _ByName(fn)
+        program = as_program(_ByName(fn), one, differentiable=False) if workers is None else _ByName(fn)
     traced, outputs = _trace(fn, one)
     results = _shapes(outputs)
     room = {"result_bytes": size_of(outputs), "stored": store is not None}

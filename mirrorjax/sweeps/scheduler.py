@@ -71,7 +71,7 @@ class Start(eqx.Module):
 
     def traced(self, one: OneLane) -> "Start | Started":
         """The same as a program, so that a lane that is defined again finds what was compiled; see `as_program`."""
-        program = as_program(self, one)
+        program = as_program(self, one, differentiable=False)
         return program if isinstance(program, Start) else Started(program, self.flow, self.t1)
 
     def followed_by(self, flow: AbstractFlow, one: OneLane) -> "Start | Started":
@@ -91,7 +91,7 @@ class Started(eqx.Module):
 
     def followed_by(self, flow: AbstractFlow, one: OneLane) -> "Start | Started":
         """The start of another flow of the same lane, of whose motion the problem and the weights are known."""
-        other = as_program(_Followed(self.prepare, flow), one)
+        other = as_program(_Followed(self.prepare, flow), one, differentiable=False)
         return Started(other, flow, self.t1)
 
 
