@@ -201,7 +201,9 @@ def _search(
 ) -> tuple[_Trial, Float[Array, " n"], Int[Array, ""]]:
     """The last point, the Newton step proposed there, and the number of steps taken."""
     # Step -1 goes nowhere: it evaluates z0 inside the loop, so that evaluate and matrix are compiled once.
-    shapes = eqx.filter_eval_shape(merit.evaluate, z0)
+    # Its trace, which may hold integrations, is made once, for the loop and for the shapes of its first trial.
+    evaluate = eqx.filter_closure_convert(merit.evaluate, z0)
+    shapes = eqx.filter_eval_shape(evaluate, z0)
     blank = eqx.tree_at(lambda trial: trial.z, jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), z0)
 
     def unfinished(carry: tuple) -> Bool[Array, ""]:
@@ -211,7 +213,7 @@ def _search(
 
     def advance(carry: tuple) -> tuple:
         steps, trial, step, _ = carry
-        new, accepted = _backtrack(merit, trial, step, steps < 0)
+        new, accepted = _backtrack(merit, evaluate, trial, step, steps < 0)
         return steps + 1, new, jnp.where(accepted, -solve_spd(merit.matrix(new), new.residual), step), ~accepted
 
     start = jnp.array(-1), blank, jnp.zeros_like(z0), jnp.array(False)
@@ -220,7 +222,7 @@ def _search(
 
 
 def _backtrack(
-    merit: AbstractMerit, old: _Trial, step: Float[Array, " n"], first: Bool[Array, ""]
+    merit: AbstractMerit, evaluate: Callable, old: _Trial, step: Float[Array, " n"], first: Bool[Array, ""]
 ) -> tuple[_Trial, Bool[Array, ""]]:
     """The first of `z + step, z + step/2, ..` that is good enough, else the old point, and True if there was one.
 
@@ -230,7 +232,7 @@ def _backtrack(
     size = jnp.sqrt(jnp.abs(jnp.sum(old.residual * step)))  # the residual in the norm that the matrix induces
 
     def trial(length: Array) -> tuple[_Trial, Bool[Array, ""]]:
-        new = merit.evaluate(old.z + length * step)
+        new = evaluate(old.z + length * step)
         falls = new.merit <= old.merit + 1e-4 * length * rate
         level = new.merit <= old.merit + 8 * eps * jnp.abs(old.merit)
         # Where the merit's fall is below its rounding, the slope along the step still shows if the residual is shorter.
