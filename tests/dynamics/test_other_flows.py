@@ -7,7 +7,7 @@ import optax
 import pytest
 from flow_problems import by_velocity, reference
 
-from mirrorjax.dynamics import Descent, DualFlow, MirrorFlow, MomentumFlow, RiemannianFlow, solve
+from mirrorjax.dynamics import Descent, DualFlow, MirrorFlow, MomentumFlow, solve
 from mirrorjax.geometry import predict_limit
 from mirrorjax.geometry.families.dilated import DilatedLegendre
 from mirrorjax.geometry.families.products import ProductLegendre
@@ -32,31 +32,33 @@ def problem(alpha=0.2, t_off=1.0, objective: AbstractObjective = F, scale=0.5):
     return Problem(Hadamard(), WeightDecay(scale), SwitchOff(alpha, t_off), objective)
 
 
-def test_flows_in_x_and_in_the_data_agree_with_the_weights_beyond_depth_2():
+def test_the_flow_in_the_data_agrees_with_the_weights_beyond_depth_2():
     """Weight decay through a switch-off on three factors, by the R of which the dual leaks.
 
-    The mirror flow of five factors is compared with the weights in geometry/test_products.py.
+    The mirror flow of four and five factors is compared with the weights in geometry/test_products.py, and the flow in
+    x of pairs that leak with that in mu in geometry/test_normalising.py.
     """
     w0 = tuple(jnp.asarray(rng.uniform(0.3, 1.2, 6) * rng.choice([-1, 1], 6)) for _ in range(3))
     p = Problem(Hadamard(3), WeightDecay(0.5), SwitchOff(0.3, 1.0), F)
     R = DilatedLegendre(ProductLegendre(w0), 3, jnp.asarray(0.5))
     ts = np.array([0.0, 0.6, 1.0, 3.0])
     [(w, _)] = reference(p, w0, ts, [p.schedule])
-    for flow in (RiemannianFlow(R), DualFlow(R)):
-        [points] = by_velocity(flow, p, w0, ts, [p.schedule])
-        np.testing.assert_allclose(points.x, jax.vmap(p.g)(w), rtol=1e-6, atol=1e-8)
-        np.testing.assert_allclose(points.w[0], w[0], rtol=1e-6, atol=1e-8)
+    [points] = by_velocity(DualFlow(R), p, w0, ts, [p.schedule])
+    np.testing.assert_allclose(points.x, jax.vmap(p.g)(w), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(points.w[0], w[0], rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("g", [Hadamard(3), PowerDifference(2)], ids=["m w v", "u^4 - v^4"])
-def test_the_limit_under_a_leak_is_predicted(g):
-    """`legendre` knows the pair: its limit after a switch-off, by no integration and by a flow of the weights."""
+def test_the_limit_under_a_leak_is_predicted():
+    """`legendre` knows the pair: its limit after a switch-off, by no integration and by a flow of the weights.
+
+    Products are in geometry/test_projection.py and geometry/test_strong_decay.py.
+    """
     rng = np.random.default_rng(4)
-    w0 = tuple(jnp.asarray(rng.uniform(0.5, 1.2, 6)) for _ in range(3 if isinstance(g, Hadamard) else 2))
-    p = Problem(g, WeightDecay(0.5), SwitchOff(0.2, 1.0), F)
-    R = legendre(g, p.h, w0)
+    w0 = tuple(jnp.asarray(rng.uniform(0.5, 1.2, 6)) for _ in range(2))
+    p = Problem(PowerDifference(2), WeightDecay(0.5), SwitchOff(0.2, 1.0), F)
+    R = legendre(p.g, p.h, w0)
     assert isinstance(R, DilatedLegendre)
-    assert float(R.leak) == pytest.approx(-1 if isinstance(g, Hadamard) else -2)  # -2c(p - 2)
+    assert float(R.leak) == pytest.approx(-2)  # -2c(p - 2)
     primal = solve(p, w0, t1=300.0, rtol=1e-9)
     limit = predict_limit(R, F, float(primal.a[-1]))
     # A loss of 1e-16 is a residual of 1e-8, the error of the steps.

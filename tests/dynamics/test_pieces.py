@@ -76,42 +76,31 @@ def test_a_wrapped_solver_passes_for_the_solver(solver):
 
 
 Z, Y = np.random.default_rng(0).normal(size=(3, 4)), np.array([1.0, -0.5, 0.3])
-FAMILIES = {
-    "hadamard": (mj.Hadamard(), (jnp.ones(4), jnp.array([0.1, 0.2, -0.3, 0.0]))),
-    "power": (mj.PowerDifference(2), (jnp.ones(4), 0.8 * jnp.ones(4))),
-    "custom": (mj.Custom(lambda w: w**3 + w), 0.1 * jnp.ones(4)),
-}
+W0 = jnp.ones(4), jnp.array([0.1, 0.2, -0.3, 0.0])
 SOLVERS = {"tsit5": diffrax.Tsit5(), "rkc": mj.RKC(), "kvaerno5": diffrax.Kvaerno5()}
 
 
-def solved(family, schedule, solver, **how):
-    g, w0 = FAMILIES[family]
-    problem = mj.Problem(g, mj.WeightDecay(), schedule, mj.LeastSquares(Z, Y))
-    return mj.solve(problem, w0, t1=2.0, solver=solver, rtol=1e-6, **how)
+def solved(schedule, solver, **how):
+    problem = mj.Problem(mj.Hadamard(), mj.WeightDecay(), schedule, mj.LeastSquares(Z, Y))
+    return mj.solve(problem, W0, t1=2.0, solver=solver, rtol=1e-6, **how)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("family", "solver"), [*(("hadamard", solver) for solver in SOLVERS), ("power", "tsit5"), ("custom", "tsit5")]
-)
-def test_decay_that_ends_at_t1_is_decay_that_never_ends(family, solver):
-    ends, stays = (solved(family, mj.SwitchOff(0.5, t_off), SOLVERS[solver]) for t_off in (2.0, jnp.inf))
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_decay_that_ends_at_t1_is_decay_that_never_ends(solver):
+    ends, stays = (solved(mj.SwitchOff(0.5, t_off), SOLVERS[solver]) for t_off in (2.0, jnp.inf))
     assert int(ends.stats["steps"]) == int(stays.stats["steps"])
     np.testing.assert_allclose(ends.x, stays.x, rtol=1e-12)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("schedule", "solver"),
-    [(mj.SwitchOff, diffrax.Kvaerno4()), (mj.CosineDecay, diffrax.Kvaerno5())],  # a jump, and a change of curvature
-)
-def test_derivatives_by_stages_beyond_the_step(schedule, solver):
+def test_derivatives_by_stages_beyond_the_step():
     def slope(solver):
         def end(t_off):
-            sol = solved("hadamard", schedule(0.5, t_off), solver, adjoint=diffrax.ForwardMode())
+            sol = solved(mj.SwitchOff(0.5, t_off), solver, adjoint=diffrax.ForwardMode())
             return jnp.sum(jnp.sin(sol.x))
 
-        return jax.jvp(end, (jnp.array(1.1),), (jnp.array(1.0),))[1]
+        return jax.jit(lambda t_off: jax.jvp(end, (t_off,), (jnp.array(1.0),))[1])(jnp.array(1.1))
 
     # Tsit5 has no stage beyond its step. The error of a step, 1e-6, times some tens; another piece changes a tenth.
-    np.testing.assert_allclose(slope(solver), slope(diffrax.Tsit5()), rtol=1e-4)
+    np.testing.assert_allclose(slope(diffrax.Kvaerno4()), slope(diffrax.Tsit5()), rtol=1e-4)

@@ -311,15 +311,19 @@ def test_where_the_flows_of_g_end(name):
     The fact of the family is that no flow ends with finite weights: log u does, as u = sqrt(u0^2 - 2t).
     """
     g, start = FLOWS[name]
-    gradient = jax.jit(jax.grad(lambda w: g(tuple(w))))
+    slope = jax.jit(jax.grad(lambda w: g(tuple(w))))
     ends_in_the_middle = False
     for sign in (1.0, -1.0):
 
         def fast(t, w):
-            return 1e6 - np.max(np.abs(gradient(w)))
+            return 1e6 - np.max(np.abs(np.asarray(slope(w))))
 
         fast.terminal = True
-        flow = solve_ivp(lambda t, w, sign=sign: sign * gradient(w), (0.0, 20.0), start, events=fast, rtol=1e-8)
+
+        def rate(t, w, sign=sign):
+            return sign * np.asarray(slope(w))
+
+        flow = solve_ivp(rate, (0.0, 20.0), start, events=fast, rtol=1e-8)
         ends_in_the_middle |= flow.status == 1 and bool(np.max(np.abs(flow.y[:, -1])) < 10)
     assert g.smooth_everywhere is not ends_in_the_middle
     assert mj.Blocks(mj.Linear(), g).smooth_everywhere is not ends_in_the_middle
