@@ -32,6 +32,7 @@ def problem(alpha=0.2, t_off=1.0, objective: AbstractObjective = F, scale=0.5):
     return Problem(Hadamard(), WeightDecay(scale), SwitchOff(alpha, t_off), objective)
 
 
+@pytest.mark.slow
 def test_the_flow_in_the_data_agrees_with_the_weights_beyond_depth_2():
     """Weight decay through a switch-off on three factors, by the R of which the dual leaks.
 

@@ -315,7 +315,6 @@ WAIT = "import time\ntime.sleep(60)\n"
     ("number", "lanes", "line"),
     [
         (signal.SIGTERM, LONG, "Interrupted. Go on with: mirrorjax resume run"),
-        (signal.SIGHUP, LONG, "Interrupted. Go on with: mirrorjax resume run"),
         # Still importing: the exception of a signal may be lost there, or crash the library that is imported.
         (signal.SIGINT, WAIT + LANES, "Interrupted."),
     ],

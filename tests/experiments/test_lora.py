@@ -57,6 +57,7 @@ def text(monkeypatch, tmp_path):
     monkeypatch.setattr(data, "tiny_shakespeare", lambda: data.Text(characters, "test"))
 
 
+@pytest.mark.slow
 def test_a_run_writes_whole_files_and_its_tables_are_those_of_its_dataset(tmp_path, text, monkeypatch):
     monkeypatch.setitem(lora.SIZES, "quick", TINY)
     lora.run(folder(tmp_path / "run"), Setting("quick", 3, 64))
@@ -158,6 +159,7 @@ def test_the_gpu_preset_traces_at_full_width():
     assert sum(leaf.size for leaf in jax.tree.leaves(updates)) == 6 * 2 * 768 * size.rank
 
 
+@pytest.mark.slow
 def test_gpt2_xl_is_adapted_at_full_size():
     """The adapters of all layers, and a record of two of them, with shapes in place of 1.6 billion numbers."""
     whole = dataclasses.replace(lora.PUBLISHED.adapter, model=GPT2Config.named(lora.XL))

@@ -30,6 +30,7 @@ def test_the_schedules_are_what_their_names_say():
     np.testing.assert_allclose(cosine[3:], 0.05 * (1 + np.cos(np.pi * np.arange(27) / 27)), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_what_it_measured(tmp_path):
     folder = new_folder(tmp_path, "lr-schedule")
     adamw, sgd = lr_schedule.Method("AdamW", 0.01, (0.0, 3.0)), lr_schedule.Method("SGD", 0.05, (0.0, 0.1))

@@ -105,6 +105,7 @@ def tunings(kept: list[Kept]) -> list[tuple[Kept, int, xr.Dataset]]:
     return [(runs, rounds, dataset) for runs in kept for rounds, dataset in runs.rounds.items()]
 
 
+@pytest.mark.slow
 def test_the_files_are_there_and_no_lane_failed(outcome):
     folder, _, printed = outcome
     datasets = {f"training_{program.name}.nc" for program in pilot.PROGRAMS}

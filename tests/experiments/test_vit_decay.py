@@ -86,6 +86,7 @@ def test_the_setting_of_table_3_is_the_paper_s():
     assert all(not size.paper for size in vit_scratch.SIZES.values())
 
 
+@pytest.mark.slow
 def test_a_tiny_run_writes_what_it_measured(tmp_path):
     folder = new_folder(tmp_path, "vit")
     task = small_task(SIZE.training)

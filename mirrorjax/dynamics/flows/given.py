@@ -27,7 +27,7 @@ def require_belonging(R: AbstractLegendre, problem: Problem, w0: Weights) -> Boo
     **Returns:** False where numbers that are traced show at run time that it is not.
     """
     x0 = problem.g(w0)
-    own = jax.eval_shape(lambda: R.dual_interval(jnp.zeros((), x0.dtype))[0])
+    own = R.point_like()
     if (own.shape, own.dtype) != (x0.shape, x0.dtype):
         raise ValueError(
             f"the given R is for x of shape {own.shape} in {own.dtype}, but g(w0) has shape {x0.shape} in {x0.dtype}; "
@@ -86,22 +86,23 @@ def _distances(
     def psi(mu: Float[Array, "..."], a: Float[Array, ""]) -> Weights:
         return jax.tree.unflatten(structure, jax.tree.leaves(R.weights(mu, a)))
 
-    def follow(place: Any, _: None) -> tuple[Any, Float[Array, ""]]:
+    def follow(place: Any, _: None) -> tuple[Any, tuple[Float[Array, ""], Float[Array, ""]]]:
         mu, a = place
-        w = psi(mu, a)
+        w, along = jax.linearize(psi, mu, a)
         x, pull = jax.vjp(g, w)
         slope, decay = objective.gradient(x), jax.grad(h)(w)
         dmu = -SHARE * slope * _ratio(w, pull(slope)[0])
         da = -SHARE * _ratio(w, decay)
-        moved = jax.jvp(psi, (mu, a), (dmu, da))[1]
+        moved = along(dmu, da)
         by_mu = pull(dmu - da * R.leak_product(mu))[0]
         expected = jax.tree.map(lambda by_mu, by_a: by_mu + da * by_a, by_mu, decay)
         apart = jnp.stack([_ratio(_difference(moved, expected), expected), _ratio(R.primal(mu, a).value - x, x)])
-        return (mu + dmu, a + da), jnp.max(jnp.where(jnp.isfinite(apart), apart, 0.0))
+        mismatch = jnp.max(jnp.where(jnp.isfinite(apart), apart, 0.0))
+        return (mu + dmu, a + da), (_ratio(_difference(w, w0), w0), mismatch)
 
     origin = jnp.zeros_like(x0), jnp.zeros((), x0.dtype)
-    _, mismatches = jax.lax.scan(follow, origin, length=POINTS)
-    return _ratio(_difference(psi(*origin), w0), w0), jnp.max(mismatches)
+    _, (starts, mismatches) = jax.lax.scan(follow, origin, length=POINTS)
+    return starts[0], jnp.max(mismatches)
 
 
 def _difference(one: PyTree, other: PyTree) -> PyTree:
