@@ -21,7 +21,7 @@ from ..results import status_name
 from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
-from ..runs.devices import Device
+from ..runs.devices import Device, Devices
 from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
 from ..runs.executors import Executors, choose_place
 from ..runs.grid import Grid, Zip
@@ -29,7 +29,7 @@ from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
 from ..runs.store import recorded_slots
 from ..signals import stoppable
-from .plan import NoMetrics, make_plan
+from .plan import NoMetrics, Plan, make_plan
 from .scheduler import Batch, LaneFunction, Program, Scheduler, Start, computation
 
 # Long names and units of the variables.
@@ -129,18 +129,9 @@ def sweep(
     lanes, (chosen, workers), t1 = Grid(grid), choose_place(devices, executor), as_time_scalar(t1, "t1")
     require_parameters(lane, lanes.take(np.zeros(1, int)), "the lane")
     plan = make_plan(lane, lanes, t1, steady, given, len(chosen))
-    program, (carried, outcome), start, options = plan.program, plan.like, plan.program.start, plan.program.options
+    program, outcome, start, options = plan.program, plan.like[1], plan.program.start, plan.program.options
     named = _named(outcome)
-    is_light = plan.operations <= LIGHT
-    room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": store is not None, "is_light": is_light}
-    slots = recorded_slots(chunk, store, resume)
-    if slots is None:
-        slots = choose_slots(size_of(carried), len(lanes), chosen, **room)
-        if plan.arrives and chunk is None and chosen[0].platform == "cpu":
-            fewest = max(FEWEST, int(LIGHTEST / plan.operations)) * len(chosen)
-            most = min(slots, max(fewest, len(lanes) // REPLACED))
-            # Such lanes take about equally many steps: full batches in a row leave no slot empty.
-            slots = -(-len(lanes) // -(-len(lanes) // most))
+    slots = recorded_slots(chunk, store, resume) or _slots(plan, len(lanes), chosen, stored=store is not None)
     shrink = plan.operations * slots * 1000 > WORTH.get(chosen[0].platform, WORTH_ELSEWHERE)
     # Workers get the functions themselves, because a jaxpr cannot be pickled.
     carried_out = program if workers is None else _untraced(program, lane, given)
@@ -169,6 +160,19 @@ def sweep(
     )
     dataset.attrs["representation"] = _name(start.flow)
     return dataset
+
+
+def _slots(plan: Plan, lanes: int, devices: Devices, *, stored: bool) -> int:
+    """The lanes that are moved together, where nobody has said how many."""
+    carried, outcome = plan.like
+    room = {"result_bytes": size_of(outcome), "batches": BATCHES, "stored": stored}
+    slots = choose_slots(size_of(carried), lanes, devices, **room, is_light=plan.operations <= LIGHT)
+    if not plan.arrives or devices[0].platform != "cpu":
+        return slots
+    fewest = max(FEWEST, int(LIGHTEST / plan.operations)) * len(devices)
+    most = min(slots, max(fewest, lanes // REPLACED))
+    # Such lanes take about equally many steps: full batches in a row leave no slot empty.
+    return -(-lanes // -(-lanes // most))
 
 
 def _untraced(program: Program, lane: LaneFunction, given: Integration) -> Program:
