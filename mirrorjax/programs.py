@@ -31,10 +31,14 @@ RULES = ("fwd_jaxpr_thunk", "bwd", "out_trees")
 
 
 class Program:
-    """A jaxpr with the structures of its arguments and results. Equal programs are one object, see `as_program`."""
+    """A jaxpr with the structures of its arguments and results. Equal programs are one object, see `as_program`.
+
+    `key` is shared by equal programs; `None` until it is known, and for a program that cannot be compared.
+    """
 
     def __init__(self, name: str, jaxpr: Jaxpr, arguments: Any, results: Any, rest: tuple[Any, ...]):
         self.name, self.jaxpr, self.arguments, self.results, self.rest = name, jaxpr, arguments, results, rest
+        self.key: Hashable | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -82,12 +86,26 @@ class _Incomparable(Exception):
     """Raised for a program with a part of which it cannot be told whether it equals another one."""
 
 
+class _Function:
+    """The key of a Python function in a program, such as a callback: it equals that of the same object alone."""
+
+    def __init__(self, fn: Callable):
+        self.fn = fn
+
+    def __hash__(self) -> int:
+        return hash(self.fn)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Function) and bool(self.fn == other.fn)
+
+
 def as_program(fn: Callable, *args: PyTree, differentiable: bool = True) -> Callable:
     """Traces a function. Returns it as `Computed`, whose `program` is the same object for functions that are equal.
 
     Functions are equal if they are the same operations on arguments of the same shapes and dtypes, with the same
-    numbers, up to the values of the arrays that they close over. A function that cannot be compared, because it calls
-    back to Python or has a derivative rule that cannot be, is returned as it is, unless it closes over traced numbers.
+    numbers, up to the values of the arrays that they close over. One that calls back to a Python function equals those
+    that call back to the same object. A function that cannot be compared, because it has a derivative rule that cannot
+    be, is returned as it is, unless it closes over traced numbers.
 
     **Arguments:** `args`: examples of the arguments, pytrees of arrays or of their shapes; `differentiable`: False for
     a function that nobody differentiates, of which the rules of derivatives, which can take several times as long to
@@ -107,7 +125,8 @@ def as_program(fn: Callable, *args: PyTree, differentiable: bool = True) -> Call
     program = Program(_name(fn), closed.jaxpr, structure, *rest)
     constants = [_as_array(constant) for constant in closed.consts]
     try:
-        program = _known.setdefault(_program_key(program, () if differentiable else None), program)
+        program.key = _program_key(program, () if differentiable else None)
+        program = _known.setdefault(program.key, program)
     except _Incomparable:
         if is_concrete(constants):
             return fn
@@ -166,18 +185,38 @@ def is_same(one: PyTree, other: PyTree) -> bool:
     """True if two trees of functions and modules are the same programs with the same constants.
 
     The two are made by tracing the same functions twice: a function that is not pure, one that draws random numbers of
-    NumPy, reads the time or counts its calls, makes them differ. Of functions that are no `Computed` nothing is known.
+    NumPy, reads the time or counts its calls, makes them differ. Of functions that are no `Computed`, and of those that
+    are called back by a program, nothing is known: each trace may define them again.
     """
-    one_leaves, structure = jax.tree.flatten(one)
-    other_leaves, other_structure = jax.tree.flatten(other)
+    one_leaves, structure = jax.tree.flatten(one, is_leaf=_is_computed)
+    other_leaves, other_structure = jax.tree.flatten(other, is_leaf=_is_computed)
     return structure == other_structure and all(map(_is_same_leaf, one_leaves, other_leaves))
+
+
+def _is_computed(leaf: Any) -> bool:
+    return isinstance(leaf, Computed)
 
 
 def _is_same_leaf(one: Any, other: Any) -> bool:
     try:
-        return _value_key(one, ()) == _value_key(other, ())
+        return _agree(_leaf_key(one), _leaf_key(other))
     except _Incomparable:
         return True
+
+
+def _leaf_key(leaf: Any) -> Hashable:
+    if not isinstance(leaf, Computed):
+        return _value_key(leaf, ())
+    if leaf.program.key is None:
+        raise _Incomparable
+    return leaf.program.key, _value_key(tuple(leaf.constants), ())
+
+
+def _agree(one: Hashable, other: Hashable) -> bool:
+    """True for equal keys, and for keys that differ in Python functions alone."""
+    if isinstance(one, tuple) and isinstance(other, tuple):
+        return len(one) == len(other) and all(map(_agree, one, other))
+    return one == other or (isinstance(one, _Function) and isinstance(other, _Function))
 
 
 def _name(fn: Callable) -> str:
@@ -252,11 +291,12 @@ def _value_key(value: Any, enclosing: Functions) -> Hashable:
         raise _Incomparable
     if isinstance(value, bool | int | float | complex | np.generic | np.ndarray | jax.Array) or _is_typed(value):
         return _array_key(value)
+    key = _Function(value) if callable(value) and not isinstance(value, type) else (type(value), value)
     try:
-        hash(value)
+        hash(key)
     except TypeError:
         raise _Incomparable from None
-    return type(value), value
+    return key
 
 
 def _is_typed(value: Any) -> bool:

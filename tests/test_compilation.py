@@ -12,7 +12,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import mirrorjax as mj
 from mirrorjax.compilation import Effort, compiled as compiled_with, is_wanted, open_cache
 from mirrorjax.nn.training import train
-from mirrorjax.programs import Computed, as_program, interned
+from mirrorjax.programs import Computed, as_program, interned, is_same
 
 COMPILED = []
 
@@ -116,12 +116,44 @@ def test_rules_of_functions_that_nobody_differentiates_are_not_asked_for():
     assert as_program(ruled(1.0), X, differentiable=False).program is not as_program(ruled(1.0), X).program
 
 
-def test_a_function_that_calls_back_to_python_is_returned_as_it_is():
-    def counted(x):
-        return jax.pure_callback(lambda x: np.asarray(x), X, x)
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda fn, x: jax.pure_callback(fn, X, x, vmap_method="sequential"),
+        lambda fn, x: (jax.debug.callback(fn, x), x)[1],
+        lambda fn, x: (jax.debug.print("{x}", x=x), x)[1],
+    ],
+    ids=["pure_callback", "debug.callback", "debug.print"],
+)
+def test_a_function_may_define_what_it_calls_back_to(call):
+    """Each trace defines it again, which does not make the function impure; random numbers do."""
+    random = np.random.default_rng(0)
 
-    fn = as_program(counted, X)
-    assert fn is counted or np.array_equal(fn(X), X)
+    def traced(factor):
+        return as_program(lambda x: factor() * call(lambda x: np.asarray(x), x), X)
+
+    pure, impure = traced(lambda: 2.0), traced(random.random)
+    assert is_same(pure, traced(lambda: 2.0))
+    assert not is_same(impure, traced(random.random))
+    np.testing.assert_array_equal(pure(X), 2 * X)
+
+
+def test_lanes_and_metrics_and_maps_may_call_back():
+    seen = []
+
+    def watched(alpha):
+        jax.debug.callback(lambda alpha: seen.append(float(alpha)), alpha)
+        return mj.Problem(mj.Hadamard(), mj.WeightDecay(), alpha, mj.LeastSquares(X[None], X[:1])), (X, 0 * X)
+
+    def norm(t, x, w):
+        return {"norm": jax.pure_callback(np.linalg.norm, X[0], x, vmap_method="sequential")}
+
+    ds = mj.sweep(watched, {"alpha": [0.1, 0.2]}, t1=0.5, metrics=norm)
+    np.testing.assert_allclose(ds.norm[:, -1], np.linalg.norm(ds.x, axis=-1), rtol=1e-14)
+    mapped = mj.map_grid(lambda alpha: watched(alpha)[1][0], {"alpha": [0.3, 0.4]})
+    np.testing.assert_array_equal(mapped.value, [X, X])
+    jax.effects_barrier()
+    assert set(seen) == {0.1, 0.2, 0.3, 0.4}
 
 
 def test_a_program_refuses_arguments_of_another_shape():

@@ -11,11 +11,11 @@ from jaxtyping import PyTree
 
 from ..calls import calling, refuse_traced, require_parameters
 from ..checks import Numbers
-from ..programs import as_program
+from ..programs import Computed, as_program
 from ..results import RESULTS, status_name
 from ..signals import stoppable
 from .archive import TEXT, Arrays, Shape, shape_of
-from .configuration import configuration, trace_pure
+from .configuration import configuration, require_pure, trace, trace_pure, traced_once
 from .dataset import About, Dataset, flatten, results_like
 from .devices import Device, Devices, on_devices, spread
 from .engine import AbstractJob, Checkpoint, Lanes, failures, run
@@ -71,19 +71,20 @@ def map_grid(
     require_parameters(fn, lanes.labels.parameters(), "the function")
     chosen, workers = choose_place(devices, executor)
     one = lanes.first()
+    program = _pure(_ByName(fn), one)
     with calling("the function"):
-        # Workers get the function itself, because a jaxpr cannot be pickled.
-        program = as_program(_ByName(fn), one, differentiable=False) if workers is None else _ByName(fn)
-    traced, outputs = _trace(fn, one)
+        outputs = eqx.filter_eval_shape(program, one)
     results = _shapes(outputs)
     room = {"result_bytes": size_of(outputs), "stored": store is not None}
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen, **room)
     size = spread(min(slots, len(lanes)), chosen)
+    # Workers get the function itself, because a jaxpr cannot be pickled.
+    moved = program if workers is None else _ByName(fn)
     return run(
-        _Job(fn=program, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
+        _Job(fn=moved, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
         lanes,
         about=About(results),
-        configure=lambda: configuration(lanes, traced, slots, chosen, {}),
+        configure=lambda: configuration(lanes, trace(program, one, "the function"), slots, chosen, {}),
         store=store,
         resume=resume,
         checkpoint_every=None,
@@ -93,17 +94,21 @@ def map_grid(
     )
 
 
-def _trace(fn: Function, one: OneLane) -> tuple[jax.stages.Traced, PyTree]:
-    """Returns the traced function, and the shapes of its outputs; what is no array among them is returned as it is."""
-    rest = []
+def _pure(fn: Callable[[OneLane], PyTree], one: OneLane) -> Callable[[OneLane], PyTree]:
+    """Returns the function as its program, or as it is where that cannot be compared with others.
 
-    def arrays(values: OneLane) -> PyTree:
-        outputs = fn(**values)
-        rest.append(eqx.filter(outputs, eqx.is_array, inverse=True))
-        return outputs
+    **Raises:** `ValueError` if two traces of it differ.
+    """
 
-    traced = trace_pure(arrays, one, "the function")
-    return traced, eqx.combine(traced.out_info, rest[0])
+    def traced() -> Callable[[OneLane], PyTree]:
+        return as_program(fn, one, differentiable=False)
+
+    program = traced_once(traced, "the function", "map_grid")
+    if isinstance(program, Computed):
+        require_pure(program, traced, "the function")
+    else:
+        trace_pure(program, one, "the function")
+    return program
 
 
 def _shapes(outputs: PyTree) -> dict[str, Shape]:

@@ -8,6 +8,7 @@ import jax
 import pytest
 from command_line import Done, run_main
 from jaxtyping import install_import_hook
+from matplotlib.figure import Figure
 from rich.console import Console
 from typechecks import CHECKS
 
@@ -48,13 +49,21 @@ def quick_separable(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     return run_in(tmp_path_factory.mktemp("quick"), "separable")
 
 
+def draw(figure: Figure, path: Path) -> None:
+    """Draws all of a figure, its panels where they are."""
+    figure.set_layout_engine("none")
+    figure.savefig(path, dpi=40)
+
+
 def run_in(parent: Path, name: str, bits: int = 64) -> RunFolder:
     experiment = EXPERIMENTS[name]
     setting = Setting("quick", experiment.seed, bits)
     folder = RunFolder(parent / name, name, setting, Console(file=io.StringIO()), experiment.summary)
     with pytest.MonkeyPatch.context() as patch:
-        # To draw a figure takes half a second. That both formats are written is tested in test_report.py.
+        # A figure of eight panels takes a second a file, most of it to lay out the panels. Whole figures, in both
+        # formats, are looked at by the tests of reports and of plots.
         patch.setattr(core_run, "FIGURES", ("png",))
+        patch.setattr(core_run.plot, "save", draw)
         experiment.load()(folder, setting)
     folder.require_shown()
     folder.finish("finished")
