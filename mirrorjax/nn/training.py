@@ -28,7 +28,7 @@ from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace
 from ..runs.dataset import About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, Devices, choose_devices, on_devices, spread
-from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.engine import AbstractJob, Checkpoint, Lanes, RunOptions, failures, run
 from ..runs.grid import Grid, OneLane, Values, Zip
 from ..runs.memory import choose_slots, size_of
 from ..runs.progress import Callback, Reporter
@@ -136,11 +136,7 @@ def train(
             chosen,
             {"steps": steps, "every": every, "keep": keep},
         ),
-        store=store,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-        callback=callback,
+        options=RunOptions(store, resume, checkpoint_every, progress, callback),
     )
 
 

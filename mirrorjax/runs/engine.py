@@ -8,6 +8,7 @@ executor.
 
 import abc
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -148,51 +149,72 @@ class AbstractJob(eqx.Module):
         """
 
 
+@dataclasses.dataclass(frozen=True)
+class RunOptions:
+    """How a run is kept and shown, as the user asked for it; see `map_grid`.
+
+    **Arguments:** `checkpoint_every`: seconds between two checkpoints, None for none; the others as in `map_grid`.
+    **Raises:** `ValueError` for arguments of another kind, and for `resume` without a store.
+    """
+
+    store: str | Path | None
+    resume: bool
+    checkpoint_every: float | None
+    progress: bool | None
+    callback: Callback | None
+
+    def __post_init__(self):
+        if not isinstance(self.resume, bool):
+            raise ValueError(f"resume must be True or False, got {self.resume!r}")
+        if self.progress is not None and not isinstance(self.progress, bool):
+            raise ValueError(f"progress must be True, False or None, got {self.progress!r}")
+        if self.callback is not None and not callable(self.callback):
+            raise ValueError(f"callback must be a function of a SweepReport, got {self.callback!r}")
+        every = self.checkpoint_every
+        is_number = isinstance(every, int | float | np.integer | np.floating) and not isinstance(every, bool)
+        if every is not None and not (is_number and every >= 0):
+            raise ValueError(f"checkpoint_every must be a number of seconds >= 0, got {every!r}")
+        if self.store is None and self.resume:
+            raise ValueError("resume=True needs the store that the results were kept in, e.g. store='runs/first'")
+
+
 def run(
     job: AbstractJob,
     grid: Grid,
     *,
     about: About,
     configure: Callable[[], dict[str, Any]],
-    store: str | Path | None,
-    resume: bool,
-    checkpoint_every: float | None,
-    progress: bool | None,
-    callback: Callback | None,
+    options: RunOptions,
     workers: Workers | None = None,
 ) -> Dataset:
     """Does a job for all lanes of this process, stores the results, and labels those of all processes.
 
     **Arguments:** `about`: the results, texts and times of the dataset; `configure`: returns everything the numbers
-    depend on, called only if there is a store; `checkpoint_every`: seconds between two checkpoints, None for none;
-    `workers`: who computes the groups, by default this process; the others as in `map_grid`.
-    **Raises:** `ValueError` for names of results that a dataset cannot hold, arguments of another kind, results that
-    fit neither memory nor disk, `resume` without a store, or a store that holds another run; `OSError` if the store
-    cannot be written; `RuntimeError` if workers were lost too often.
+    depend on, called only if there is a store; `workers`: who computes the groups, by default this process.
+    **Raises:** `ValueError` for names of results that a dataset cannot hold, results that fit neither memory nor disk,
+    or a store that holds another run; `OSError` if the store cannot be written; `RuntimeError` if workers were lost too
+    often.
     """
-    _require_switches(resume, checkpoint_every, progress, callback)
     require_names(grid.labels, about)
-    folder = None if store is None else as_folder(store)
-    if folder is None and resume:
-        raise ValueError("resume=True needs the store that the results were kept in, e.g. store='runs/first'")
-    groups = groups_of(len(grid), _group_size(job, len(grid), folder if resume else None))
-    plan = _Plan(job, groups, about, None if folder is None else checkpoint_every, workers)
+    folder = None if options.store is None else as_folder(options.store)
+    groups = groups_of(len(grid), _group_size(job, len(grid), folder if options.resume else None))
+    plan = _Plan(job, groups, about, None if folder is None else options.checkpoint_every, workers)
     with stoppable(), contextlib.nullcontext() if workers is None else contextlib.closing(workers):
         if folder is None:
             check_memory(about, len(grid))
             whole = Results(about, len(grid))
-            _solve(plan, Nowhere(), progress, callback, whole.add)
+            _solve(plan, Nowhere(), options, whole.add)
             return _label(grid.labels, about, whole, {})
         settings = {**configure(), RECORD: to_record(grid.labels, about, len(groups[0]))}
         raise_if_stopped()
         check_disk(about, _missing_lanes(groups, folder, fingerprint(settings)), folder)
-        kept = Folder(folder, settings, process=jax.process_index(), resume=resume)
+        kept = Folder(folder, settings, process=jax.process_index(), resume=options.resume)
         try:
             record = from_record(settings)
             found = kept.read(ABOUT, record.layout)
             if found is None or record.read(found) is None:
                 kept.write(ABOUT, to_arrays(grid.labels, about))
-            _solve(plan, kept, progress, callback, lambda group: None)
+            _solve(plan, kept, options, lambda group: None)
         except Exception:
             kept.abandon()
             raise
@@ -213,19 +235,6 @@ def _missing_lanes(groups: Groups, folder: Path, mark: str) -> int:
     return sum(len(lanes) for number, lanes in enumerate(groups) if _group_name(number) not in there)
 
 
-def _require_switches(resume: Any, every: Any, progress: Any, callback: Any) -> None:
-    """Raises `ValueError` for arguments of a run that are not of the kind documented."""
-    if not isinstance(resume, bool):
-        raise ValueError(f"resume must be True or False, got {resume!r}")
-    if progress is not None and not isinstance(progress, bool):
-        raise ValueError(f"progress must be True, False or None, got {progress!r}")
-    if callback is not None and not callable(callback):
-        raise ValueError(f"callback must be a function of a SweepReport, got {callback!r}")
-    is_number = isinstance(every, int | float | np.integer | np.floating) and not isinstance(every, bool)
-    if every is not None and not (is_number and every >= 0):
-        raise ValueError(f"checkpoint_every must be a number of seconds >= 0, got {every!r}")
-
-
 class _Plan(NamedTuple):
     """The groups of a run and who computes them; `every`: seconds between two checkpoints."""
 
@@ -244,13 +253,12 @@ class _Plan(NamedTuple):
 def _solve(
     plan: _Plan,
     store: AbstractStore,
-    progress: bool | None,
-    callback: Callback | None,
+    options: RunOptions,
     keep: Callable[[Arrays], None],
 ) -> None:
     """Reads the groups of this process from the store or computes them, and hands the results of each to `keep`."""
     mine, about = plan.mine(), plan.about
-    with Reporter(sum(map(len, mine.values())), progress, callback) as reporter:
+    with Reporter(sum(map(len, mine.values())), options.progress, options.callback) as reporter:
         missing = {}
         for number, group in mine.items():
             raise_if_stopped()

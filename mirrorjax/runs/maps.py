@@ -18,7 +18,7 @@ from .archive import TEXT, Arrays, Shape, shape_of
 from .configuration import configuration, require_pure, trace, trace_pure, traced_once
 from .dataset import About, Dataset, flatten, results_like
 from .devices import Device, Devices, on_devices, spread
-from .engine import AbstractJob, Checkpoint, Lanes, failures, run
+from .engine import AbstractJob, Checkpoint, Lanes, RunOptions, failures, run
 from .executors import Executors, choose_place
 from .grid import Grid, OneLane, Values, Zip
 from .memory import choose_slots, size_of
@@ -85,11 +85,7 @@ def map_grid(
         lanes,
         about=About(results),
         configure=lambda: configuration(lanes, trace(program, one, "the function"), slots, chosen, {}),
-        store=store,
-        resume=resume,
-        checkpoint_every=None,
-        progress=progress,
-        callback=callback,
+        options=RunOptions(store, resume, None, progress, callback),
         workers=workers,
     )
 

@@ -22,7 +22,7 @@ from ..runs.archive import TEXT, Arrays, Shape
 from ..runs.configuration import configuration, trace
 from ..runs.dataset import EXECUTED, USEFUL, About, Dataset, flatten, joined, results_like
 from ..runs.devices import Device, Devices
-from ..runs.engine import AbstractJob, Checkpoint, Lanes, failures, run
+from ..runs.engine import AbstractJob, Checkpoint, Lanes, RunOptions, failures, run
 from ..runs.executors import Executors, choose_place
 from ..runs.grid import Grid, Zip
 from ..runs.memory import choose_slots, size_of
@@ -151,11 +151,7 @@ def sweep(
             chosen,
             settings | {"flow": start.flow, "steady": program.steady, "representation": _name(start.flow)},
         ),
-        store=store,
-        resume=resume,
-        checkpoint_every=checkpoint_every,
-        progress=progress,
-        callback=callback,
+        options=RunOptions(store, resume, checkpoint_every, progress, callback),
         workers=workers,
     )
     dataset.attrs["representation"] = _name(start.flow)

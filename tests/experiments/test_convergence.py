@@ -34,11 +34,6 @@ def test_the_target_is_fitted_and_positive():
     assert min(TARGET) > 0
 
 
-def test_single_precision_is_refused(run_quick):
-    with pytest.raises(ValueError, match="leave out --float32"):
-        run_quick("convergence", bits=32)
-
-
 @pytest.mark.slow
 def test_quick_shows_its_claims(run_quick):
     folder = run_quick("convergence")

@@ -42,11 +42,6 @@ def test_the_least_weighted_norm_of_the_example_is_its_published_end():
     np.testing.assert_allclose(least_weighted_norm(R, objective), EXAMPLE_END, atol=1e-9)
 
 
-def test_single_precision_is_refused(run_quick):
-    with pytest.raises(ValueError, match="leave out --float32"):
-        run_quick("deep", bits=32)
-
-
 @pytest.mark.slow
 def test_quick_shows_its_claims(run_quick):
     folder = run_quick("deep")

@@ -82,11 +82,6 @@ def test_the_horizon_function_of_a_product_is_l1_at_every_a():
     assert slopes[0] == pytest.approx(slopes[1], rel=1e-3)
 
 
-def test_single_precision_is_refused(run_quick):
-    with pytest.raises(ValueError, match="leave out --float32"):
-        run_quick("separable", bits=32)
-
-
 @pytest.mark.slow
 def test_quick_shows_what_is_seen_and_says_what_is_not(quick_separable):
     folder = quick_separable

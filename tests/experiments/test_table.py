@@ -63,3 +63,9 @@ def test_a_missing_package_is_one_line_with_the_extra_that_brings_it(tmp_path, m
     with pytest.raises(ValueError, match=r"network needs flax, which is not installed; pip install 'mirrorjax\[nn\]'"):
         mj.experiments.reproduce(network, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["convergence", "deep", "lasso-path", "separable"])
+def test_what_needs_float64_says_so(run_quick, name):
+    with pytest.raises(ValueError, match="leave out --float32"):
+        run_quick(name, bits=32)

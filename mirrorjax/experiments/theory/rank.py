@@ -276,14 +276,7 @@ def example_figure(dataset: Dataset) -> Any:
     values = [plot.Line(times, lane.singular.values[1:, i], color=color) for i in range(len(TARGET))]
     values += [plot.Line(times, np.full(times.size, end), style="--", color="black") for end in ends]
     panels = [
-        plot.Panel(
-            _over_time(dataset, "imbalance") + _laws(dataset),
-            "imbalance of the factors",
-            "time t",
-            r"$|A^\top A - B B^\top|$",
-            y_log=True,
-            floor=1e-8,
-        ),
+        _imbalance_panel(dataset, "the factors", r"$|A^\top A - B B^\top|$"),
         plot.Panel(
             values, rf"singular values of $AB$ at $\lambda$ = {SHOWN:g}", "time t", "singular value", x_log=True
         ),
@@ -291,17 +284,16 @@ def example_figure(dataset: Dataset) -> Any:
     return plot.line_panels(panels, "Weight decay balances the factors and thresholds the product", "lambda")
 
 
+def _imbalance_panel(dataset: Dataset, factors: str, formula: str) -> plot.Panel:
+    """The imbalance over time beside the law of each lambda."""
+    lines = _over_time(dataset, "imbalance") + _laws(dataset)
+    return plot.Panel(lines, f"imbalance of {factors}", "time t", formula, y_log=True, floor=1e-8)
+
+
 def attention_figure(dataset: Dataset) -> Any:
     """Imbalance, alignment, effective rank and loss over time."""
     panels = [
-        plot.Panel(
-            _over_time(dataset, "imbalance") + _laws(dataset),
-            "imbalance of keys and queries",
-            "time t",
-            r"$|K K^\top - Q Q^\top|$",
-            y_log=True,
-            floor=1e-8,
-        ),
+        _imbalance_panel(dataset, "keys and queries", r"$|K K^\top - Q Q^\top|$"),
         plot.Panel(
             _over_time(dataset, "alignment", 1),
             "alignment",
