@@ -21,11 +21,10 @@ from ...checks import Number, require_kind
 from ...problem import Problem
 from ...problem.reparam import Weights
 from ...programs import interned
-from ...results import RESULTS
 from ..clock import StepClock
 from ..guards import Field
-from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
-from ..solution import Point
+from ..motion import AbstractFlow, Solver, Time, refuse_nonsmooth
+from .gradients import AbstractPlainMotion
 
 Decay = Literal["coupled", "decoupled"]
 
@@ -105,7 +104,7 @@ class DescentState(eqx.Module):
         return jax.tree.map(lambda y, dy: y + eta.astype(y.dtype) * dy, self, rate)
 
 
-class AbstractDescentMotion(AbstractMotion):
+class AbstractDescentMotion(AbstractPlainMotion):
     """A descent from given weights; values saved between two steps are interpolated linearly.
 
     A subclass gives `optimizer_state` and `update`.
@@ -134,13 +133,6 @@ class AbstractDescentMotion(AbstractMotion):
         x, pull = jax.vjp(self.problem.g, state.w)
         slope = self.problem.objective.gradient(x)
         return DescentState(jax.tree.map(jnp.negative, pull(slope)[0]), -slope)
-
-    def read(self, t: Time, state: DescentState) -> Point:
-        x = self.problem.g(state.w)
-        return Point(x, state.w, state.mu, self.problem.objective(x))
-
-    def status(self, t: Time, t1: Time, state: DescentState) -> RESULTS:
-        return finite_status(state)
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return DescentSolver()

@@ -1,13 +1,29 @@
-"""The three gradients at given weights that flows outside log-scale coordinates are made of."""
+"""What flows of the weights as they are, share: three gradients, and how to read a state."""
 
 from typing import NamedTuple
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ...problem import Problem
 from ...problem.reparam import Weights
-from ..motion import Time
+from ...results import RESULTS
+from ..motion import AbstractMotion, Time, finite_status
+from ..solution import Point
+
+
+class AbstractPlainMotion(AbstractMotion):
+    """A motion whose state holds the weights `w` and `mu` as they are.
+
+    A subclass gives `initial`, `velocity` and `default_solver`.
+    """
+
+    def read(self, t: Time, state: PyTree) -> Point:
+        x = self.problem.g(state.w)
+        return Point(x, state.w, state.mu, self.problem.objective(x))
+
+    def status(self, t: Time, t1: Time, state: PyTree) -> RESULTS:
+        return finite_status(state)
 
 
 class Gradients(NamedTuple):

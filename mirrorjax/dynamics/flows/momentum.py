@@ -11,10 +11,8 @@ from jaxtyping import Array, Float
 from ...checks import Number, as_time_scalar, refuted, require_positive
 from ...problem import Problem
 from ...problem.reparam import Weights
-from ...results import RESULTS
-from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
-from ..solution import Point
-from .gradients import Gradients, gradients
+from ..motion import AbstractFlow, Solver, Time, refuse_nonsmooth
+from .gradients import AbstractPlainMotion, Gradients, gradients
 
 
 class MomentumFlow(AbstractFlow):
@@ -61,7 +59,7 @@ class MomentumState(eqx.Module):
     mu: Float[Array, "..."]
 
 
-class MomentumMotion(AbstractMotion):
+class MomentumMotion(AbstractPlainMotion):
     """`MomentumFlow` from given weights at rest."""
 
     problem: Problem
@@ -81,13 +79,6 @@ class MomentumMotion(AbstractMotion):
             state.rate,
         )
         return MomentumState(state.rate, push, -slopes.x)
-
-    def read(self, t: Time, state: MomentumState) -> Point:
-        x = self.problem.g(state.w)
-        return Point(x, state.w, state.mu, self.problem.objective(x))
-
-    def status(self, t: Time, t1: Time, state: MomentumState) -> RESULTS:
-        return finite_status(state)
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()

@@ -15,11 +15,9 @@ from ...geometry.families.steepest import SteepestLegendre
 from ...geometry.points import as_finite_weights
 from ...problem import AbstractRegularizer, AbstractReparameterization, Hadamard, Problem, WeightDecay
 from ...problem.reparam import Weights
-from ...results import RESULTS
-from ..motion import AbstractFlow, AbstractMotion, Solver, Time, finite_status, refuse_nonsmooth
-from ..solution import Point
+from ..motion import AbstractFlow, Solver, Time, refuse_nonsmooth
 from .descent import Decay
-from .gradients import gradients
+from .gradients import AbstractPlainMotion, gradients
 
 
 class SteepestFlow(AbstractFlow):
@@ -110,7 +108,7 @@ class SteepestState(eqx.Module):
     mu: Float[Array, "..."]
 
 
-class SteepestMotion(AbstractMotion):
+class SteepestMotion(AbstractPlainMotion):
     """`SteepestFlow` from given weights."""
 
     problem: Problem
@@ -128,15 +126,8 @@ class SteepestMotion(AbstractMotion):
             rate = jax.tree.map(lambda loss, decay: -self._steepest(loss) - decay, slopes.loss, slopes.decay)
         return SteepestState(rate, -self._steepest(slopes.x))
 
-    def read(self, t: Time, state: SteepestState) -> Point:
-        x = self.problem.g(state.w)
-        return Point(x, state.w, state.mu, self.problem.objective(x))
-
     def limit_legendre(self) -> SteepestLegendre:
         return self.flow.legendre(self.problem.g, self.problem.h, self.w0)
-
-    def status(self, t: Time, t1: Time, state: SteepestState) -> RESULTS:
-        return finite_status(state)
 
     def default_solver(self, *, is_stiff: Callable[[], bool]) -> Solver:
         return diffrax.Tsit5()
