@@ -14,7 +14,7 @@ from ..checks import freeze
 from .blocks import in_cache
 from .guards import Field
 from .pieces import OnPieces
-from .solvers.explicit import WrittenOut
+from .solvers.explicit import is_written_out
 from .stored import (
     TERMS,
     Count,
@@ -59,7 +59,7 @@ def _solved_forward(perturbed: PyTree, inputs: Inputs, method: Method) -> tuple[
 
 def _of_lanes(fn: Callable, method: Method, y0: PyTree, *args: PyTree) -> PyTree:
     """`fn(*args)`, in blocks of lanes where the steps are those for lanes."""
-    return in_cache(fn, y0, *args) if isinstance(method.solver.solver, WrittenOut) else fn(*args)
+    return in_cache(fn, y0, *args) if is_written_out(method.solver.solver) else fn(*args)
 
 
 def _results(walk: Walk, record: Record, method: Method) -> tuple:

@@ -1,4 +1,4 @@
-"""What flows of the weights as they are, share: three gradients, and how to read a state."""
+"""What flows of the weights as they are have in common: three gradients, and how a state is read."""
 
 from typing import NamedTuple
 

@@ -29,6 +29,11 @@ def written_out(solver: diffrax.AbstractSolver) -> "WrittenOut | None":
     return WrittenOut(solver) if isinstance(solver.tableau, diffrax.ButcherTableau) else None
 
 
+def is_written_out(solver: diffrax.AbstractSolver) -> bool:
+    """True for a solver that `written_out` has made."""
+    return isinstance(solver, WrittenOut)
+
+
 def in_loop(solver: diffrax.AbstractSolver) -> "InLoop | None":
     """The solver with its stages in a plain loop; `None` where `written_out` is."""
     explicit = written_out(solver)

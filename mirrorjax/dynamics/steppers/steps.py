@@ -20,7 +20,7 @@ from ..integrate import first_step, solver_status
 from ..motion import AbstractMotion, state_dtype
 from ..options import Options
 from ..pieces import OnPieces
-from ..solvers.explicit import WrittenOut, written_out
+from ..solvers.explicit import is_written_out, written_out
 from .base import AbstractStepper, Lane, Prepare, over_lanes
 from .saving import save, save_ticks
 
@@ -72,7 +72,7 @@ class DiffraxStepper(AbstractStepper):
     @property
     def terms(self) -> diffrax.ODETerm:
         """The velocity. The error of an explicit step shows a stage that is not finite; other solvers need a guard."""
-        return diffrax.ODETerm(unguarded_field if isinstance(self.solver.solver, WrittenOut) else vector_field)
+        return diffrax.ODETerm(unguarded_field if is_written_out(self.solver.solver) else vector_field)
 
     def begin(self, motion: AbstractMotion, options: Options, state: PyTree) -> Between:
         dtype = state_dtype(state)
