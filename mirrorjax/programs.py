@@ -214,6 +214,8 @@ def _leaf_key(leaf: Any) -> Hashable:
 
 def _agree(one: Hashable, other: Hashable) -> bool:
     """True for equal keys, and for keys that differ in Python functions alone."""
+    if one is other:  # as the keys of one program are
+        return True
     if isinstance(one, tuple) and isinstance(other, tuple):
         return len(one) == len(other) and all(map(_agree, one, other))
     return one == other or (isinstance(one, _Function) and isinstance(other, _Function))

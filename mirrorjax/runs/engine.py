@@ -250,12 +250,7 @@ class _Plan(NamedTuple):
         return {number: self.groups[number] for number in mine}
 
 
-def _solve(
-    plan: _Plan,
-    store: AbstractStore,
-    options: RunOptions,
-    keep: Callable[[Arrays], None],
-) -> None:
+def _solve(plan: _Plan, store: AbstractStore, options: RunOptions, keep: Callable[[Arrays], None]) -> None:
     """Reads the groups of this process from the store or computes them, and hands the results of each to `keep`."""
     mine, about = plan.mine(), plan.about
     with Reporter(sum(map(len, mine.values())), options.progress, options.callback) as reporter:

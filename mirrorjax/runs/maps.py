@@ -79,9 +79,9 @@ def map_grid(
     slots = recorded_slots(chunk, store, resume) or choose_slots(size_of(outputs), len(lanes), chosen, **room)
     size = spread(min(slots, len(lanes)), chosen)
     # Workers get the function itself, because a jaxpr cannot be pickled.
-    moved = program if workers is None else _ByName(fn)
+    carried_out = program if workers is None else _ByName(fn)
     return run(
-        _Job(fn=moved, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
+        _Job(fn=carried_out, grid=lanes, group_size=size, devices=chosen, lane_bytes=size_of(outputs)),
         lanes,
         about=About(results),
         configure=lambda: configuration(lanes, trace(program, one, "the function"), slots, chosen, {}),
