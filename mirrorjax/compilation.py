@@ -114,15 +114,21 @@ def _options(effort: Effort) -> dict[str, Any]:
     What the user has chosen for all programs, by `XLA_FLAGS` or `JAX_DISABLE_MOST_OPTIMIZATIONS`, stays as it is.
     """
     given = os.environ.get("XLA_FLAGS", "")
-    chosen = {name: value for name, value in _OPTIONS[effort].items() if name not in given}
     least = jax.config.values.get("jax_disable_most_optimizations", False)
-    if not chosen or least or jax.default_backend() != "cpu":
+    if least or jax.default_backend() != "cpu":
         return {}
+    chosen = {name: value for name, value in _OPTIONS[effort].items() if name not in given and _is_known(name, value)}
+    return {"compiler_options": chosen} if chosen else {}
+
+
+@functools.cache
+def _is_known(name: str, value: Any) -> bool:
+    """Whether the installed XLA knows an option: the older way to write a kernel went with jaxlib 0.11."""
     try:
-        jax.jit(lambda x: x, compiler_options=chosen).lower(jnp.zeros(())).compile()
+        jax.jit(lambda x: x, compiler_options={name: value}).lower(jnp.zeros(())).compile()
     except Exception:  # whatever a version of XLA says to an option that it does not know
-        return {}
-    return {"compiler_options": chosen}
+        return False
+    return True
 
 
 def _processor() -> str:

@@ -7,15 +7,11 @@ import os
 import threading
 from pathlib import Path
 
-# Before jax is imported: two workers on two cores each want one thread. Nearly all of the suite's time is compilation,
-# and the older of XLA's two ways to write the code of a kernel takes half of the time of the newer one. XLA ignores
-# what stands behind a word without dashes. (Without its passes over loops XLA compiles in three quarters of the time,
-# but searches for roots of integrals then run five times as long.)
-os.environ.setdefault(
-    "XLA_FLAGS",
-    "--xla_cpu_use_fusion_emitters=false --xla_cpu_multi_thread_eigen=false --xla_cpu_parallel_codegen_split_count=1",
-)
-# Nearly all of that time is compilation of small programs that run once, also in the processes that tests start.
+from xla_flags import xla_flags
+
+# Before jax is imported.
+os.environ.setdefault("XLA_FLAGS", xla_flags())
+# Nearly all of the suite's time is compilation of small programs that run once, also in the processes that tests start.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 

@@ -10,6 +10,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import mirrorjax as mj
+from mirrorjax import compilation
 from mirrorjax.compilation import Effort, compiled as compiled_with, is_wanted, open_cache
 from mirrorjax.nn.training import train
 from mirrorjax.programs import Computed, as_program, interned, is_same
@@ -287,6 +288,22 @@ def test_a_program_is_compiled_with_any_effort_outside_of_other_transformations(
     double = compiled_with(lambda x: 2 * x, effort)
     np.testing.assert_array_equal(double(X), 2 * X)
     np.testing.assert_array_equal(jax.jit(lambda x: compiled_with(lambda x: 2 * x, effort, x)(x))(X), 2 * X)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="efforts are those of a CPU")
+def test_an_option_that_xla_does_not_know_leaves_the_others(monkeypatch):
+    """XLA's options are no part of its interface, and one of ours went with jaxlib 0.11."""
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setitem(
+        compilation._OPTIONS, Effort.LEAST, {"no_such_option": True, "xla_backend_optimization_level": 0}
+    )
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        assert compilation._options.__wrapped__(Effort.LEAST) == {
+            "compiler_options": {"xla_backend_optimization_level": 0}
+        }
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 @pytest.fixture
