@@ -30,9 +30,10 @@ CORRECTIONS, ROUNDINGS = 12, 4
 # The part of its steps by which a lane moves on before it is tried again, a quarter: a try costs as much as five steps
 # or more.
 AGAIN = 4
-# Lanes tried together: many where Z is small, since 16 take twice the time of 4 for 40 measurements, and no more than
-# have so many numbers in their copies of Z.
+# Lanes tried together on a CPU: many where Z is small, since 16 take twice the time of 4 for 40 measurements, and no
+# more than have so many numbers in their copies of Z. Elsewhere all lanes, as far as their copies take little memory.
 FEWEST, MOST, COPIES = 4, 16, 2**20
+COPIES_ELSEWHERE = 2**26
 # A lane farther from Z x = y than this share of |y| is not tried, since D will change much on its way.
 NEAR = 0.1
 
@@ -66,7 +67,14 @@ def arrive(prepare: Prepare, options: Options, values: object, lanes: Lane) -> L
     promising = over_lanes(prepare, lambda motion, lane: _is_promising(motion, options, lane))
     due = jax.lax.cond(jnp.any(due), lambda: due & promising(values, lanes), lambda: due)
     tries = over_lanes(prepare, lambda motion, lane: _try(motion, options, lane))
-    return change_where(due, min(MOST, max(FEWEST, COPIES // sizes[0])), tries, values, lanes)
+    return change_where(due, _tried_together(sizes[0]), tries, values, lanes)
+
+
+def _tried_together(size: int) -> int:
+    """The lanes that are tried together, at most, for `size` numbers in Z."""
+    if jax.default_backend() == "cpu":
+        return min(MOST, max(FEWEST, COPIES // size))
+    return max(FEWEST, COPIES_ELSEWHERE // size)
 
 
 def _is_due(motion: AbstractMotion, options: Options, lane: Lane) -> Bool[Array, ""]:
@@ -149,21 +157,10 @@ def _invert(H: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "
     Both are of H with its rounding added, which is taken off the bound again. For p = 1 the bound is too low by up to
     the number of eigenvalues, n; for p = 2^(SQUARINGS + 1) by the p-th root of that at most.
     """
-    size, identity = jnp.max(jnp.diag(H)), jnp.eye(len(H), dtype=H.dtype)
+    size = jnp.max(jnp.diag(H))
     shift = len(H) * jnp.finfo(H.dtype).eps * jnp.where(size > 0, size, 1.0)
-    shifted, place = H + shift * identity, jnp.arange(len(H))
-
-    def column(j: Any, factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
-        rest = jnp.where(place >= j, shifted[j] - factor @ factor[j], 0.0)
-        return factor.at[:, j].set(rest / jnp.sqrt(rest[j]))
-
-    def row(j: Any, root: Float[Array, "n n"]) -> Float[Array, "n n"]:
-        return root.at[j].set((identity[j] - factor[j] @ root) / factor[j, j])
-
-    # Written out, because XLA's Cholesky factor and triangular solve of several matrices wait for ever where two
-    # devices of one CPU ask for them at the same time (jaxlib 0.10.2).
-    factor = jax.lax.fori_loop(0, len(H), column, jnp.zeros_like(H))
-    root = jax.lax.fori_loop(0, len(H), row, jnp.zeros_like(H))
+    shifted = H + shift * jnp.eye(len(H), dtype=H.dtype)
+    root = _inverse_factor_written_out(shifted) if jax.default_backend() == "cpu" else _inverse_factor(shifted)
     inverse = root.T @ root
     largest = jnp.trace(inverse)
     # Powers of the inverse over the bound so far, whose traces can neither overflow nor underflow.
@@ -174,3 +171,27 @@ def _invert(H: Float[Array, "n n"]) -> tuple[Float[Array, "n n"], Float[Array, "
         largest, power = largest * trace**0.5**squaring, power / trace
     largest = largest * jnp.sum(power**2) ** 0.5 ** (SQUARINGS + 1)
     return inverse, jnp.maximum(1 / largest - shift, 0.0)
+
+
+def _inverse_factor(H: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The inverse of the Cholesky factor of H."""
+    return jax.scipy.linalg.solve_triangular(jnp.linalg.cholesky(H), jnp.eye(len(H), dtype=H.dtype), lower=True)
+
+
+def _inverse_factor_written_out(H: Float[Array, "n n"]) -> Float[Array, "n n"]:
+    """The same in plain loops, whose rounds are kernels of their own on a GPU.
+
+    XLA's Cholesky factor and triangular solve of several matrices wait for ever where two devices of one CPU ask for
+    them at the same time (jaxlib 0.10.2).
+    """
+    identity, place = jnp.eye(len(H), dtype=H.dtype), jnp.arange(len(H))
+
+    def column(j: Any, factor: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        rest = jnp.where(place >= j, H[j] - factor @ factor[j], 0.0)
+        return factor.at[:, j].set(rest / jnp.sqrt(rest[j]))
+
+    def row(j: Any, root: Float[Array, "n n"]) -> Float[Array, "n n"]:
+        return root.at[j].set((identity[j] - factor[j] @ root) / factor[j, j])
+
+    factor = jax.lax.fori_loop(0, len(H), column, jnp.zeros_like(H))
+    return jax.lax.fori_loop(0, len(H), row, jnp.zeros_like(H))

@@ -18,7 +18,8 @@ from .motion import state_bytes
 from .options import Options
 from .solvers.explicit import written_out
 
-# As many lanes as a sweep moves together on a CPU.
+# As many lanes as a sweep moves together on a CPU. Elsewhere all lanes are computed together: by blocks of 64 a GPU took
+# 4.4 times as long for 1024 lanes as plain diffrax.
 BLOCK = 64
 # In a derivative, which works with some fifty vectors of all lanes of a block: bytes of one of them, and least lanes.
 # Gradients of 64 lanes of 400 numbers take 0.30 s in blocks of 16, and 0.42 s together.
@@ -37,11 +38,13 @@ def for_lanes(options: Options) -> Options:
 
 
 def in_blocks(fn: Callable[..., PyTree], *args: PyTree) -> PyTree:
-    """`fn(*args)`, whose lanes under vmap are computed in blocks.
+    """`fn(*args)`, whose lanes under vmap are computed in blocks on a CPU.
 
     Differentiable in reverse mode, by the derivative of all lanes together. The function must not close over numbers
     that are batched or differentiated.
     """
+    if jax.default_backend() != "cpu":
+        return fn(*args)
     run, arrays, rest = _on_arrays(fn, args)
 
     @eqx.filter_custom_vjp

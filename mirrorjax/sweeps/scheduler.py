@@ -22,7 +22,7 @@ from ..compilation import Effort
 from ..dynamics.lanes import Outcome, advance, begin, mark_missing, read
 from ..dynamics.motion import AbstractFlow, AbstractMotion
 from ..dynamics.options import Options
-from ..dynamics.steppers import Lane, change_where, over_lanes
+from ..dynamics.steppers import Lane, change_where, over_lanes, part_of
 from ..problem import Problem
 from ..problem.problem import as_weights
 from ..problem.reparam import Weights
@@ -32,11 +32,12 @@ from ..runs.grid import Grid, OneLane, Values
 
 # Segments in a row before control returns to the host, for the progress bar, a checkpoint or Ctrl-C.
 SEGMENTS = 32
-# The host refills a batch when one slot in so many is empty. So many lanes are also started together: fewer than a
-# batch, because starting a lane costs as much as several steps, and at least a few, which cost little more than one.
-# With 4 lanes a start, whatever the batch, a GPU spent nine tenths of a sweep on starting 1024 lanes. Lanes start in
-# the program that moves them: by calls of their own they took half of the time of a sweep of small lanes.
+# The host refills a batch when one slot in so many is empty.
 REFILL = 16
+# The least number of lanes that start together on a CPU: fewer than a batch, because starting a lane costs as much as
+# several steps, and at least a few, which cost little more than one. Elsewhere all slots are started and the others keep
+# their lane: with 4 lanes a start a GPU spent nine tenths of a sweep on starting 1024 lanes. Lanes start in the program
+# that moves them: by calls of their own they took half of the time of a sweep of small lanes.
 ENTERING = 8
 # Neighbours by which the cost of a lane is predicted. Of products of three and of fourth powers, where a tenth of the
 # lanes takes ten times the steps of the others, 0.85 and 0.90 of the work of slots is that of lanes; by one neighbour,
@@ -350,7 +351,7 @@ def _advance(program: Program, lanes: tuple[Values, Lane, Int[Array, " devices"]
 def _enter(program: Program, values: Values, progress: Lane, starts: Starts) -> Lane:
     """Starts the lanes of some slots. Slots without a lane are at rest."""
     entering, inside = starts
-    together = max(ENTERING, entering.size // REFILL)
+    together = part_of(entering.size, ENTERING) if jax.default_backend() == "cpu" else entering.size
     progress = change_where(entering, together, lambda own, _: _begin(program, own), values, progress)
     return eqx.tree_at(lambda lane: lane.running, progress, progress.running & inside)
 

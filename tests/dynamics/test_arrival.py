@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import mirrorjax as mj
-from mirrorjax.dynamics.arrival import _invert
+from mirrorjax.dynamics.arrival import _inverse_factor, _inverse_factor_written_out, _invert
 from mirrorjax.dynamics.flows.primal import WeightFlow
 from mirrorjax.dynamics.steppers import change_where
 
@@ -67,6 +67,13 @@ def test_the_least_eigenvalue_is_not_overestimated():
     assert 0.6 < least / np.linalg.eigvalsh(wide @ wide.T)[0] <= 1
     _, none = _invert(jnp.ones((3, 3)))
     assert none <= 1e-14
+
+
+def test_the_inverse_factor_of_a_cpu_is_that_of_other_devices():
+    H = (Z * jnp.geomspace(1e-6, 1.0, 10)[None]) @ Z.T + 1e-6 * jnp.eye(6)
+    np.testing.assert_allclose(_inverse_factor_written_out(H), _inverse_factor(H), rtol=1e-9)
+    assert np.all(np.isnan(np.diag(_inverse_factor(-H))))
+    assert np.all(np.isnan(np.diag(_inverse_factor_written_out(-H))))
 
 
 def test_marked_lanes_are_changed_whatever_their_number():

@@ -1,5 +1,6 @@
 """A lane ends at its limit once it is known to get there before t1; the other lanes go on to t1."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,3 +53,13 @@ def test_the_weights_end_at_the_same_limit(ends):
     late = mj.sweep(deep, grid, t1=200.0, saveat=[199.0, 200.0], rtol=1e-9, flow=mj.PrimalFlow())
     assert early.steps.values.max() < 0.5 * late.steps.values.min()
     np.testing.assert_allclose(early.x, late.x, atol=1e-6)  # rtol |x|, |x| about 1
+
+
+def test_all_lanes_together_are_as_a_few_at_a_time(ends, monkeypatch):
+    """Elsewhere than on a CPU all lanes start and are tried together."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    grid = {"alpha": [*GRID["alpha"], 0.2], "t_off": GRID["t_off"]}  # of another shape, so that it is compiled anew
+    together = mj.sweep(lane, grid, t1=T1).isel(alpha=[0, 1])
+    np.testing.assert_allclose(together.x, ends[0].x, rtol=1e-9)
+    np.testing.assert_array_equal(together.status, ends[0].status)
+    np.testing.assert_array_equal(together.steps, ends[0].steps)

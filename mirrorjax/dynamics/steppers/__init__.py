@@ -8,6 +8,7 @@ from .base import (
     Prepare as Prepare,
     change_where as change_where,
     over_lanes as over_lanes,
+    part_of as part_of,
 )
 from .evaluations import RKCStepper
 from .steps import DiffraxStepper

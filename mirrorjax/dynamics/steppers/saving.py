@@ -8,10 +8,10 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..options import Options
-from .base import Lane, Prepare, over_lanes
+from .base import Lane, Prepare, over_lanes, part_of
 
-# Lanes whose save times are read together: few reach a save time in the same round, and a metric may cost more than a
-# velocity.
+# Lanes whose save times are read together, at least: few reach a save time in the same round, and a metric may cost more
+# than a velocity.
 SAVING = 4
 
 
@@ -34,10 +34,14 @@ def save(
 ) -> Lane:
     """Records the values at the save times up to `until` of the lanes whose step was kept.
 
+    Where t1 alone is saved nothing is recorded: its values are those of a lane that has ended.
+
     **Arguments:** `ticks`: by `save_ticks`; `lanes`: at the start of their steps; `until`: the ticks at which they end;
     `read(motion, lane, data, t)`: the metrics and the loss at a time t in the step of one lane; `data` (lanes, ...):
     what it needs.
     """
+    if options.end_only:
+        return lanes
     count, size = lanes.tick.shape[0], options.ts.size
 
     def due(saved: Int[Array, " lanes"]) -> Bool[Array, " lanes"]:
@@ -46,7 +50,7 @@ def save(
 
     def some(carry: tuple) -> tuple:
         saved, buffers = carry
-        wanted, chosen = jax.lax.top_k(due(saved).astype(int), min(SAVING, count))
+        wanted, chosen = jax.lax.top_k(due(saved).astype(int), part_of(count, SAVING))
         chosen = jnp.where(wanted == 1, chosen, count)
         row, *arguments = jax.tree.map(lambda leaf: leaf.at[chosen].get(mode="clip"), (saved, values, lanes, data))
         new = over_lanes(prepare, read)(*arguments, options.ts[row])
