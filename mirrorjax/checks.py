@@ -217,12 +217,14 @@ def is_count(value: Any) -> bool:
 
 
 def freeze(tree: Any) -> Any:
-    """Stops the derivative of every inexact array of a tree; other leaves are returned as they are."""
-    return jax.tree.map(
-        lambda leaf: (
-            jax.lax.stop_gradient(leaf)
-            if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact)
-            else leaf
-        ),
-        tree,
-    )
+    """Stops the derivative of every array of a tree; other leaves are returned as they are."""
+
+    def still(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jnp.inexact):
+            return jax.lax.stop_gradient(leaf)
+        # Whole numbers that a loop has counted have a tangent, of no size, under `jax.jit` (jax 0.12), and what may
+        # have none is then refused. Operations on bits have no tangent.
+        is_counted = isinstance(leaf, jax.core.Tracer) and jnp.issubdtype(leaf.dtype, jnp.integer)
+        return leaf | jnp.zeros_like(leaf) if is_counted else leaf
+
+    return jax.tree.map(still, tree)

@@ -18,8 +18,8 @@ from .motion import state_bytes
 from .options import Options
 from .solvers.explicit import written_out
 
-# As many lanes as a sweep moves together on a CPU. Elsewhere all lanes are computed together: by blocks of 64 a GPU took
-# 4.4 times as long for 1024 lanes as plain diffrax.
+# As many lanes as a sweep moves together on a CPU. Elsewhere all lanes are computed together: in blocks of 64 a GPU
+# took 4.4 times as long as plain diffrax for 1024 lanes.
 BLOCK = 64
 # In a derivative, which works with some fifty vectors of all lanes of a block: bytes of one of them, and least lanes.
 # Gradients of 64 lanes of 400 numbers take 0.30 s in blocks of 16, and 0.42 s together.

@@ -60,11 +60,9 @@ def make_plan(
     one, tolerance = lanes.first(), _tolerance(steady)
     start_of = Start(lane, choose_flow(given).without_dual(), t1)
     start = traced_once(lambda: start_of.traced(one), "the lane", "sweep")
-    with calling("the lane"):
-        motion, state = _shapes_of_motion(start, one)
 
     def with_metrics() -> Integration:
-        return with_metrics_traced(given, motion, state)
+        return given if given.get("metrics") is None else with_metrics_traced(given, *_shapes_of_motion(start, one))
 
     how = traced_once(with_metrics, "metrics", "sweep")
     key = _key(start, how, tolerance, lanes, devices)
@@ -75,7 +73,7 @@ def make_plan(
     how = how.copy()
     if how.get("metrics") is None:
         how["metrics"] = NoMetrics()
-    program = Program(*_choose(start, how, lanes, motion, state, devices), tolerance)
+    program = Program(*_choose(start, how, lanes, devices), tolerance)
     with calling("the lane or metrics"):
         like = shapes(program, one)
     plan = Plan(program, like, *_cost_of_a_lane(program, one))
@@ -96,21 +94,17 @@ def _key(
     return key_of(everything) if is_known and size <= LARGEST_PLAN else None
 
 
-def _choose(
-    start: Start | Started, how: Integration, lanes: Grid, motion: AbstractMotion, state: PyTree, devices: int
-) -> tuple[Start | Started, Options]:
-    """The variables and the solver that are given or, else, cheapest.
-
-    **Arguments:** `motion`, `state`: the shapes of those of `start`.
-    """
+def _choose(start: Start | Started, how: Integration, lanes: Grid, devices: int) -> tuple[Start | Started, Options]:
+    """The variables and the solver that are given or, else, cheapest."""
     t1, one = start.t1, lanes.first()
+    motion, state = _shapes_of_motion(start, one)
     # Arguments that do not fit are refused before anything is computed of the lanes.
     make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, lambda: False)
     is_free = how.get("flow") is None
     if is_free:
         with calling("the lane"):
             start = choose_representation(start, lanes)
-            motion, state = _shapes_of_motion(start, one)
+        motion, state = _shapes_of_motion(start, one)
     options = make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, partial(all_stiff, start, lanes))
     if is_free and how.get("solver") is None:
         options = eqx.tree_at(lambda options: options.solver, options, choose_solver(start, lanes, options, devices))
@@ -138,7 +132,7 @@ def _shapes_of_motion(start: Start | Started, values: OneLane) -> tuple[Abstract
         structure.append(static)
         return arrays
 
-    return eqx.combine(trace(one, values).out_info, structure[0])
+    return eqx.combine(trace(one, values, "the lane").out_info, structure[0])
 
 
 class NoMetrics(eqx.Module):

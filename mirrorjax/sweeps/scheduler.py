@@ -35,9 +35,9 @@ SEGMENTS = 32
 # The host refills a batch when one slot in so many is empty.
 REFILL = 16
 # The least number of lanes that start together on a CPU: fewer than a batch, because starting a lane costs as much as
-# several steps, and at least a few, which cost little more than one. Elsewhere all slots are started and the others keep
-# their lane: with 4 lanes a start a GPU spent nine tenths of a sweep on starting 1024 lanes. Lanes start in the program
-# that moves them: by calls of their own they took half of the time of a sweep of small lanes.
+# several steps, and at least a few, which cost little more than one. Elsewhere a start is computed for all slots: with
+# 4 lanes a start a GPU spent nine tenths of a sweep on starting 1024 lanes. Lanes start in the program that moves them:
+# by calls of their own they took half of the time of a sweep of small lanes.
 ENTERING = 8
 # Neighbours by which the cost of a lane is predicted. Of products of three and of fourth powers, where a tenth of the
 # lanes takes ten times the steps of the others, 0.85 and 0.90 of the work of slots is that of lanes; by one neighbour,

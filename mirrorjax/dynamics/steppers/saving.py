@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..options import Options
 from .base import Lane, Prepare, over_lanes, part_of
 
-# Lanes whose save times are read together, at least: few reach a save time in the same round, and a metric may cost more
-# than a velocity.
+# The least number of lanes whose save times are read together: few reach a save time in the same round, and a metric
+# may cost more than a velocity.
 SAVING = 4
 
 
