@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # What needs an accelerator, one step after the other, each with its own limit of time: tests of the package on the
-# device, the sweep of matrix sensing at 4096 lanes, and the `gpu` presets of the experiments with networks.
+# device, the sweep of matrix sensing at 4096 lanes, the workloads beside plain diffrax, and the `gpu` presets of the
+# experiments with networks.
 #
 #   benchmarks/gpu.sh [--dry-run] [FOLDER] [STEP...]
 #
 # Records go to FOLDER (default: runs/gpu). A step that fails or runs out of time does not stop the others; the
-# exit status is 1 then. STEP: tests, sweep, or an experiment of `mirrorjax list`; all of them by default.
+# exit status is 1 then. STEP: tests, sweep, workloads, or an experiment of `mirrorjax list`; all of them by default.
 # `--dry-run` prints the command of each step and runs nothing.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -15,7 +16,7 @@ dry=
 folder=${1:-runs/gpu}
 shift || true
 steps=("$@")
-[ ${#steps[@]} -eq 0 ] && steps=(tests sweep vit vit-scratch lr-schedule pilot lora)
+[ ${#steps[@]} -eq 0 ] && steps=(tests sweep workloads vit vit-scratch lr-schedule pilot lora)
 
 # What differs between devices: products, loops with conditions, scatters of finished lanes, random numbers, training.
 tests=(
@@ -54,6 +55,11 @@ for name in "${steps[@]}"; do
     sweep)
         step sweep 180 python3 -m pytest benchmarks/bench_sweep.py -n0 -q -p no:cacheprovider --benchmark-only \
             -k "test_sweep or test_lanes or vmap" "--benchmark-json=$folder/sweep-gpu.json"
+        ;;
+    workloads)
+        # As ours do, the products of plain diffrax keep the digits of float32: by TF32 it takes ten times the steps.
+        JAX_DEFAULT_MATMUL_PRECISION=highest step workloads 300 python3 -m pytest benchmarks/bench_workloads.py -n0 -q -p no:cacheprovider --benchmark-only \
+            -o filterwarnings=default -k "plain or sweep or solve" "--benchmark-json=$folder/workloads-gpu.json"
         ;;
     *)
         step "$name" 300 python3 -m mirrorjax reproduce "$name" --preset gpu --float32 --out "$folder/$name"

@@ -20,14 +20,14 @@ def commands() -> list[str]:
 
 
 def test_every_step_has_a_limit_of_time(commands):
-    assert len(commands) == 7
+    assert len(commands) == 8
     for line in commands:
         assert re.match(r"== [a-z-]+, at most \d+ s: python3 -m ", line), line
 
 
 def test_files_of_tests_and_benchmarks_exist(commands):
     files = [word for line in commands for word in line.split() if word.endswith(".py")]
-    assert len(files) == 7
+    assert len(files) == 8
     for file in files:
         assert (ROOT / file).is_file(), file
 

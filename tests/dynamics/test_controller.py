@@ -1,4 +1,4 @@
-"""GiveUp: a blow-up ends the solve at the spacing of floats, an early switch-off does not."""
+"""GiveUp: a blow-up ends the solve at the spacing of floats, an early switch-off does not. Stopping: at every jump."""
 
 import diffrax
 import jax
@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mirrorjax.dynamics.solvers.controller import GiveUp
+from mirrorjax.dynamics.solvers.controller import GiveUp, Stopping
 
 
 def run(rate, y0, t1, jump_ts=None, dt0=None):
     control = GiveUp(diffrax.PIDController(rtol=1e-6, atol=1e-8))
     if jump_ts is not None:
-        control = diffrax.ClipStepSizeController(control, jump_ts=jnp.array(jump_ts))
+        control = Stopping(control, jnp.array(jump_ts))
     return diffrax.diffeqsolve(
         diffrax.ODETerm(rate),
         diffrax.Tsit5(),
@@ -74,9 +74,7 @@ def test_the_first_step_is_a_constant_and_its_clipping_moves():
     """Where the first step ends at the jump, its end moves with the jump; where it does not, with nothing."""
 
     def planned(jump):
-        control = diffrax.ClipStepSizeController(
-            GiveUp(diffrax.PIDController(rtol=1e-6, atol=1e-8)), jump_ts=jump[None]
-        )
+        control = Stopping(GiveUp(diffrax.PIDController(rtol=1e-6, atol=1e-8)), jump[None])
         term, func = diffrax.ODETerm(lambda t, y, args: -y), lambda terms, t, y, args: terms.vf(t, y, args)
         begun = jnp.array(0.0), jnp.array(2.0), jump
         step, _ = control.init(term, *begun, None, None, func, 5)
@@ -90,3 +88,34 @@ def test_the_first_step_is_a_constant_and_its_clipping_moves():
     np.testing.assert_array_equal(early[1], [1.0, 1.0])
     assert float(late[0][0]) < 1.5
     np.testing.assert_array_equal(late[1], [0.0, 0.0])
+
+
+@pytest.mark.parametrize("jumps", [[0.3], [0.1, 0.3, 0.3, 1.7, 5.0], [0.5, 0.5 + 2**-53], [2.0]])
+def test_steps_stop_where_those_of_diffrax_do(jumps):
+    """Step by step, with the derivatives of the times in the jumps; at t0 and t1 too, and at neighbours of a jump."""
+
+    def rate(t, y, args):
+        strength = 1.0 + 3.0 * jnp.sum(jnp.where(t >= args, jnp.arange(1.0, args.size + 1), 0.0))
+        return -strength * y
+
+    def end(control, jumps):
+        saveat = diffrax.SaveAt(steps=True)
+        terms, start = diffrax.ODETerm(rate), jnp.ones(2)
+        adjoint, more = diffrax.ForwardMode(), {"stepsize_controller": control(jumps), "max_steps": 200}
+        sol = diffrax.diffeqsolve(
+            terms, diffrax.Tsit5(), 0.0, 2.0, None, start, args=jumps, saveat=saveat, adjoint=adjoint, **more
+        )
+        return sol.ts, sol.ys
+
+    plain = diffrax.PIDController(rtol=1e-6, atol=1e-8)
+    jumps = jnp.array(jumps, float)
+
+    def of(control):
+        (ts, ys), (slopes, _) = jax.jit(lambda jumps: jax.jvp(lambda jumps: end(control, jumps), (jumps,), (jumps,)))(
+            jumps
+        )
+        return ts, ys, slopes
+
+    ours = of(lambda jumps: Stopping(plain, jumps))
+    for mine, theirs in zip(ours, of(lambda jumps: diffrax.ClipStepSizeController(plain, jump_ts=jumps)), strict=True):
+        np.testing.assert_array_equal(mine, theirs)

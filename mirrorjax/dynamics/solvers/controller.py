@@ -1,4 +1,5 @@
-"""Step-size controllers around another one: one gives up where a flow blows up, one bounds sizes, one ends a solve.
+"""Step-size controllers around another one: one stops at breakpoints, one gives up where a flow blows up, one bounds
+sizes, one ends a solve.
 
 diffrax's own `dtmin` is one absolute number, which either lies above a first step cut short by an early switch-off (a
 false alarm) or below the spacing of floats at a late blow-up (never reached). Here the bound follows t.
@@ -9,6 +10,7 @@ from typing import Any, cast
 
 import diffrax
 import equinox as eqx
+import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
@@ -27,7 +29,7 @@ def error_control(
     plain = diffrax.PIDController(rtol=rtol, atol=atol)
     control = GiveUp(plain if bound is None else Bounded(plain, bound))
     if breakpoints.size:
-        control = diffrax.ClipStepSizeController(control, jump_ts=breakpoints)
+        control = Stopping(control, breakpoints)
     return control
 
 
@@ -47,6 +49,43 @@ class _Around(diffrax.AbstractAdaptiveStepSizeController):
     @property
     def norm(self) -> Callable[[PyTree], Any]:
         return self.controller.norm
+
+
+class Stopping(_Around):
+    """Wraps a controller: steps end just before a breakpoint, and the next one begins just after it.
+
+    The rules are those of `diffrax.ClipStepSizeController(controller, jump_ts=breakpoints)`, which finds the next
+    breakpoint by loops. A GPU waits for the host at the end of a loop: two in each step took a fifth of a sweep. Here
+    the breakpoints, which are few, are all compared with t.
+
+    **Arguments:** `controller`: any adaptive diffrax controller; `breakpoints` (n,): times, in any order.
+    """
+
+    controller: diffrax.AbstractAdaptiveStepSizeController
+    breakpoints: Array
+
+    def wrap(self, direction: Any) -> "Stopping":
+        inner = cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction))
+        return Stopping(inner, direction * self.breakpoints)
+
+    def init(self, terms: Any, t0: Any, *args: Any) -> tuple[Any, PyTree]:
+        t1, state = self.controller.init(terms, t0, *args)
+        return self._stop(t0, t1), state
+
+    def adapt_step_size(self, *args: Any) -> tuple[Any, ...]:
+        keep, next_t0, next_t1, jumped, state, result = self.controller.adapt_step_size(*args)
+        # The step may have ended one float before a breakpoint, which the next one steps over, whether the schedule is
+        # continuous there from the left or from the right.
+        after = eqxi.nextafter(next_t0)
+        ends_before, ends_at = jnp.any(after == self.breakpoints), jnp.any(next_t0 == self.breakpoints)
+        next_t0 = jnp.where(ends_at, after, jnp.where(ends_before, eqxi.nextafter(after), next_t0))
+        next_t1 = self._stop(next_t0, jnp.maximum(eqxi.nextafter(next_t0), next_t1))
+        return keep, next_t0, next_t1, jumped | ends_before | ends_at, state, result
+
+    def _stop(self, t0: Any, t1: Any) -> Any:
+        """The end of a step from t0 that shall not pass a breakpoint."""
+        ahead = jnp.where(self.breakpoints > t0, self.breakpoints, jnp.inf)
+        return jnp.minimum(eqxi.prevbefore(jnp.min(ahead)), t1)
 
 
 class Bounded(_Around):
