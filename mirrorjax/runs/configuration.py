@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.core
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jaxtyping import PyTree
@@ -136,6 +137,9 @@ def _is_program(value: Any) -> bool:
 
 
 def _is_numeric(value: Any) -> bool:
+    # With jax 0.12 the programs of implicit solvers refer to numbers of the program around them, which have no values.
+    if isinstance(value, jax.core.Tracer):
+        return False
     # JAX keeps constants of NumPy in a class of its own, which is no array of either.
     return isinstance(value, bool | int | float | complex) or (hasattr(value, "dtype") and hasattr(value, "__array__"))
 

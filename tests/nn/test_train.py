@@ -199,6 +199,7 @@ class Entropy(eqx.Module):
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], text[:, 1:]).mean()
 
 
+@jax.default_matmul_precision("highest")  # with decay the loss falls by 1e-5 of it, which TF32 on a GPU does not keep
 def test_adapters_of_a_gpt2_train_in_lanes_and_come_back(key):
     graph, params = nnx.split(drawn(TEXT))
     rules = {"*attn/query/kernel": nn.LowRank(2), "*": nn.Frozen()}
