@@ -64,6 +64,9 @@ class Stopping(_Around):
     controller: diffrax.AbstractAdaptiveStepSizeController
     breakpoints: Array
 
+    def __init__(self, controller: diffrax.AbstractAdaptiveStepSizeController, breakpoints: Array):
+        self.controller, self.breakpoints = controller, breakpoints
+
     def wrap(self, direction: Any) -> "Stopping":
         inner = cast(diffrax.AbstractAdaptiveStepSizeController, self.controller.wrap(direction))
         return Stopping(inner, direction * self.breakpoints)
