@@ -55,8 +55,8 @@ class Stopping(_Around):
     """Wraps a controller: steps end just before a breakpoint, and the next one begins just after it.
 
     The rules are those of `diffrax.ClipStepSizeController(controller, jump_ts=breakpoints)`, which finds the next
-    breakpoint by loops. A GPU waits for the host at the end of a loop: two in each step took a fifth of a sweep. Here
-    the breakpoints, which are few, are all compared with t.
+    breakpoint by loops. A GPU waits for the host at the end of each loop, and two of its three waits in a step of a
+    sweep were for these. Here the breakpoints, which are few, are all compared with t.
 
     **Arguments:** `controller`: any adaptive diffrax controller; `breakpoints` (n,): times, in any order.
     """
