@@ -123,7 +123,7 @@ def _options(effort: Effort) -> dict[str, Any]:
 
 @functools.cache
 def _is_known(name: str, value: Any) -> bool:
-    """Whether the installed XLA knows an option: the older way to write a kernel went with jaxlib 0.11."""
+    """Returns True if the installed XLA accepts this option. jaxlib 0.11 removed `xla_cpu_use_fusion_emitters`."""
     try:
         jax.jit(lambda x: x, compiler_options={name: value}).lower(jnp.zeros(())).compile()
     except Exception:  # whatever a version of XLA says to an option that it does not know

@@ -6,7 +6,7 @@ cost of a lane. Only functions whose programs can be compared are remembered.
 """
 
 from collections.abc import Hashable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -61,8 +61,12 @@ def make_plan(
     start_of = Start(lane, choose_flow(given).without_dual(), t1)
     start = traced_once(lambda: start_of.traced(one), "the lane", "sweep")
 
+    @cache
+    def like_motion() -> tuple[AbstractMotion, PyTree]:
+        return _shapes_of_motion(start, one)
+
     def with_metrics() -> Integration:
-        return given if given.get("metrics") is None else with_metrics_traced(given, *_shapes_of_motion(start, one))
+        return given if given.get("metrics") is None else with_metrics_traced(given, *like_motion())
 
     how = traced_once(with_metrics, "metrics", "sweep")
     key = _key(start, how, tolerance, lanes, devices)
@@ -73,7 +77,7 @@ def make_plan(
     how = how.copy()
     if how.get("metrics") is None:
         how["metrics"] = NoMetrics()
-    program = Program(*_choose(start, how, lanes, devices), tolerance)
+    program = Program(*_choose(start, how, lanes, *like_motion(), devices), tolerance)
     with calling("the lane or metrics"):
         like = shapes(program, one)
     plan = Plan(program, like, *_cost_of_a_lane(program, one))
@@ -94,10 +98,14 @@ def _key(
     return key_of(everything) if is_known and size <= LARGEST_PLAN else None
 
 
-def _choose(start: Start | Started, how: Integration, lanes: Grid, devices: int) -> tuple[Start | Started, Options]:
-    """The variables and the solver that are given or, else, cheapest."""
+def _choose(
+    start: Start | Started, how: Integration, lanes: Grid, motion: AbstractMotion, state: PyTree, devices: int
+) -> tuple[Start | Started, Options]:
+    """The variables and the solver that are given or, else, cheapest.
+
+    **Arguments:** `motion`, `state`: the shapes of those of `start`.
+    """
     t1, one = start.t1, lanes.first()
-    motion, state = _shapes_of_motion(start, one)
     # Arguments that do not fit are refused before anything is computed of the lanes.
     make_options(start.flow, motion, state_dtype(state), t1, how, FORWARD, lambda: False)
     is_free = how.get("flow") is None
